@@ -2,10 +2,10 @@
 
     structure → numbers → surface          each drawn separately, so that one graph can be told in any context
 
-A problem is a graph of quantities. A *count* ("adult otters in Fern Hollow") is stated in the text: a literal, or an
-expression over other quantities. A *total* ("total number of adult animals in Fern Hollow") is never defined by the
+A problem is a graph of quantities. A *count* ("otters in Fernhollow") is stated in the text: a literal, or an
+expression over other quantities. A *total* ("total number of animals in Fernhollow") is never defined by the
 text: it is the sum of the counts mentioned there, an edge the reader must add. With three layers a place also has
-*averages* ("average number of cubs per adult otter in Fern Hollow") and a total of the third layer, the sum of
+*averages* ("average number of cubs per otter in Fernhollow") and a total of the third layer, the sum of
 count × average. `op` is the number of edges of the necessary graph, the edge from a literal included (GSM-Infinite's
 count): a literal costs 1, a copy 1, "3 times the sum of a and b" 3.
 
@@ -35,7 +35,7 @@ COUNT, TOTAL, AVERAGE, OFFSPRING = "count", "total", "average", "offspring"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The contexts. kinds are (plural, singular); every first word of a place is its own, so a name is two look-ups.
+# The contexts. Kinds are (plural, singular). A name takes two look-ups: the kind and the place.
 
 
 @dataclass(frozen=True)
@@ -48,23 +48,20 @@ class Template:
 
 TEMPLATES = {
     "zoo": Template(
-        "adult animals", "cubs",
-        tuple((f"adult {k}s", f"adult {k}") for k in
-              ["otter", "badger", "marten", "panda", "heron", "gecko", "falcon", "tapir", "bobcat", "beaver", "jaguar", "lemur"]),
-        ("Fern Hollow", "Birch Lagoon", "Copper Canyon", "Misty Meadow", "Granite Point", "Amber Marsh", "Willow Island",
-         "Thunder Plains", "Silver Grove", "Coral Shore", "Juniper Hill", "Northern Dunes")),
+        "animals", "cubs",
+        tuple((k + "s", k) for k in "otter badger marten panda heron gecko falcon tapir bobcat beaver jaguar lemur".split()),
+        tuple("Fernhollow Birchlake Coppergorge Mistymoor Stonepoint Ambermarsh Willowbank Thunderfield Silvergrove Coralbay "
+              "Juniperhill Northdunes".split())),
     "school": Template(
         "teachers", "pupils",
         tuple((f"{k} teachers", f"{k} teacher") for k in
-              ["history", "chemistry", "music", "drawing", "geometry", "grammar", "biology", "dance", "latin", "physics", "pottery", "geography"]),
-        ("Linden Academy", "Harbour School", "Rosewood College", "Kestrel Lyceum", "Old Mill School", "Sunrise Academy",
-         "Bishop College", "Riverside Lyceum", "Eastgate School", "Maple Court Academy", "Hilltop College", "Quarry Lyceum")),
+              "history chemistry music drawing geometry grammar biology dance latin physics pottery geography".split()),
+        tuple(f"{p} School" for p in "Linden Harbour Rosewood Kestrel Oldmill Sunrise Bishop Riverside Eastgate Maple Hilltop Quarry".split())),
     "festival": Template(
         "films", "prizes",
         tuple((f"{k} films", f"{k} film") for k in
-              ["spy", "silent", "western", "horror", "war", "heist", "romance", "puppet", "disaster", "science", "dance", "crime"]),
-        ("Moonlight Festival", "Lagoon Biennale", "Lantern Film Week", "Golden Reel Gala", "Pier Nine Festival", "Aurora Film Week",
-         "Velvet Gala", "Saffron Biennale", "Tramway Festival", "Cobalt Film Week", "Orchard Gala", "Windmill Biennale")),
+              "spy silent western horror war heist romance puppet disaster science dance crime".split()),
+        tuple(f"the {p} Festival" for p in "Moonlight Lagoon Lantern Goldreel Pier Aurora Velvet Saffron Tramway Cobalt Orchard Windmill".split())),
 }  # fmt: skip
 
 

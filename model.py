@@ -1,0 +1,169 @@
+"""Qwen2.5 by hand: RMSNorm, rotary positions, grouped-query attention with QKV bias, SwiGLU, tied embeddings.
+
+Shapes: B rows, T positions, S cache positions, C model width, H query heads, K key/value heads, D head width, V vocabulary.
+state_dict keys are those of transformers' Qwen2ForCausalLM, so weights travel both ways.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import cli
+from attention import attention, document_layout
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Field names and meanings of transformers' Qwen2Config."""
+
+    vocab_size: int = 2200
+    hidden_size: int = 768  # C
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12  # H
+    num_key_value_heads: int = 2  # K
+    max_position_embeddings: int = 2048
+    rope_theta: float = 10000.0
+    rms_norm_eps: float = 1e-6
+    tie_word_embeddings: bool = True
+    initializer_range: float | None = None  # standard deviation of the first weights; None: 1/√C
+
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            if isinstance(value, int) and not isinstance(value, bool) and value < 1:
+                raise cli.UserError(f"{name} must be positive, not {value}")
+        if self.hidden_size % self.num_attention_heads or self.head_dim % 2:
+            raise cli.UserError(f"hidden size {self.hidden_size} must be {self.num_attention_heads} heads of one even width")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise cli.UserError(f"{self.num_attention_heads} query heads cannot share {self.num_key_value_heads} key/value heads evenly")
+
+    @property
+    def head_dim(self):  # D
+        return self.hidden_size // self.num_attention_heads
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, size, eps):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x):
+        return F.rms_norm(x.float(), x.shape[-1:], self.weight.float(), self.eps).to(x.dtype)
+
+
+def rotary(positions, head_dim, theta):
+    """cos and sin of the rotary angles, (B, T, 1, D) each, for positions (B, T) (Su et al. 2021, eq. 34)."""
+    frequency = theta ** (-torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim)
+    angle = positions[:, :, None, None].float() * frequency  # (B, T, 1, D/2)
+    angle = torch.cat((angle, angle), -1)
+    return angle.cos(), angle.sin()
+
+
+def rotate(x, cos, sin):
+    """Turn the pairs (x_i, x_{i+D/2}) of x (B, T, heads, D) by their angles."""
+    a, b = x.chunk(2, -1)
+    return x * cos.to(x.dtype) + torch.cat((-b, a), -1) * sin.to(x.dtype)
+
+
+class Attention(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        C, D = config.hidden_size, config.head_dim
+        self.head_dim = D
+        self.q_proj = nn.Linear(C, config.num_attention_heads * D)
+        self.k_proj = nn.Linear(C, config.num_key_value_heads * D)
+        self.v_proj = nn.Linear(C, config.num_key_value_heads * D)
+        self.o_proj = nn.Linear(config.num_attention_heads * D, C, bias=False)
+
+    def forward(self, x, cos, sin, layout, cache):
+        B, T, _ = x.shape
+        q, k, v = (p(x).view(B, T, -1, self.head_dim) for p in (self.q_proj, self.k_proj, self.v_proj))  # (B, T, H or K, D)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if cache is not None:
+            k, v = cache(k, v)  # (B, S, K, D)
+        return self.o_proj(attention(q, k, v, layout=layout).reshape(B, T, -1))  # (B, T, C)
+
+
+class MLP(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x):
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Layer(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x, cos, sin, layout, cache):
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, layout, cache)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Body(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+class Qwen2(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.model = Body(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+        std = config.initializer_range or config.hidden_size**-0.5
+        for name, p in self.named_parameters():
+            if p.ndim > 1:
+                nn.init.normal_(p, std=std)
+            elif name.endswith("bias"):
+                nn.init.zeros_(p)
+
+    def num_parameters(self):
+        return sum(p.numel() for p in self.parameters())
+
+    def hidden(self, tokens, positions, layout=None, caches=None):
+        """The last layer's normed output, (B, T, C). positions (B, T): of each token in its document.
+
+        layout: as attention's; caches: one function per layer, given the new keys and values (B, T, K, D) it returns all
+        those to attend to (B, S, K, D).
+        """
+        x = self.model.embed_tokens(tokens)  # (B, T, C)
+        cos, sin = rotary(positions, self.config.head_dim, self.config.rope_theta)
+        if isinstance(layout, torch.Tensor) and torch.is_autocast_enabled(x.device.type):
+            layout = layout.to(torch.get_autocast_dtype(x.device.type))
+        for i, layer in enumerate(self.model.layers):
+            x = layer(x, cos, sin, layout, None if caches is None else caches[i])
+        return self.model.norm(x)
+
+    def forward(self, tokens, doc_start=None, targets=None):
+        """tokens (B, T) → (logits (B, T, V), None), or with targets (B, T) → (None, mean loss over the targets ≥ 0).
+
+        doc_start (B, T): first position of each token's document; positions count from there, so that a packed document
+        sees exactly what it would see alone. With targets, logits are formed only where there is one.
+        """
+        B, T = tokens.shape
+        index = torch.arange(T, device=tokens.device)
+        if doc_start is None:
+            x = self.hidden(tokens, index.expand(B, T))
+        else:
+            x = self.hidden(tokens, index - doc_start, document_layout(doc_start))
+        if targets is None:
+            return self.lm_head(x), None
+        keep = targets >= 0
+        return None, F.cross_entropy(self.lm_head(x[keep]).float(), targets[keep])

@@ -1,0 +1,285 @@
+"""GRPO with rewards from the judge. The mathematics is on top, as pure functions; the loop is below.
+
+    python train_grpo.py --preset tiny --init-from out/base/latest --out out/grpo
+
+One step: prompts → G samples each → judge → rewards (P, G) → advantages (P, G) → minibatches of the clipped objective.
+Shapes: P prompts, G group, N = P*G samples, T positions.
+"""
+
+import copy
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import cli
+import common
+import data
+import datagen
+import sampler
+import verify
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The mathematics
+
+
+def group_advantages(rewards, normalize="std", eps=1e-6):
+    """Advantage of each sample over its group (DeepSeekMath, section 4.1.2): rewards (P, G) → advantages (P, G).
+
+    normalize: "std" divides by the group's standard deviation (with G - 1), "mean" does not (Dr. GRPO).
+    A group of equal rewards gets exactly 0.
+    """
+    rewards = torch.as_tensor(rewards, dtype=torch.float32)
+    centred = rewards - rewards.mean(1, keepdim=True)
+    centred = torch.where(rewards == rewards[:, :1], 0.0, 1.0).amax(1, keepdim=True) * centred  # no rounding left in equal groups
+    if normalize == "mean" or rewards.shape[1] == 1:
+        return centred
+    return centred / (rewards.std(1, keepdim=True) + eps)
+
+
+def grpo_loss(logp, old_logp, ref_logp, advantages, mask, *, count=None, clip=0.2, dual_clip=None, kl_coef=1e-3):
+    """Clipped policy objective plus KL to the reference, summed over tokens and divided by one global count.
+
+    logp, old_logp, ref_logp: log-probabilities of the sampled tokens under the policy, the sampler and the frozen
+    reference (None: no KL); advantages broadcast over tokens; mask: 1 where a token was sampled. All of one shape.
+    count: the number of sampled tokens that the loss is a mean over (default: of this mask); give that of the whole
+    minibatch when the loss is taken in micro-batches.
+    loss = Σ mask · (−min(r·A, clip(r, 1−ε, 1+ε)·A) + β·k3) / count        r = exp(logp − old_logp)
+    k3 = exp(ref − logp) − (ref − logp) − 1 (Schulman 2020); dual_clip c: the first term is at most c·|A| where A < 0.
+    Returns loss and stats: sums over tokens, to be divided by the count (kl, clipped, ratio).
+    """
+    mask = mask.to(logp.dtype)
+    count = mask.sum() if count is None else count
+    keep = mask > 0
+    ratio = torch.exp(torch.where(keep, logp - old_logp, 0.0))
+    policy = torch.maximum(-ratio * advantages, -ratio.clamp(1 - clip, 1 + clip) * advantages)
+    if dual_clip is not None:
+        policy = torch.where(advantages < 0, torch.minimum(policy, -dual_clip * advantages), policy)
+    loss = torch.where(keep, policy, 0.0).sum()
+    clipped = ((ratio - 1) * advantages.sign() > clip) & keep
+    stats = {"clip_fraction": clipped.sum().detach(), "ratio": (ratio * mask).sum().detach()}
+    if ref_logp is not None:
+        delta = torch.where(keep, ref_logp - logp, 0.0)
+        k3 = torch.exp(delta) - delta - 1
+        loss = loss + kl_coef * k3.sum()
+        stats["kl"] = k3.sum().detach()
+    return loss / count, stats
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The loop
+
+
+@dataclass(frozen=True)
+class Options:
+    preset: str = cli.opt("tiny", "defaults of all other options: " + ", ".join(common.PRESETS))
+    out: str = cli.opt("out/grpo", "run folder: checkpoints, metrics.jsonl, samples.txt")
+    init_from: str = cli.opt("out/base/latest", "checkpoint folder of the policy to start from; also the frozen reference")
+    seed: int = cli.opt(0, "seed of prompts and samples")
+    device: str = cli.opt("auto", "auto, cpu or cuda")
+    threads: int = cli.opt(0, "CPU threads (0: torch's default)")
+    mixture: str = cli.opt("op 11-14", "problems to learn from (split rl): see data.Mixture")
+    data: str | None = cli.opt(None, "take the problems from this JSONL file (GSM-Infinite keys) instead")
+    # rollouts
+    steps: int = cli.opt(100, "GRPO steps")
+    prompts: int = cli.opt(1024, "prompts of a step, P")
+    group: int = cli.opt(6, "samples of a prompt, G")
+    temperature: float = cli.opt(1.0, "of sampling and of the scored distribution")
+    max_new_tokens: int = cli.opt(1024, "longest completion, in tokens")
+    sample_rows: int = cli.opt(512, "rows that are sampled together")
+    # reward and objective
+    reward: str = cli.opt("strict", "outcome, process, mixed, strict or faithful: see verify.reward", ("outcome", "process", "mixed", "strict", "faithful"))
+    alpha: float = cli.opt(0.2, "weight of the outcome in the mixed reward")
+    advantage: str = cli.opt("std", "std: divide by the group's standard deviation; mean: do not", ("std", "mean"))
+    minibatch: int = cli.opt(256, "prompts of a minibatch; one optimizer step each")
+    micro_rows: int = cli.opt(4, "packed rows of a micro-batch, for memory; results do not depend on it")
+    row_tokens: int = cli.opt(2048, "tokens of a packed row")
+    clip: float = cli.opt(0.2, "PPO clip of the probability ratio")
+    dual_clip: float | None = cli.opt(None, "bound of the loss of a bad sample whose ratio explodes, such as 3")
+    kl: float = cli.opt(1e-3, "weight of the KL to the reference")
+    lr: float = cli.opt(1e-6, "learning rate (constant after --warmup-steps)")
+    warmup_steps: int = cli.opt(0, "optimizer steps with rising learning rate")
+    weight_decay: float = cli.opt(0.0, "of AdamW")
+    beta2: float = cli.opt(0.999, "of AdamW")
+    max_norm: float = cli.opt(1.0, "largest gradient norm")
+    # edge of competence
+    select: str = cli.opt("all", "all problems, or those at the edge of competence: 0 < pass rate <= bound", ("all", "edge"))
+    select_samples: int = cli.opt(8, "samples per candidate to estimate its pass rate")
+    select_bound: float = cli.opt(0.5, "largest pass rate of an edge problem")
+    select_pool: int = cli.opt(256, "edge problems to find before each round of training")
+    select_every: int = cli.opt(20, "steps of a round; then the edge is estimated anew")
+    save_every: int = cli.opt(50, "steps between checkpoints")
+
+
+class Prompts:
+    """The problems of each step: a pure function of (seed, step), or of the edge pool that `refresh` found."""
+
+    def __init__(self, o, mixture, records):
+        self.o, self.mixture, self.records, self.pool = o, mixture, records, None
+        self.next_candidate = 1 << 40  # candidates for the pool are none of the plain stream's problems
+
+    def problem(self, index):
+        if self.records:
+            return self.records[index % len(self.records)]
+        rand = random.Random(f"{self.o.seed}/{index}").random
+        return datagen.generate(self.o.seed, index, split="rl", **self.mixture.arguments(rand))
+
+    def step(self, step):
+        if self.pool is None:
+            return [self.problem(step * self.o.prompts + j) for j in range(self.o.prompts)]
+        rand = random.Random(f"{self.o.seed}/pool/{step}")
+        return [self.pool[rand.randrange(len(self.pool))] for _ in range(self.o.prompts)]
+
+    def refresh(self, pass_rates):
+        """Find `select_pool` problems with 0 < pass rate <= bound: failed at one try, solved at some.
+
+        pass_rates: problems → list of rates. Raises UserError if 40 pools of candidates do not yield one edge problem each.
+        """
+        pool, tried = [], 0
+        while len(pool) < self.o.select_pool:
+            candidates = [self.problem(self.next_candidate + i) for i in range(self.o.select_pool)]
+            self.next_candidate += len(candidates)
+            tried += len(candidates)
+            pool += [p for p, rate in zip(candidates, pass_rates(candidates)) if 0 < rate <= self.o.select_bound]
+            if tried >= 40 * self.o.select_pool and len(pool) < tried // 40:
+                raise cli.UserError(f"--select edge found {len(pool)} problems with 0 < pass rate <= {self.o.select_bound} among {tried}; "
+                                    "choose easier problems (--mixture) or more samples (--select-samples)")  # fmt: skip
+        self.pool = pool[: self.o.select_pool]
+        return len(pool) / tried
+
+
+def pack_samples(prompts, completions, per_token, per_sample, row_tokens, pad_id):
+    """Pack samples into rows without padding between them, and what belongs to their tokens beside them.
+
+    prompts, completions: lists of N id lists; per_token: arrays of N lists, one value per completion token;
+    per_sample: lists of N values. Returns Batch and one (B, T) float array per list, 0 where nothing was sampled.
+    """
+    documents = [(p + c, len(p)) for p, c in zip(prompts, completions)]
+    longest = max(len(ids) for ids, _ in documents)
+    places, rows = data.place([len(ids) for ids, _ in documents], max(row_tokens, longest))
+    batch = data.fill(documents, places, rows, max(row_tokens, longest), pad_id, solution_only=True)
+    arrays = [np.zeros(batch.tokens.shape, np.float32) for _ in range(len(per_token) + len(per_sample))]
+    for i, ((row, start), (ids, prompt)) in enumerate(zip(places, documents)):
+        where = slice(start + prompt - 1, start + len(ids) - 1)  # the positions that predict the completion
+        for array, values in zip(arrays, per_token + per_sample):
+            array[row, where] = values[i]
+    return batch, arrays
+
+
+def token_logprobs(model, batch, temperature, device):
+    """log p of each target at this temperature, and the entropy there: (B, T), 0 where there is no target."""
+    tokens, targets, doc_start = common.to_device(batch, device)
+    with common.autocast(device):
+        logits, _ = model(tokens, doc_start)
+    mask = targets != data.IGNORE
+    logp = torch.log_softmax(logits[mask].float() / temperature, -1)
+    out = torch.zeros(targets.shape, device=device).masked_scatter(mask, logp.gather(-1, targets[mask][:, None])[:, 0])
+    with torch.no_grad():
+        entropy = -(logp.exp() * logp).sum()
+    return out, mask, entropy
+
+
+def update(model, reference, optimizer, samples, o, device, pad_id):
+    """One minibatch: the gradient of grpo_loss over all its micro-batches, then one optimizer step. Returns stats.
+
+    samples: (prompt ids, completion ids, sampler's log-probs, advantage) of each sample.
+    """
+    prompts, completions, old, advantages = zip(*samples)
+    batch, (old_logp, advantage) = pack_samples(list(prompts), list(completions), [old], [advantages], o.row_tokens, pad_id)
+    count = int((batch.targets != data.IGNORE).sum())
+    totals = {}
+    for i in range(0, len(batch.tokens), o.micro_rows):
+        rows = slice(i, i + o.micro_rows)
+        micro = data.Batch(*(a[rows] for a in batch))
+        logp, mask, entropy = token_logprobs(model, micro, o.temperature, device)
+        ref_logp = None
+        if reference is not None:
+            with torch.no_grad():
+                ref_logp = token_logprobs(reference, micro, o.temperature, device)[0]
+        loss, stats = grpo_loss(
+            logp, torch.from_numpy(old_logp[rows]).to(device), ref_logp, torch.from_numpy(advantage[rows]).to(device), mask,
+            count=count, clip=o.clip, dual_clip=o.dual_clip, kl_coef=o.kl)  # fmt: skip
+        loss.backward()
+        for name, value in {**stats, "entropy": entropy, "loss": loss.detach() * count}.items():
+            totals[name] = totals.get(name, 0.0) + float(value)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), o.max_norm)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return {"grad_norm": float(norm), **{name: value / count for name, value in totals.items()}}
+
+
+def rollout(model, tokenizer, problems, o, seed, group, device):
+    """Sample a group for each problem and judge it. Returns prompts (ids), samples (P*G, prompt-major) and verdicts."""
+    prompts = [tokenizer.encode(data.prompt_text(p)) for p in problems]
+    samples = sampler.generate(model, prompts, group_size=group, max_new_tokens=o.max_new_tokens, temperature=o.temperature,
+                               stop_id=tokenizer.eos_id, seed=seed, batch_size=o.sample_rows)  # fmt: skip
+    verdicts = [verify.verify(tokenizer.decode(ids), problems[i // group]) for i, ids in enumerate(samples.ids)]
+    return prompts, samples, verdicts
+
+
+def main():
+    o = cli.parse_options(Options, description=__doc__, presets=common.preset("grpo"))
+    device = common.setup(o.device, o.seed, o.threads)
+    mixture = data.Mixture.parse(o.mixture)
+    records = data.read_records(o.data) if o.data else None
+    start = common.load_checkpoint(o.init_from, device)
+    model, tokenizer, out = start.model, start.tokenizer, Path(o.out)
+    reference = copy.deepcopy(model).eval().requires_grad_(False) if o.kl else None
+    optimizer = torch.optim.AdamW(model.parameters(), lr=o.lr, betas=(0.9, o.beta2), weight_decay=o.weight_decay)
+    metrics = common.Metrics(out / "metrics.jsonl")
+    prompts_of = Prompts(o, mixture, records)
+
+    def pass_rates(problems):
+        _, _, verdicts = rollout(model, tokenizer, problems, o, o.seed, o.select_samples, device)
+        return np.array([v.correct for v in verdicts]).reshape(len(problems), -1).mean(1)
+
+    bar = tqdm(range(o.steps + 1), desc=out.name, unit="step")
+    updates = 0
+    for step in bar:
+        if step and (step % o.save_every == 0 or step == o.steps):
+            common.save_checkpoint(out / "latest", model, tokenizer, o, {"step": step, "updates": updates}, [optimizer])
+        if step == o.steps:
+            break
+        clock = time.perf_counter()
+        if o.select == "edge" and step % o.select_every == 0:
+            metrics.log(step, {"select/yield": prompts_of.refresh(pass_rates)})
+        problems = prompts_of.step(step)
+        prompts, samples, verdicts = rollout(model, tokenizer, problems, o, o.seed + 1 + step, o.group, device)
+        sampled = time.perf_counter()
+        rewards = torch.tensor([verify.reward(v, o.reward, o.alpha) for v in verdicts]).view(-1, o.group)  # (P, G)
+        advantages = group_advantages(rewards, o.advantage)  # (P, G)
+
+        stats = []
+        for first in range(0, o.prompts, o.minibatch):
+            chosen = range(first * o.group, min(first + o.minibatch, o.prompts) * o.group)
+            for group in optimizer.param_groups:
+                group["lr"] = o.lr * min(1.0, (updates + 1) / max(1, o.warmup_steps))
+            minibatch = [(prompts[i // o.group], samples.ids[i], samples.logprobs[i], float(advantages.view(-1)[i])) for i in chosen]
+            stats.append(update(model, reference, optimizer, minibatch, o, device, tokenizer.pad_id))
+            updates += 1
+
+        lengths = [len(ids) for ids in samples.ids]
+        values = {
+            "rollout/reward": float(rewards.mean()),
+            "rollout/pass@1": sum(v.correct for v in verdicts) / len(verdicts),
+            "rollout/answer": sum(v.answer_correct for v in verdicts) / len(verdicts),
+            "rollout/process": sum(v.process for v in verdicts) / len(verdicts),
+            "rollout/faithful": sum(v.faithful for v in verdicts) / len(verdicts),
+            "rollout/finished": sum(samples.finished) / len(lengths),
+            "rollout/length": sum(lengths) / len(lengths),
+            "rollout/length_max": max(lengths),
+            "rollout/zero_variance": float((rewards == rewards[:, :1]).all(1).float().mean()),
+            **{f"train/{name}": float(np.mean([s[name] for s in stats])) for name in stats[0]},
+            "time/sample": sampled - clock,
+            "time/update": time.perf_counter() - sampled,
+        }
+        metrics.log(step + 1, values)
+        bar.set_postfix(reward=f"{values['rollout/reward']:.3f}", kl=f"{values.get('train/kl', 0):.4f}", len=f"{values['rollout/length']:.0f}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,193 @@
+"""Next-token training: pre-training, mid-training, continual pre-training and SFT are one loop.
+
+    python train_pretrain.py --preset tiny --out out/base
+    python train_pretrain.py --preset tiny --out out/mid --init-from out/base/final --mixture "op 5-6; tokens 1M" --replay 0.2
+
+Order of one evaluation: evaluate → sample → save → stop → train.
+"""
+
+import dataclasses
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import cli
+import common
+import data
+import datagen
+from model import ModelConfig, Qwen2
+from tokenizer import Tokenizer, train_bpe
+
+
+@dataclass(frozen=True)
+class Options:
+    preset: str = cli.opt("tiny", "defaults of all other options: " + ", ".join(common.PRESETS))
+    out: str = cli.opt("out/base", "run folder: checkpoints, metrics.jsonl, samples.txt")
+    seed: int = cli.opt(0, "seed of weights and data")
+    device: str = cli.opt("auto", "auto, cpu or cuda")
+    threads: int = cli.opt(0, "CPU threads (0: torch's default)")
+    workers: int = cli.opt(1, "processes that prepare batches (0: none, in the training process)")
+    # what to train on
+    mixture: str = cli.opt("op 2-10; tokens 10B", "what to train on, and how many tokens: see data.Mixture")
+    data: str | None = cli.opt(None, "train on the records of this JSONL file (GSM-Infinite keys) instead; the mixture gives tokens and eval ops")
+    init_from: str | None = cli.opt(None, "checkpoint folder to start from (its model and tokenizer; the model options are ignored)")
+    replay: float = cli.opt(0.0, "share of documents from the mixture of --init-from")
+    solution_only: bool = cli.opt(False, "loss on the solution and answer only, not on the problem")
+    tokenizer: str | None = cli.opt(None, "tokenizer.json (else of --init-from, else trained on the mixture)")
+    vocab_size: int = cli.opt(2200, "tokens of a tokenizer that is trained here")
+    # model
+    hidden_size: int = cli.opt(768, "model width C")
+    layers: int = cli.opt(12, "layers")
+    heads: int = cli.opt(12, "query heads H")
+    kv_heads: int = cli.opt(2, "key/value heads K")
+    intermediate_size: int = cli.opt(3072, "width of the MLP")
+    context: int = cli.opt(2048, "longest sequence the model is built for, in tokens")
+    # optimisation
+    rows: int = cli.opt(256, "rows of a batch")
+    row_tokens: int = cli.opt(2048, "tokens of a row; several documents share one")
+    micro_rows: int = cli.opt(0, "rows of a micro-batch, for memory (0: the whole batch); results do not depend on it")
+    optimizer: str = cli.opt("adamw", "adamw, or muon for the matrices between embedding and head", ("adamw", "muon"))
+    lr: float = cli.opt(2e-4, "peak learning rate of AdamW")
+    min_lr: float = cli.opt(3e-5, "learning rate at the end of the cosine")
+    muon_lr: float = cli.opt(0.02, "peak learning rate of Muon; follows the same schedule")
+    warmup: float = cli.opt(0.05, "share of the steps with rising learning rate")
+    weight_decay: float = cli.opt(0.1, "of matrices (not of norms and biases)")
+    beta1: float = cli.opt(0.9, "AdamW")
+    beta2: float = cli.opt(0.95, "AdamW")
+    clip: float = cli.opt(1.0, "largest gradient norm")
+    # looking
+    eval_every: int = cli.opt(500, "steps between evaluations and checkpoints")
+    eval_documents: int = cli.opt(32, "held-out documents of each op")
+    log_every: int = cli.opt(20, "steps between lines of metrics.jsonl")
+
+
+def learning_rate(step, steps, o):
+    """Factor of the peak learning rate: linear warm-up, then cosine to min_lr / lr."""
+    warmup = max(1, round(o.warmup * steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    least = o.min_lr / o.lr
+    return least + (1 - least) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def make_optimizers(model, o):
+    """AdamW (weight decay on matrices only); with --optimizer muon, Muon takes the matrices of the layers."""
+    matrices, embeddings, vectors = [], [], []
+    for name, p in model.named_parameters():
+        (vectors if p.ndim < 2 else embeddings if "embed" in name or "lm_head" in name else matrices).append(p)
+    adamw = [dict(params=embeddings, weight_decay=o.weight_decay), dict(params=vectors, weight_decay=0.0)]
+    optimizers = []
+    if o.optimizer == "muon":
+        optimizers.append(torch.optim.Muon(matrices, lr=o.muon_lr, weight_decay=o.weight_decay, momentum=0.95))
+    else:
+        adamw[0]["params"] = matrices + embeddings
+    optimizers.append(torch.optim.AdamW(adamw, lr=o.lr, betas=(o.beta1, o.beta2), fused=True))
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak"] = group["lr"]
+    return optimizers
+
+
+@torch.no_grad()
+def held_out_nll(model, documents, row_tokens, pad_id, device, rows=4):
+    """Mean negative log-likelihood (nats per token of the solution) of each op. documents: those of data.held_out."""
+    out = {}
+    for op, docs in documents.items():
+        places, n = data.place([len(ids) for ids, _ in docs], row_tokens)
+        batch = data.fill(docs, places, n, row_tokens, pad_id, solution_only=True)
+        total, count = 0.0, int((batch.targets != data.IGNORE).sum())
+        for i in range(0, n, rows):
+            micro = data.Batch(*(a[i : i + rows] for a in batch))
+            tokens, targets, doc_start = common.to_device(micro, device)
+            with common.autocast(device):
+                total += float(model(tokens, doc_start, targets)[1]) * int((micro.targets != data.IGNORE).sum())
+        out[op] = total / count
+    return out
+
+
+def main():
+    o = cli.parse_options(Options, description=__doc__, presets=common.preset("pretrain"))
+    device = common.setup(o.device, o.seed, o.threads)
+    out = Path(o.out)
+    mixture = data.Mixture.parse(o.mixture)
+    if mixture.tokens is None:
+        raise cli.UserError(f"mixture {o.mixture!r} has no token budget: add for example '; tokens 6M'")
+    start = common.load_checkpoint(o.init_from, device) if o.init_from else None
+    if start is None and o.replay:
+        raise cli.UserError("--replay needs --init-from: it repeats the mixture of that checkpoint")
+    if start is not None:
+        tokenizer, model = start.tokenizer, start.model
+    else:
+        tokenizer = Tokenizer.load(o.tokenizer) if o.tokenizer else train_tokenizer(mixture, o.vocab_size, o.seed)
+        model = Qwen2(ModelConfig(
+            vocab_size=tokenizer.vocab_size, hidden_size=o.hidden_size, intermediate_size=o.intermediate_size, num_hidden_layers=o.layers,
+            num_attention_heads=o.heads, num_key_value_heads=o.kv_heads, max_position_embeddings=o.context)).to(device)  # fmt: skip
+    source = data.Source(
+        mixture, tokenizer, o.seed, o.rows, o.row_tokens, o.solution_only,
+        replay=data.Mixture.parse(start.options["mixture"]) if o.replay else None, replay_share=o.replay,
+        records=tuple(data.read_records(o.data)) if o.data else ())  # fmt: skip
+    held_out = data.held_out(source, o.eval_documents)
+    optimizers = make_optimizers(model, o)
+    steps = max(1, mixture.tokens // (o.rows * o.row_tokens))
+    micro_rows = o.micro_rows or o.rows
+    metrics = common.Metrics(out / "metrics.jsonl")
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {tokenizer.vocab_size} tokens, {steps} steps of {o.rows} x {o.row_tokens} tokens")
+
+    bar = tqdm(total=steps, desc=out.name, unit="step")
+    tokens_seen, clock, clock_tokens = 0, time.perf_counter(), 0
+    for step, batch in enumerate(data.batches(source, workers=o.workers)):
+        # evaluate → sample → save → stop
+        if step % o.eval_every == 0 or step == steps:
+            nll = held_out_nll(model, held_out, o.row_tokens, tokenizer.pad_id, device)
+            metrics.log(step, {f"eval/nll_op{op}": v for op, v in nll.items()})
+            tqdm.write(f"step {step}: held-out NLL " + ", ".join(f"op {op} {v:.3f}" for op, v in nll.items()))
+            common.save_checkpoint(out / "latest", model, tokenizer, o, {"step": step, "tokens_seen": tokens_seen, "nll": nll}, optimizers)
+            clock, clock_tokens = time.perf_counter(), 0
+        if step == steps:
+            break
+        # train: one global count of trained tokens divides the loss, so micro-batches change nothing
+        count = int((batch.targets != data.IGNORE).sum())
+        loss = 0.0
+        for i in range(0, o.rows, micro_rows):
+            micro = data.Batch(*(a[i : i + micro_rows] for a in batch))
+            share = int((micro.targets != data.IGNORE).sum()) / count
+            tokens, targets, doc_start = common.to_device(micro, device)
+            with common.autocast(device):
+                micro_loss = model(tokens, doc_start, targets)[1] * share
+            micro_loss.backward()
+            loss += micro_loss.detach()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), o.clip)
+        factor = learning_rate(step, steps, o)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * factor
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        tokens_seen += o.rows * o.row_tokens
+        clock_tokens += o.rows * o.row_tokens
+        bar.update()
+        if (step + 1) % o.log_every == 0:
+            rate = clock_tokens / (time.perf_counter() - clock)
+            values = {"train/loss": float(loss), "train/grad_norm": float(norm), "train/lr": o.lr * factor,
+                      "train/tokens": tokens_seen, "train/tokens_per_second": rate}  # fmt: skip
+            metrics.log(step + 1, values)
+            bar.set_postfix(loss=f"{values['train/loss']:.3f}", tok_s=f"{rate:,.0f}")
+    bar.close()
+
+
+def train_tokenizer(mixture, vocab_size, seed, documents=4000):
+    """A tokenizer for the mixture's documents, from the train split."""
+    import random
+
+    rand = random.Random(seed).random
+    problems = (datagen.generate(seed, i, **mixture.arguments(rand)) for i in range(documents))
+    return train_bpe((data.prompt_text(p) + data.completion_text(p) for p in problems), vocab_size)
+
+
+if __name__ == "__main__":
+    cli.run(main)
