@@ -23,7 +23,10 @@ def attention(q, k, v, doc_start=None, *, layout=None):
         out = [F.scaled_dot_product_attention(*(x[None] for x in qkv), is_causal=True, enable_gqa=True)[0] for qkv in zip(q, k, v)]
         return torch.cat(out, 1).transpose(0, 1).reshape(B, T, H, D)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, H or K, T or S, D)
-    causal = layout is None and q.shape[2] > 1
+    if q.shape[2] == 1:  # decoding: the query heads of a KV head see the same keys, so they stand in as its queries
+        B, H, _, D = q.shape
+        return F.scaled_dot_product_attention(q.reshape(B, k.shape[1], -1, D), k, v, attn_mask=layout).reshape(B, 1, H, D)
+    causal = layout is None
     return F.scaled_dot_product_attention(q, k, v, attn_mask=layout, is_causal=causal, enable_gqa=True).transpose(1, 2)
 
 

@@ -64,11 +64,16 @@ def parse_options(cls, argv=None, *, description="", presets=None, positional=No
         if name == positional:
             parser.add_argument(name, nargs=None if defaults[name] is None else "?", default=defaults[name], help=text)
         elif kind is bool:
-            parser.add_argument("--" + name.replace("_", "-"), action=argparse.BooleanOptionalAction, default=defaults[name],
-                                help=text + shown)
+            parser.add_argument("--" + name.replace("_", "-"), action=argparse.BooleanOptionalAction, default=defaults[name], help=text + shown)
         else:
-            parser.add_argument("--" + name.replace("_", "-"), type=kind, default=defaults[name], metavar=kind.__name__.upper(),
-                                choices=f.metadata["choices"], help=text + shown)
+            parser.add_argument(
+                "--" + name.replace("_", "-"),
+                type=kind,
+                default=defaults[name],
+                metavar=kind.__name__.upper(),
+                choices=f.metadata["choices"],
+                help=text + shown,
+            )
     return cls(**vars(parser.parse_args(argv)))
 
 

@@ -12,22 +12,29 @@ import numpy as np
 import torch
 
 import cli
+import data
 from model import ModelConfig, Qwen2
 from tokenizer import Tokenizer
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Presets: for each, the fields of ModelConfig and of each script's Options that differ from the defaults.
 
+TINY_WORLD = "template zoo; mode forward; distractors 1-3; literals 1-9; bound 99; letters ordered"
 PRESETS = {
     "tiny": {
-        "bands": {"id": "2-4", "edge": "5-6", "hard": "7-8"},
-        "pretrain": dict(
-            mixture="op 2-4; template zoo; mode forward; distractors 1-3; literals 1-9; bound 99; tokens 6M",
-            vocab_size=400, hidden_size=128, layers=4, heads=4, kv_heads=2, intermediate_size=384, context=1024,
-            row_tokens=512, rows=3, lr=3e-3, min_lr=3e-4, muon_lr=0.02, optimizer="muon", solution_only=True, warmup=0.02,
-        ),
-        "grpo": dict(),
-        "evaluate": dict(),
+        "pretrain": {
+            "mixture": f"op 2-4; {TINY_WORLD}; tokens 6M", "solution_only": True, "vocab_size": 600,
+            "hidden_size": 128, "layers": 4, "heads": 4, "kv_heads": 2, "intermediate_size": 384, "context": 1024,
+            "rows": 1, "row_tokens": 1536, "optimizer": "muon", "lr": 3e-3, "min_lr": 3e-4, "muon_lr": 0.02, "warmup": 0.02,
+        },
+        "grpo": {
+            "mixture": f"op 5-6; {TINY_WORLD}", "steps": 40, "prompts": 32, "group": 8, "minibatch": 16, "max_new_tokens": 200,
+            "lr": 1e-4, "row_tokens": 1536, "micro_rows": 8, "sample_rows": 256,
+        },
+        "evaluate": {
+            "mixture": f"op 2-8; {TINY_WORLD}", "bands": "id=2-4,edge=5-6,hard=7-8", "problems": 50, "samples": 8, "k": "1,8",
+            "max_new_tokens": 256, "sample_rows": 256,
+        },
     },
 }  # fmt: skip
 
@@ -56,7 +63,7 @@ def setup(device, seed, threads=0):
         torch.set_num_threads(threads)
     torch.manual_seed(seed)
     torch.set_float32_matmul_precision("high")
-    name = torch.cuda.get_device_name() if device == "cuda" else f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    name = torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()}, {torch.get_num_threads()} threads"
     print(f"device {device} ({name}), torch {torch.__version__}, Python {platform.python_version()}, seed {seed}")
     return torch.device(device)
 
@@ -75,6 +82,24 @@ def to_device(batch, device):
     return tokens.long(), targets.long(), doc_start
 
 
+@torch.no_grad()
+def held_out_nll(model, tokenizer, problems, device, row_tokens=2048, rows=4):
+    """Mean negative log-likelihood, nats per token of the solution, of each number of operations: {"2": 0.31, …}."""
+    out = {}
+    for op in sorted({p.op for p in problems}):
+        documents = [data.encode(tokenizer, p) for p in problems if p.op == op]
+        places, n = data.place([len(ids) for ids, _ in documents], row_tokens)
+        batch = data.fill(documents, places, n, row_tokens, tokenizer.pad_id, solution_only=True)
+        total, count = 0.0, int((batch.targets != data.IGNORE).sum())
+        for i in range(0, n, rows):
+            micro = data.Batch(*(a[i : i + rows] for a in batch))
+            tokens, targets, doc_start = to_device(micro, device)
+            with autocast(device):
+                total += float(model(tokens, doc_start, targets)[1]) * int((micro.targets != data.IGNORE).sum())
+        out[str(op)] = total / count
+    return out
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Metrics
 
@@ -84,7 +109,7 @@ class Metrics:
 
     def __init__(self, path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = open(path, "a", encoding="utf-8")
+        self.file = path.open("a", encoding="utf-8")
         self.started = time.perf_counter()
 
     def log(self, step, values):
@@ -148,7 +173,8 @@ def load_checkpoint(path, device):
         raise cli.UserError(f"checkpoint {path} is damaged: config.json or state.json ({type(error).__name__}: {error})") from None
     tokenizer = Tokenizer.load(path / "tokenizer.json")
     if tokenizer.hash != state.get("tokenizer_hash"):
-        raise cli.UserError(f"checkpoint {path} was trained with tokenizer {state.get('tokenizer_hash')}, but its tokenizer.json is {tokenizer.hash}")
+        raise cli.UserError(f"checkpoint {path} was trained with tokenizer {state.get('tokenizer_hash')}, "
+                            f"but its tokenizer.json is {tokenizer.hash}")  # fmt: skip
     try:
         weights = torch.load(path / "weights.pt", map_location="cpu", weights_only=True)
         model.load_state_dict(weights)

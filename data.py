@@ -5,7 +5,6 @@
 Shapes: B rows, T positions. No torch here: worker processes start fast and hand over numpy arrays.
 """
 
-import dataclasses
 import multiprocessing
 import random
 import re
@@ -33,7 +32,7 @@ class Mixture:
 
     Semicolons separate keys, commas choices, a colon gives a choice its weight (1 if none; weights are normalised).
     A range of ops shares its weight evenly. Keys: op, template, mode, layers; tokens (the budget; k, M and B are understood);
-    and the knobs of datagen.World: distractors 1-3, literals 1-9, operators +-*, bound 99, degree 4.
+    and the knobs of datagen.World: distractors 1-3, literals 1-9, operators +-*, bound 99, degree 4, letters ordered.
     """
 
     ops: tuple  # ((op, probability), ...)
@@ -54,7 +53,7 @@ class Mixture:
             if key in fields or key in knobs:
                 raise cli.UserError(f"mixture {spec!r}: {key} is given twice")
             if key == "op":
-                choices = [([op for op in datagen.parse_ops(c)], w) for c, w in _weighted(value, spec)]
+                choices = [(datagen.parse_ops(c), w) for c, w in _weighted(value, spec)]
                 fields["op"] = _normalise([(op, w / len(ops)) for ops, w in choices for op in ops], spec)
             elif key in ("template", "mode", "layers"):
                 known = {"template": tuple(datagen.TEMPLATES), "mode": datagen.MODES, "layers": ("2", "3")}[key]
@@ -75,11 +74,11 @@ class Mixture:
                 if not re.fullmatch(r"\d{1,6}", value, re.ASCII):
                     raise cli.UserError(f"mixture {spec!r}: {key} {value!r} is not a number")
                 knobs["max_in_degree" if key == "degree" else key] = int(value)
-            elif key == "operators":
+            elif key in ("operators", "letters"):
                 knobs[key] = value
             else:
                 raise cli.UserError(f"mixture {spec!r}: unknown key {key!r}: choose from op, template, mode, layers, tokens, "
-                                    "distractors, literals, bound, degree, operators")  # fmt: skip
+                                    "distractors, literals, bound, degree, operators, letters")  # fmt: skip
         if "op" not in fields:
             raise cli.UserError(f"mixture {spec!r}: no op given; write for example 'op 2-10; template zoo'")
         datagen.World(**knobs)  # raises if a knob is out of range
@@ -93,7 +92,7 @@ class Mixture:
 
 
 def parse_count(text):
-    """"500k" → 500000. Raises UserError."""
+    """ "500k" → 500000. Raises UserError."""
     match = re.fullmatch(r"(\d{1,12}(?:\.\d{1,6})?)([kMB]?)", text, re.ASCII)
     if not match or float(match[1]) == 0:
         raise cli.UserError(f"{text!r} is not a number of tokens such as 500k, 6M or 10B")
@@ -142,6 +141,12 @@ def completion_text(record):
     """What the model writes after the prompt: the solution, then the answer once, in its tags."""
     solution, _, answer = _get(record, "solution").rpartition("Answer:")
     return f" {solution.strip()} </solution> <answer> {answer.strip().rstrip('.')} </answer>[EOS]"
+
+
+def encode(tokenizer, record):
+    """A record → (ids of its document, length of the prompt)."""
+    prompt = tokenizer.encode(prompt_text(record))
+    return prompt + tokenizer.encode(completion_text(record)), len(prompt)
 
 
 def _get(record, key):
@@ -243,11 +248,10 @@ class Source:
                 mixture = self.replay if self.replay_share and rand() < self.replay_share else self.mixture
                 record = datagen.generate(self.seed, index, split=self.split, **mixture.arguments(rand))
             index += 1
-            prompt = self.tokenizer.encode(prompt_text(record))
-            ids = prompt + self.tokenizer.encode(completion_text(record))
+            ids, prompt = encode(self.tokenizer, record)
             if len(ids) > self.row_tokens:
                 raise cli.UserError(f"a document has {len(ids)} tokens but a row only {self.row_tokens}; raise --row-tokens")
-            yield ids, len(prompt)
+            yield ids, prompt
 
     def chunk(self, chunk):
         """`batches_per_chunk` batches, packed together. Returns Batch with a leading axis of batches."""
@@ -302,13 +306,3 @@ def _start_worker(source):
 
 def _work(chunk):
     return _source.chunk(chunk)
-
-
-def held_out(source, n):
-    """n documents of each op of the mixture, from the eval split: {op: [(ids, prompt length)]}."""
-    out = {}
-    for op, _ in source.mixture.ops:
-        fixed = dataclasses.replace(source.mixture, ops=((op, 1.0),))
-        stream = dataclasses.replace(source, mixture=fixed, split="eval", replay_share=0.0, records=()).documents(op)
-        out[op] = [next(stream) for _ in range(n)]
-    return out

@@ -38,30 +38,24 @@ COUNT, TOTAL, AVERAGE, OFFSPRING = "count", "total", "average", "offspring"
 # The contexts. Kinds are (plural, singular). A name takes two look-ups: the kind and the place.
 
 
-@dataclass(frozen=True)
 class Template:
-    group: str  # what a total counts
-    offspring: str  # what the third layer counts
-    kinds: tuple
-    places: tuple
+    def __init__(self, group, offspring, kind, kinds, place, places):
+        self.group = group  # what a total counts
+        self.offspring = offspring  # what the third layer counts
+        self.kinds = [(kind.format(k) + "s", kind.format(k)) for k in kinds.split()]
+        self.places = [place.format(p) for p in places.split()]
 
 
 TEMPLATES = {
     "zoo": Template(
-        "animals", "cubs",
-        tuple((k + "s", k) for k in "otter badger marten panda heron gecko falcon tapir bobcat beaver jaguar lemur".split()),
-        tuple("Fernhollow Birchlake Coppergorge Mistymoor Stonepoint Ambermarsh Willowbank Thunderfield Silvergrove Coralbay "
-              "Juniperhill Northdunes".split())),
+        "animals", "cubs", "{}", "otter badger marten panda heron gecko falcon tapir bobcat beaver jaguar lemur",
+        "{}", "Fernhollow Birchlake Coppergorge Mistymoor Stonepoint Ambermarsh Willowbank Thunderfield Silvergrove Coralbay Juniperhill Northdunes"),
     "school": Template(
-        "teachers", "pupils",
-        tuple((f"{k} teachers", f"{k} teacher") for k in
-              "history chemistry music drawing geometry grammar biology dance latin physics pottery geography".split()),
-        tuple(f"{p} School" for p in "Linden Harbour Rosewood Kestrel Oldmill Sunrise Bishop Riverside Eastgate Maple Hilltop Quarry".split())),
+        "teachers", "pupils", "{} teacher", "history chemistry music drawing geometry grammar biology dance latin physics pottery geography",
+        "{} School", "Linden Harbour Rosewood Kestrel Oldmill Sunrise Bishop Riverside Eastgate Maple Hilltop Quarry"),
     "festival": Template(
-        "films", "prizes",
-        tuple((f"{k} films", f"{k} film") for k in
-              "spy silent western horror war heist romance puppet disaster science dance crime".split()),
-        tuple(f"the {p} Festival" for p in "Moonlight Lagoon Lantern Goldreel Pier Aurora Velvet Saffron Tramway Cobalt Orchard Windmill".split())),
+        "films", "prizes", "{} film", "spy silent western horror war heist romance puppet disaster science dance crime",
+        "the {} Festival", "Moonlight Lagoon Lantern Goldreel Pier Aurora Velvet Saffron Tramway Cobalt Orchard Windmill"),
 }  # fmt: skip
 
 
@@ -130,6 +124,7 @@ class World:
     min_literal: int = 1
     max_literal: int = 12
     bound: int = 999  # no value, and in reverse mode no coefficient, is larger
+    letters: str = "random"  # names of variables: random, or in alphabetical order (nothing to guess: a small model learns faster)
 
     def __post_init__(self):
         def need(condition, message):
@@ -141,6 +136,7 @@ class World:
         need(1 <= self.max_in_degree <= 6, f"max_in_degree must be 1 to 6, not {self.max_in_degree}")
         need(0 <= self.min_distractors <= self.max_distractors <= 10,
              f"distractors must be 0 <= min <= max <= 10, not {self.min_distractors} to {self.max_distractors}")  # fmt: skip
+        need(self.letters in ("random", "ordered"), f"letters must be random or ordered, not {self.letters!r}")
         need(1 <= self.min_literal < self.max_literal <= 99,
              f"literals must be 1 <= min < max <= 99, not {self.min_literal} to {self.max_literal}")  # fmt: skip
         need(8 * self.max_literal <= self.bound <= 99999,
@@ -175,6 +171,7 @@ class Graph:
     mode: str
     layers: int
     surface: int  # seed of names, letters and order of statements
+    letters: str
     id: str
 
 
@@ -514,7 +511,8 @@ def _solution(rand, graph, names):
     letters = list(LETTERS)
     if graph.unknown is not None:
         letters.remove("x")
-    _shuffle(rand, letters, 50)
+    if graph.letters == "random":
+        _shuffle(rand, letters, 50)
     letters = iter(letters)
     letter, out = {}, []
     if graph.unknown is not None:
@@ -637,7 +635,7 @@ def generate(seed, index, *, op, mode="forward", template="zoo", split="train", 
     while not fits:  # a rare clash with the bound: draw the numbers again
         unknown, fits = _numbers(rand, vertices, mode, world)
     distractors = _distractors(rand, vertices, places, world)
-    graph = Graph(vertices, distractors, unknown, op, mode, world.layers, rng.getrandbits(63), f"{split}/{seed}/{index}")
+    graph = Graph(vertices, distractors, unknown, op, mode, world.layers, rng.getrandbits(63), world.letters, f"{split}/{seed}/{index}")
     return render(graph, template, split)
 
 
@@ -661,13 +659,14 @@ class Options:
     min_literal: int = cli.opt(1, "smallest literal")
     max_literal: int = cli.opt(12, "largest literal")
     bound: int = cli.opt(999, "largest value and coefficient")
+    letters: str = cli.opt("random", "variables: random letters, or in alphabetical order", ("random", "ordered"))
     jsonl: bool = cli.opt(False, "print records instead of readable text")
     stats: bool = cli.opt(False, "print a table by op instead: nodes, statements, tokens, commonest answer")
     tokenizer: str | None = cli.opt(None, "tokenizer.json for the token column of --stats (else words, numbers and signs are counted)")
 
 
 def parse_ops(text):
-    """"2-4,8" → [2, 3, 4, 8]. Raises UserError."""
+    """ "2-4,8" → [2, 3, 4, 8]. Raises UserError."""
     ops = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d{1,3})(?:-(\d{1,3}))?\s*", part, re.ASCII)

@@ -92,7 +92,9 @@ class Options:
     max_new_tokens: int = cli.opt(1024, "longest completion, in tokens")
     sample_rows: int = cli.opt(512, "rows that are sampled together")
     # reward and objective
-    reward: str = cli.opt("strict", "outcome, process, mixed, strict or faithful: see verify.reward", ("outcome", "process", "mixed", "strict", "faithful"))
+    reward: str = cli.opt(
+        "strict", "outcome, process, mixed, strict or faithful: see verify.reward", ("outcome", "process", "mixed", "strict", "faithful")
+    )
     alpha: float = cli.opt(0.2, "weight of the outcome in the mixed reward")
     advantage: str = cli.opt("std", "std: divide by the group's standard deviation; mean: do not", ("std", "mean"))
     minibatch: int = cli.opt(256, "prompts of a minibatch; one optimizer step each")

@@ -6,8 +6,8 @@
 Order of one evaluation: evaluate → sample → save → stop → train.
 """
 
-import dataclasses
 import math
+import random
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,9 @@ class Options:
     workers: int = cli.opt(1, "processes that prepare batches (0: none, in the training process)")
     # what to train on
     mixture: str = cli.opt("op 2-10; tokens 10B", "what to train on, and how many tokens: see data.Mixture")
-    data: str | None = cli.opt(None, "train on the records of this JSONL file (GSM-Infinite keys) instead; the mixture gives tokens and eval ops")
+    data: str | None = cli.opt(
+        None, "train on the records of this JSONL file (GSM-Infinite keys) instead; the mixture gives tokens and eval ops"
+    )
     init_from: str | None = cli.opt(None, "checkpoint folder to start from (its model and tokenizer; the model options are ignored)")
     replay: float = cli.opt(0.0, "share of documents from the mixture of --init-from")
     solution_only: bool = cli.opt(False, "loss on the solution and answer only, not on the problem")
@@ -93,23 +95,6 @@ def make_optimizers(model, o):
     return optimizers
 
 
-@torch.no_grad()
-def held_out_nll(model, documents, row_tokens, pad_id, device, rows=4):
-    """Mean negative log-likelihood (nats per token of the solution) of each op. documents: those of data.held_out."""
-    out = {}
-    for op, docs in documents.items():
-        places, n = data.place([len(ids) for ids, _ in docs], row_tokens)
-        batch = data.fill(docs, places, n, row_tokens, pad_id, solution_only=True)
-        total, count = 0.0, int((batch.targets != data.IGNORE).sum())
-        for i in range(0, n, rows):
-            micro = data.Batch(*(a[i : i + rows] for a in batch))
-            tokens, targets, doc_start = common.to_device(micro, device)
-            with common.autocast(device):
-                total += float(model(tokens, doc_start, targets)[1]) * int((micro.targets != data.IGNORE).sum())
-        out[op] = total / count
-    return out
-
-
 def main():
     o = cli.parse_options(Options, description=__doc__, presets=common.preset("pretrain"))
     device = common.setup(o.device, o.seed, o.threads)
@@ -131,19 +116,23 @@ def main():
         mixture, tokenizer, o.seed, o.rows, o.row_tokens, o.solution_only,
         replay=data.Mixture.parse(start.options["mixture"]) if o.replay else None, replay_share=o.replay,
         records=tuple(data.read_records(o.data)) if o.data else ())  # fmt: skip
-    held_out = data.held_out(source, o.eval_documents)
+    rand = random.Random(o.seed).random
+    held_out = [datagen.generate(o.seed, i, split="eval", **{**mixture.arguments(rand), "op": op})
+                for op, _ in mixture.ops for i in range(o.eval_documents)]  # fmt: skip
     optimizers = make_optimizers(model, o)
     steps = max(1, mixture.tokens // (o.rows * o.row_tokens))
     micro_rows = o.micro_rows or o.rows
     metrics = common.Metrics(out / "metrics.jsonl")
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {tokenizer.vocab_size} tokens, {steps} steps of {o.rows} x {o.row_tokens} tokens")
+    print(
+        f"{sum(p.numel() for p in model.parameters()):,} parameters, {tokenizer.vocab_size} tokens, {steps} steps of {o.rows} x {o.row_tokens} tokens"
+    )
 
     bar = tqdm(total=steps, desc=out.name, unit="step")
     tokens_seen, clock, clock_tokens = 0, time.perf_counter(), 0
     for step, batch in enumerate(data.batches(source, workers=o.workers)):
         # evaluate → sample → save → stop
         if step % o.eval_every == 0 or step == steps:
-            nll = held_out_nll(model, held_out, o.row_tokens, tokenizer.pad_id, device)
+            nll = common.held_out_nll(model, tokenizer, held_out, device)
             metrics.log(step, {f"eval/nll_op{op}": v for op, v in nll.items()})
             tqdm.write(f"step {step}: held-out NLL " + ", ".join(f"op {op} {v:.3f}" for op, v in nll.items()))
             common.save_checkpoint(out / "latest", model, tokenizer, o, {"step": step, "tokens_seen": tokens_seen, "nll": nll}, optimizers)
@@ -182,8 +171,6 @@ def main():
 
 def train_tokenizer(mixture, vocab_size, seed, documents=4000):
     """A tokenizer for the mixture's documents, from the train split."""
-    import random
-
     rand = random.Random(seed).random
     problems = (datagen.generate(seed, i, **mixture.arguments(rand)) for i in range(documents))
     return train_bpe((data.prompt_text(p) + data.completion_text(p) for p in problems), vocab_size)

@@ -274,7 +274,7 @@ def _read_equation(clause, letters, errors):
     for letter in used:
         if letter not in letters:
             errors.append("undefined_letter")
-    parents = frozenset().union(*(letters[t][1] for t in used if t in letters))
+    parents = frozenset().union(*(letters[t][1] for t in used if t in letters)) if tokens[0] else frozenset("?")
     if None in computed:
         errors.append("not_computable")
         return left, value, parents, False
@@ -357,7 +357,9 @@ def verify(text, record):
         if parsed.closing != expected_closing(found[last].var, gold[last][1], answer):
             errors.append("bad_closing")
     faithful = correct and not errors and all(step.faithful for step in parsed.steps)
-    return Verdict(answer_correct, ok / len(gold) if gold else 0.0, correct, faithful, nodes, [n for n in found if n not in gold], errors, parsed)
+    return Verdict(
+        answer_correct, ok / len(gold) if gold else 0.0, correct, faithful, nodes, [n for n in found if n not in gold], errors, parsed
+    )
 
 
 def reward(verdict, kind, alpha=0.2):
@@ -408,7 +410,9 @@ def explain(text, record):
             line += "   never defined"
         lines.append(line)
     lines += [f"· {name}   not needed" for name in verdict.extra]
-    lines.append(f"{'✓' if verdict.answer_correct else '✗'} answer {answer}" + ("" if verdict.answer_correct else f"   found {verdict.parsed.answer}"))
+    lines.append(
+        f"{'✓' if verdict.answer_correct else '✗'} answer {answer}" + ("" if verdict.answer_correct else f"   found {verdict.parsed.answer}")
+    )
     lines.append(f"process {verdict.process:.2f}, correct {verdict.correct}, faithful {verdict.faithful}"
                  + (f", errors: {', '.join(dict.fromkeys(verdict.errors))}" if verdict.errors else ""))  # fmt: skip
     return "\n".join(lines)

@@ -1,0 +1,190 @@
+"""Evaluate checkpoints on the same held-out problems: pass@k by operations, band, mode and template.
+
+    python evaluate.py base=out/base/latest,grpo=out/grpo/latest --preset tiny --out out/eval
+
+Every problem gets `samples` tries; each is judged as correct (every step and the answer), by its answer alone, and as faithful.
+Writes results.json and figure.png to --out, prints the table.
+"""
+
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+import cli
+import common
+import data
+import datagen
+import sampler
+import verify
+
+JUDGED = ("correct", "answer", "faithful")
+
+
+@dataclass(frozen=True)
+class Options:
+    checkpoints: str | None = cli.opt(None, "checkpoint folders, separated by commas; name=folder names one")
+    preset: str = cli.opt("tiny", "defaults of all other options: " + ", ".join(common.PRESETS))
+    out: str = cli.opt("out/eval", "folder for results.json and figure.png")
+    seed: int = cli.opt(1, "seed of problems and samples")
+    device: str = cli.opt("auto", "auto, cpu or cuda")
+    threads: int = cli.opt(0, "CPU threads (0: torch's default)")
+    bands: str = cli.opt("id=2-10,edge=11-14,hard=15-20", "name=operations of each band")
+    mixture: str = cli.opt("op 2-20", "the world to draw from: see data.Mixture (its ops are replaced by the bands')")
+    problems: int = cli.opt(100, "problems of each number of operations")
+    samples: int = cli.opt(128, "tries for each problem, n")
+    k: str = cli.opt("1,8,32,128", "values of k for pass@k, each at most n")
+    temperature: float = cli.opt(1.0, "of sampling (0: greedy)")
+    top_p: float = cli.opt(1.0, "of sampling")
+    max_new_tokens: int = cli.opt(1024, "longest completion, in tokens")
+    sample_rows: int = cli.opt(512, "rows that are sampled together")
+    show: int = cli.opt(1, "sample solutions to print, judged step by step")
+
+
+def bootstrap(values, seed=0, resamples=2000):
+    """95% percentile interval of the mean of values (problems,), resampling problems (Efron 1979) → (low, high)."""
+    values = np.asarray(values, np.float64)
+    index = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
+    return tuple(np.percentile(values[index].mean(1), [2.5, 97.5]))
+
+
+def judge(model, tokenizer, problems, o):
+    """Sample and judge → (counts {kind: (problems,) tries that pass}, errors Counter, texts of each problem's first try)."""
+    prompts = [tokenizer.encode(data.prompt_text(p)) for p in problems]
+    samples = sampler.generate(model, prompts, group_size=o.samples, max_new_tokens=o.max_new_tokens, temperature=o.temperature, top_p=o.top_p,
+                               stop_id=tokenizer.eos_id, seed=o.seed, batch_size=o.sample_rows, progress="sampling")  # fmt: skip
+    texts = [tokenizer.decode(ids) for ids in samples.ids]
+    verdicts = [verify.verify(text, problems[i // o.samples]) for i, text in enumerate(texts)]
+    shape = (len(problems), o.samples)
+    counts = {
+        "correct": np.array([v.correct for v in verdicts]).reshape(shape).sum(1),
+        "answer": np.array([v.answer_correct for v in verdicts]).reshape(shape).sum(1),
+        "faithful": np.array([v.faithful for v in verdicts]).reshape(shape).sum(1),
+        "process": np.array([v.process for v in verdicts]).reshape(shape).mean(1),
+    }
+    errors = Counter(kind for v in verdicts for kind in set(v.errors))
+    errors.update(f"node_{status}" for v in verdicts for status in set(v.nodes.values()) if status != "ok")
+    errors["unfinished"] = len(verdicts) - sum(samples.finished)
+    return counts, errors, texts[:: o.samples]
+
+
+def summarise(problems, counts, chosen, ks, n):
+    """Statistics of the problems with indices `chosen`: pass@k under each judgement with intervals, process, guess floor."""
+    commonest = Counter(problems[i].answer for i in chosen).most_common(1)[0][1]
+    out = {"problems": len(chosen), "guess_floor": commonest / len(chosen), "process": float(counts["process"][chosen].mean())}
+    for kind in JUDGED:
+        for k in ks:
+            values = [verify.pass_at_k(n, int(c), k) for c in counts[kind][chosen]]
+            low, high = bootstrap(values)
+            out[f"{kind}@{k}"] = {"mean": float(np.mean(values)), "low": low, "high": high}
+    return out
+
+
+def gain(before, after, n):
+    """Paired difference of pass@1 over the same problems → (mean, standard error). before, after: (problems,) counts."""
+    difference = (after - before) / n
+    return float(difference.mean()), float(difference.std(ddof=1) / len(difference) ** 0.5)
+
+
+def parse_bands(text):
+    """ "id=2-4,edge=5-6" → {"id": [2, 3, 4], "edge": [5, 6]}. Raises UserError."""
+    bands = {}
+    for part in text.split(","):
+        name, equals, ops = part.partition("=")
+        if not equals or name.strip() in bands:
+            raise cli.UserError(f"bands {text!r}: write name=operations for each, such as id=2-4,edge=5-6,hard=7-8")
+        bands[name.strip()] = datagen.parse_ops(ops)
+    return bands
+
+
+def figure(results, bands, ks, path):
+    """Left: pass@1 by operations, with intervals, the bands shaded. Right: pass@k by k for each band."""
+    try:
+        import matplotlib
+    except ImportError:
+        print("no figure: matplotlib is not installed (pip install '.[figures]')")
+        return
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    fig, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    colours = dict(zip(results, plt.rcParams["axes.prop_cycle"].by_key()["color"]))
+    for (name, ops), shade in zip(bands.items(), ("0.93", "0.86", "0.79", "0.72")):
+        left.axvspan(min(ops) - 0.5, max(ops) + 0.5, color=shade, lw=0)
+        left.text(sum(ops) / len(ops), 1.03, name, ha="center")
+    for name, result in results.items():
+        ops = sorted(map(int, result["op"]))
+        stats = [result["op"][str(op)]["correct@1"] for op in ops]
+        left.plot(ops, [s["mean"] for s in stats], "o-", color=colours[name], label=name)
+        left.fill_between(ops, [s["low"] for s in stats], [s["high"] for s in stats], color=colours[name], alpha=0.25, lw=0)
+        for band, style in zip(bands, ("-", "--", ":", "-.")):
+            right.plot(
+                ks, [result["band"][band][f"correct@{k}"]["mean"] for k in ks], style, marker=".", color=colours[name], label=f"{name}, {band}"
+            )
+    left.set(xlabel="operations", ylabel="pass@1 (every step correct)", ylim=(0, 1.1))
+    right.set(xlabel="k", ylabel="pass@k (every step correct)", ylim=(0, 1.1), xscale="log", xticks=ks, xticklabels=ks)
+    left.legend(loc="lower left")
+    right.legend(fontsize="small")
+    fig.savefig(path, dpi=120)
+    print(f"figure: {path}")
+
+
+def main():
+    o = cli.parse_options(Options, description=__doc__, presets=common.preset("evaluate"), positional="checkpoints")
+    bands, ks = parse_bands(o.bands), [int(k) for k in o.k.split(",") if k.strip().isdigit()]
+    if not ks or not 1 <= min(ks) <= max(ks) <= o.samples or o.problems < 2:
+        raise cli.UserError(f"k {o.k!r} must be numbers from 1 to --samples {o.samples}, and --problems {o.problems} at least 2")
+    device = common.setup(o.device, o.seed, o.threads)
+    mixture = data.Mixture.parse(o.mixture)
+    rand = np.random.default_rng(o.seed).random
+    problems = [datagen.generate(o.seed, i, split="eval", **{**mixture.arguments(rand), "op": op})
+                for ops in bands.values() for op in ops for i in range(o.problems)]  # fmt: skip
+    groups = {"band": {}, "op": {}, "mode": {}, "template": {}}
+    for i, p in enumerate(problems):
+        band = next(name for name, ops in bands.items() if p.op in ops)
+        for by, value in (("band", band), ("op", str(p.op)), ("mode", p.mode), ("template", p.template)):
+            groups[by].setdefault(value, []).append(i)
+
+    results, counts, texts = {}, {}, {}
+    for item in o.checkpoints.split(","):
+        name, equals, path = item.strip().rpartition("=")
+        checkpoint = common.load_checkpoint(path, device)
+        name = name if equals else Path(path).parent.name
+        counts[name], errors, texts[name] = judge(checkpoint.model, checkpoint.tokenizer, problems, o)
+        nll = common.held_out_nll(checkpoint.model, checkpoint.tokenizer, problems, device)
+        results[name] = {
+            "checkpoint": path, "step": checkpoint.state.get("step"), "nll": nll, "errors": dict(errors.most_common()),
+            **{by: {value: summarise(problems, counts[name], chosen, ks, o.samples) for value, chosen in values.items()}
+               for by, values in groups.items()},
+        }  # fmt: skip
+
+    out = Path(o.out)
+    cli.write_atomic(out / "results.json", json.dumps({"options": asdict(o), "results": results}, indent=1) + "\n")
+    for i in range(min(o.show, len(problems))):
+        which = groups["band"][list(bands)[min(1, len(bands) - 1)]][i]
+        print(
+            f"\n{name}, a try at op {problems[which].op}:\n{problems[which].problem}\n{problems[which].question}\n{texts[name][which].strip()}"
+        )
+        print(verify.explain(texts[name][which], problems[which]))
+    print(f"\n{len(problems)} problems, {o.samples} samples each, temperature {o.temperature}, seed {o.seed}; 95% intervals over problems")
+    columns = [f"correct@{k}" for k in ks] + ["answer@1", "faithful@1"]
+    print(f"{'':6} {'':10} " + " ".join(f"{c:>19}" for c in columns) + f" {'guess floor':>12} {'NLL':>6}")
+    for band, ops in bands.items():
+        for name, result in results.items():
+            stats = result["band"][band]
+            cells = [f"{stats[c]['mean']:.3f} [{stats[c]['low']:.3f},{stats[c]['high']:.3f}]" for c in columns]
+            nll = np.mean([result["nll"][str(op)] for op in ops])
+            print(f"{band:6} {name:10} " + " ".join(f"{c:>19}" for c in cells) + f" {stats['guess_floor']:12.3f} {nll:6.3f}")
+    first = next(iter(results))
+    for name in list(results)[1:]:
+        for band, chosen in groups["band"].items():
+            mean, error = gain(counts[first]["correct"][chosen], counts[name]["correct"][chosen], o.samples)
+            print(f"{name} - {first}, {band}: correct@1 {mean:+.3f}, standard error {error:.3f} ({mean / max(error, 1e-9):+.1f} SE)")
+    print(f"results: {out / 'results.json'}")
+    figure(results, bands, ks, out / "figure.png")
+
+
+if __name__ == "__main__":
+    cli.run(main)
