@@ -24,6 +24,7 @@ MAX_DEPTH = 32  # of parentheses
 TAGS = re.compile(r"\[(?:BOS|EOS|PAD)\]")
 STEP = re.compile(r"\s*(.{1,200}?)\s+as\s+([A-Za-z])\s*(;?)(?![A-Za-z])", re.S)
 TOKEN = re.compile(r"\s*(?:([0-9]{1,16})(?![0-9])|([A-Za-z])(?![A-Za-z'])|([-+*/()]))")
+LETTER = re.compile(r"(?<![A-Za-z'])[A-Za-z](?![A-Za-z'])")
 ANSWER = re.compile(r"(?:Answer:|<answer>)\s*(\S{0,40})")
 INTEGER = re.compile(r"-?[0-9]{1,15}\.?\Z", re.ASCII)
 UNKNOWN = re.compile(r"we don't know its value yet but will find it out later\Z")
@@ -270,11 +271,11 @@ def _read_equation(clause, letters, errors):
     if value is None:  # the last number written, if nothing computes
         numbers = re.findall(r"(?<![0-9])[0-9]{1,15}(?![0-9])", clause)
         value = (0, int(numbers[-1])) if numbers else None
-    used = [t for t in tokens[0] or () if t.isalpha()]
+    used = LETTER.findall(parts[0])
     for letter in used:
         if letter not in letters:
             errors.append("undefined_letter")
-    parents = frozenset().union(*(letters[t][1] for t in used if t in letters)) if tokens[0] else frozenset("?")
+    parents = frozenset().union(*(letters[t][1] for t in used if t in letters))
     if None in computed:
         errors.append("not_computable")
         return left, value, parents, False

@@ -1,0 +1,346 @@
+import itertools
+import json
+import random
+import re
+import subprocess
+import sys
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+import cli
+import datagen
+import verify as judge
+from verify import expected_closing, explain, parse_solution, pass_at_k, reward, verify
+
+ROOT = Path(__file__).parent.parent
+SAMPLE = ROOT.parent / "shared" / "gsm_infinite" / "sample.jsonl"
+PUBLIC = [json.loads(line) for line in SAMPLE.open(encoding="utf-8")] if SAMPLE.exists() else []
+needs_public = pytest.mark.skipif(not PUBLIC, reason="../shared is not beside the checkout")
+KINDS = [(op, mode, template, layers) for op in range(2, 21) for mode in datagen.MODES for template in datagen.TEMPLATES for layers in (2, 3)]
+STEP = re.compile(r"Define (.+?) as ([A-Za-z]);(.*?)\.(?= |$)")
+
+
+def generated(n, seed=21):
+    for (op, mode, template, layers), i in itertools.islice(zip(itertools.cycle(KINDS), itertools.count()), n):
+        yield datagen.generate(seed, i, op=op, mode=mode, template=template, layers=layers)
+
+
+def rename(solution, rng):
+    """Every variable letter becomes another; x stays where it is the unknown."""
+    letters = list(datagen.LETTERS)
+    if "we don't know its value" in solution:
+        letters.remove("x")
+    new = dict(zip(letters, rng.sample(letters, len(letters))))
+
+    def mathematics(text):
+        return re.sub(r"(?<![A-Za-z'])[A-Za-z](?![A-Za-z'])", lambda m: new.get(m[0], m[0]), text)
+
+    def step(m):
+        body = m[3] if "don't know" in m[3] else mathematics(m[3])
+        return f"Define {m[1]} as {new.get(m[2], m[2])};{body}."
+
+    head, know, tail = STEP.sub(step, solution).partition("We know ")
+    return head + know + (new.get(tail[0], tail[0]) + tail[1:] if tail else "")
+
+
+def reorder(solution, nodes, rng):
+    """The steps in another order in which they can be computed."""
+    steps = {m[1]: m[0] for m in STEP.finditer(solution)}
+    first, last = solution.find("Define"), max(solution.rfind(s) + len(s) for s in steps.values())
+    done, waiting = [], list(nodes)
+    while waiting:
+        ready = [n for n in waiting if set(n.operands) <= {d.name for d in done}]
+        done.append(rng.choice(ready))
+        waiting.remove(done[-1])
+    return solution[:first] + " ".join(steps[n.name] for n in done) + solution[last:]
+
+
+@needs_public
+def test_all_public_gold_solutions_are_correct():
+    assert len(PUBLIC) == 570
+    for record in PUBLIC:
+        verdict = verify(record["solution"], record)
+        assert verdict.correct and verdict.process == 1 and verdict.answer_correct, explain(record["solution"], record)
+
+
+@needs_public
+def test_public_records_renamed_or_mutated():
+    rng = random.Random(0)
+    for record in PUBLIC[::3]:
+        assert verify(rename(record["solution"], rng), record).correct
+        steps = list(STEP.finditer(record["solution"]))
+        gone = rng.choice(steps)
+        assert not verify(record["solution"].replace(gone[0], "", 1), record).correct
+
+
+def test_20000_generated_gold_solutions_are_correct_and_faithful():
+    rng = random.Random(1)
+    for n, p in enumerate(generated(20_520)):
+        verdict = verify(p.solution, p)
+        assert verdict.correct and verdict.faithful, explain(p.solution, p)
+        if n % 4 == 0:
+            assert verify(rename(p.solution, rng), p).faithful, rename(p.solution, rng)
+            other = reorder(p.solution, p.nodes, rng)
+            assert verify(other, p).faithful, other
+
+
+def test_document_form_is_judged_like_the_record():
+    import data
+
+    for p in generated(200):
+        for text in (data.completion_text(p), data.prompt_text(p) + data.completion_text(p)):
+            assert verify(text, p).faithful
+        assert verify(data.completion_text(p), datagen.to_record(p)).faithful
+        without = {k: v for k, v in datagen.to_record(p).items() if k in ("problem", "question", "solution", "op", "id", "template", "mode", "d")}
+        assert verify(p.solution, without).faithful  # gold parsed from the solution
+
+
+def test_any_changed_value_operand_or_step_is_not_correct():
+    rng = random.Random(2)
+    changed = 0
+    for p in generated(1500, seed=22):
+        steps = list(STEP.finditer(p.solution))
+        m = rng.choice(steps)
+        if "don't know" in m[3]:
+            continue
+
+        def put(new, m=m):
+            return p.solution[: m.start()] + new + p.solution[m.end() :]  # noqa: B023
+
+        assert not verify(put(""), p).correct
+        assert not verify(put(m[0].replace(m[1], "unicorns in Atlantis", 1)), p).correct
+        # the value: what stands after the last "="
+        head, _, value = m[0].rpartition("= ")
+        numbers = list(re.finditer(r"[0-9]+", value))
+        if numbers:
+            d = rng.choice(numbers)
+            assert not verify(put(f"{head}= {value[: d.start()]}{int(d[0]) + rng.randint(1, 9)}{value[d.end() :]}"), p).correct
+        # an operand: another quantity's letter in its place
+        letters = [s[2] for s in steps]
+        first = re.search(rf"(?<![A-Za-z'])({'|'.join(s for s in letters if s != m[2])})(?![A-Za-z'])", m[3].partition(" = ")[2]) if len(letters) > 1 else None
+        node = next(n for n in p.nodes if n.name == m[1])
+        if first and node.operands:
+            unused = [s[2] for s in steps if s[1] not in node.operands and s[1] != m[1] and s.start() < m.start()]
+            if unused and len(node.operands) > 0:
+                offset = m.start() + m[0].index(";") + 1 + m[3].index(" = ") + 3 + first.start()
+                text = p.solution[:offset] + rng.choice(unused) + p.solution[offset + 1 :]
+                assert not verify(text, p).correct, text
+                changed += 1
+    assert changed > 300
+
+
+def test_any_changed_number_or_operator_is_not_faithful():
+    """Every single number and operator of every equation, the closing ones included, changed in every way, one at a time."""
+    tried = 0
+    for p in generated(228, seed=23):
+        spans = [(m.start(3), m.end(3)) for m in STEP.finditer(p.solution) if "don't know" not in m[3]]
+        if "We know" in p.solution:
+            spans.append((p.solution.index("We know"), p.solution.index(" Answer:")))
+        for start, end in spans:
+            for m in re.finditer(r"[0-9]+| [-+*/] |(?<=[0-9])\*(?=x)", p.solution[start:end]):
+                if m[0].isdigit():
+                    others = {str(int(m[0]) + 1), "7" + m[0], str(int(m[0]) * 2 + 3)}
+                else:
+                    others = {m[0].replace(m[0].strip(), o) for o in "+-*/"} - {m[0]}
+                for other in others:
+                    text = p.solution[: start + m.start()] + other + p.solution[start + m.end() :]
+                    assert not verify(text, p).faithful, text
+                    tried += 1
+    assert tried > 10_000
+
+
+GOLD = {
+    "solution": "Define a in P as k; so k = 3. Define b in P as m; s = k = 3; so m = 2 * s = 2 * 3 = 6. "
+    "Define total number of things in P as t; so t = k + m = 3 + 6 = 9. Answer: 9.",
+    "answer": 9,
+    "nodes": [
+        {"name": "a in P", "operator": "", "operands": [], "constant": None, "value": 3},
+        {"name": "b in P", "operator": "*", "operands": ["a in P"], "constant": 2, "value": 6},
+        {"name": "total number of things in P", "operator": "+", "operands": ["a in P", "b in P"], "constant": None, "value": 9},
+    ],
+}
+A, B, T = (m[0] for m in STEP.finditer(GOLD["solution"]))
+WRONG, CORRECT, FAITHFUL = (False, False), (True, False), (True, True)  # (correct, faithful)
+HOSTILE = [
+    ("gold", GOLD["solution"], FAITHFUL, "as it is"),
+    ("extra step", f"Define c in Q as z; so z = 5. {A} {B} {T} Answer: 9.", FAITHFUL, "extra nodes are free"),
+    ("false extra step", f"Define c in Q as z; so z = 2 + 2 = 5. {A} {B} {T} Answer: 9.", CORRECT, "free, but a false equality"),
+    ("odd spacing", GOLD["solution"].replace(" ", "  "), FAITHFUL, "spaces mean nothing"),
+    ("newlines", GOLD["solution"].replace(". ", ".\n"), FAITHFUL, "nor do line ends"),
+    ("no answer", f"{A} {B} {T}", WRONG, "no answer"),
+    ("answer only", "Answer: 9.", WRONG, "no steps"),
+    ("empty", "", WRONG, "nothing there"),
+    ("wrong answer", f"{A} {B} {T} Answer: 8.", WRONG, "the graph is right, the answer not"),
+    ("two answers", f"{A} {B} {T} Answer: 9. Answer: 8.", WRONG, "no hedging"),
+    ("two answers, right one last", f"Answer: 8. {A} {B} {T} Answer: 9.", WRONG, "no hedging in any order"),
+    ("same answer twice", f"{A} {B} {T} Answer: 9. Answer: 9.", FAITHFUL, "they agree"),
+    ("tag and word differ", f"{A} {B} {T} Answer: 9. </solution> <answer> 8 </answer>", WRONG, "two answers"),
+    ("answer as expression", f"{A} {B} {T} Answer: 3+6.", WRONG, "an answer is an integer"),
+    ("answer as a word", f"{A} {B} {T} Answer: nine.", WRONG, "an answer is an integer"),
+    ("answer with fraction", f"{A} {B} {T} Answer: 9.5", WRONG, "9.5 is not 9"),
+    ("unicode answer", f"{A} {B} {T} Answer: ٩.", WRONG, "ASCII digits only"),
+    ("huge answer", f"{A} {B} {T} Answer: {'9' * 10_000}.", WRONG, "bounded integers"),
+    ("letters in English", GOLD["solution"].replace("k = 3.", "k = 3 of m."), CORRECT, "m stands for nothing yet"),
+    ("undefined letter", f"{A} Define b in P as m; so m = 2 * q = 2 * 3 = 6. {T} Answer: 9.", WRONG, "q stands for nothing: wrong parents"),
+    ("letter used before its step", f"{B} {A} {T} Answer: 9.", WRONG, "k was not known yet"),
+    ("reused letter", f"{A} {B} Define c in Q as k; so k = 1. {T} Answer: 9.", WRONG, "k is now c in Q"),
+    ("reused scratch letter", f"{A} {B} Define c in Q as s; so s = 1. {T} Answer: 9.", CORRECT, "harmless here, but ill-formed"),
+    ("step twice, same", f"{A} {A} {B} {T} Answer: 9.", CORRECT, "no contradiction, but its letter is bound twice"),
+    ("step twice, other value", f"{A} Define a in P as j; so j = 4. {B} {T} Answer: 9.", WRONG, "contradiction"),
+    ("step twice, right one last", f"Define a in P as j; so j = 4. {A} {B} {T} Answer: 9.", WRONG, "contradiction in any order"),
+    ("missing semicolon", GOLD["solution"].replace("as k; so", "as k so"), CORRECT, "readable, ill-formed"),
+    ("missing full stop", GOLD["solution"].replace("k = 3. ", "k = 3 "), CORRECT, "readable, ill-formed"),
+    ("missing so", GOLD["solution"].replace("; so k", "; k"), CORRECT, "readable, ill-formed"),
+    ("English letters", GOLD["solution"].replace("Define a in P", "I see a b in a c. Define a in P"), FAITHFUL, "English is not read"),
+    ("English in an equation", GOLD["solution"].replace("k = 3.", "k = 3 animals."), CORRECT, "3 is its last literal"),
+    ("literal from an expression", GOLD["solution"].replace("so k = 3.", "so k = 1 + 2 = 3."), CORRECT, "true, but not the literal put in"),
+    ("false middle", GOLD["solution"].replace("3 + 6 = 9", "3 + 5 = 9"), CORRECT, "the last value is right, an equality is not"),
+    ("operator only", GOLD["solution"].replace("k + m", "k * m"), CORRECT, "parents and value right, k * m is not 9"),
+    ("equal by luck", "Define a in P as k; so k = 3. " + B + " " + T.replace("3 + 6", "6 + 3") + " Answer: 9.", CORRECT, "true, not the substitution"),
+    ("10,000-digit number", GOLD["solution"].replace("k = 3.", f"k = {'3' * 10_000}."), WRONG, "bounded integers"),
+    ("tower of powers", GOLD["solution"].replace("k = 3.", "k = 9**9**9."), WRONG, "no such operator; the last literal is 9"),
+    ("division by zero", GOLD["solution"].replace("k = 3.", "k = 3 / 0."), WRONG, "does not compute; the last literal is 0"),
+    ("inexact division", GOLD["solution"].replace("k = 3.", "k = 7 / 2."), WRONG, "does not compute; the last literal is 2"),
+    ("unicode digit", GOLD["solution"].replace("k = 3.", "k = ３."), WRONG, "ASCII digits only"),
+    ("unicode minus", GOLD["solution"].replace("k + m = 3 + 6", "k − m = 3 − 6"), CORRECT, "no operator, so it does not compute; its last literal is 9"),
+    ("garbage as operand", GOLD["solution"].replace("k = 3.", "k = $ = 3."), CORRECT, "the last part computes; the first is no expression"),
+    ("nested tags", f"<solution> <solution> {A} {B} {T} </solution> </solution> <answer> 9 </answer>", CORRECT, "tags do not nest"),
+    ("second solution after the answer", f"{A} {B} {T} </solution> <answer> 9 </answer> <solution> {A}", CORRECT, "nothing follows an answer"),
+    ("steps after the end", f"{A} {B} </solution> {T} <answer> 9 </answer>", WRONG, "a step outside the solution does not count"),
+    ("1 MB of Define", "Define " * 150_000, WRONG, "too long to be a solution"),
+    ("64 KB of Define", "Define " * 9_000, WRONG, "no step in it"),
+    ("NUL bytes", GOLD["solution"].replace("k = 3.", "k = \0 3."), CORRECT, "not computable; 3 is its last literal, no parents"),
+    ("deep parentheses", GOLD["solution"].replace("k = 3.", "k = " + "(" * 5000 + "3" + ")" * 5000 + "."), CORRECT, "too deep; 3 is the literal"),
+    ("unbalanced parentheses", GOLD["solution"].replace("k = 3.", "k = ((3."), CORRECT, "3 is its last literal, but it does not compute"),
+    ("many minus signs", GOLD["solution"].replace("k = 3.", "k = " + "-" * 5000 + "3."), CORRECT, "not an expression; 3 is the literal"),
+    ("unknown in a forward problem", GOLD["solution"].replace("so k = 3.", "we don't know its value yet but will find it out later."), WRONG,
+     "k is no number"),
+    ("name too long", GOLD["solution"].replace("a in P", "a" * 10_000 + " in P"), WRONG, "no such quantity"),
+    ("names swapped", GOLD["solution"].replace("Define a in P", "Define b in P", 1), WRONG, "a is missing, b contradicts itself"),
+    ("case of a name", GOLD["solution"].replace("Define a in P", "Define A in P"), WRONG, "names are compared exactly"),
+    ("chain without spaces", GOLD["solution"].replace("k + m = 3 + 6 = 9", "k+m=3+6=9"), FAITHFUL, "spaces mean nothing"),
+    ("double equals", GOLD["solution"].replace("k = 3.", "k == 3."), CORRECT, "3 is the value; an empty part does not compute"),
+    ("stray equation", f"{A} {B} {T} So 9 = 8. Answer: 9.", CORRECT, "an equation outside the steps that is not the closing of a reverse problem"),
+    ("prompt echoed, no solution", "[BOS]<question> Answer: 9. </question>", WRONG, "an answer in the question is not the model's"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name, text, expected, why", HOSTILE, ids=[h[0] for h in HOSTILE])
+def test_hostile(name, text, expected, why):
+    verdict = verify(text, GOLD)
+    assert (verdict.correct, verdict.faithful) == expected, (why, verdict.nodes, verdict.errors)
+    assert 0 <= verdict.process <= 1 and isinstance(explain(text, GOLD), str)
+
+
+def test_at_least_40_hostile_cases():
+    assert len(HOSTILE) >= 40
+
+
+def test_truncated_at_every_character_never_raises_and_never_passes_without_its_answer():
+    for p in generated(40, seed=24):
+        for end in range(len(p.solution)):
+            verdict = verify(p.solution[:end], p)
+            assert not verdict.correct or p.solution[end:] == "."
+
+
+def test_random_garbage_never_raises_and_is_never_correct():
+    rng = random.Random(3)
+    alphabet = ["Define ", " as ", ";", " so ", "=", ".", "x", "a", "+", "-", "*", "/", "(", ")", "7", "\0", "é", "<answer>", "</solution>", "We know "]
+    for _ in range(3000):
+        text = "".join(rng.choice(alphabet) for _ in range(rng.randrange(80)))
+        assert not verify(text, GOLD).correct
+        verify("".join(chr(rng.randrange(0x110000)) for _ in range(20)), GOLD)
+
+
+def test_64_kb_of_anything_is_linear():
+    """Ten times the text may take some tens of times as long, not a hundred: no timing bar, only no blow-up."""
+    for unit in ("Define a as b; so b = 1 + ", "((((", "a = ", "Define a as ", "-", "9", "as b; ", " ", "Answer: 1 "):
+        times = []
+        for size in (6_400, 64_000):
+            text = "Define a in P as k; so k = " + unit * (size // len(unit))
+            start = time.process_time()
+            verify(text, GOLD)
+            times.append(time.process_time() - start)
+        assert times[1] < 50 * max(times[0], 1e-3), unit
+
+
+def test_linear_forms_are_not_confused():
+    assert judge.evaluate(judge.tokenize("3 * x"), {"x": (1, 0)}) == (3, 0)
+    assert judge.evaluate(judge.tokenize("x + 3"), {"x": (1, 0)}) == (1, 3)
+    assert judge.evaluate(judge.tokenize("(x + 3) - (2 * x)"), {"x": (1, 0)}) == (-1, 3)
+    assert judge.evaluate(judge.tokenize("x * x"), {"x": (1, 0)}) is None
+
+
+def test_expressions_against_fractions():
+    """The evaluator against Python's own arithmetic on random expressions with parentheses."""
+    rng = random.Random(4)
+
+    def expression(depth):
+        if depth == 0 or rng.random() < 0.3:
+            n = rng.randrange(10)
+            return str(n), Fraction(n)
+        (a, u), (b, v), op = expression(depth - 1), expression(depth - 1), rng.choice("+-*/")
+        if u is None or v is None or (op == "/" and (v == 0 or (u / v).denominator != 1)):
+            return f"({a} {op} {b})", None
+        return f"({a} {op} {b})", {"+": u + v, "-": u - v, "*": u * v, "/": v and u / v}[op]
+
+    for _ in range(3000):
+        text, value = expression(4)
+        got = judge.evaluate(judge.tokenize(text), {})
+        assert got == (None if value is None else (0, int(value))), text
+
+
+def test_precedence_without_parentheses():
+    for text, value in (("2 + 3 * 4", 14), ("2 * 3 + 4", 10), ("8 / 2 / 2", 2), ("9 - 3 - 2", 4), ("-2 * 3", -6), ("4 - -1", 5), ("12 / 2 * 3", 18)):
+        assert judge.evaluate(judge.tokenize(text), {}) == (0, value)
+
+
+def test_rewards_are_the_formulas():
+    right = verify(GOLD["solution"], GOLD)
+    assert [reward(right, kind) for kind in ("outcome", "process", "mixed", "strict", "faithful")] == [1, 1, 1, 1, 1]
+    wrong_step = verify(GOLD["solution"].replace("so k = 3.", "so k = 4."), GOLD)  # one of three nodes, answer still right
+    assert wrong_step.answer_correct and wrong_step.process == pytest.approx(2 / 3)
+    assert reward(wrong_step, "outcome") == 1 and reward(wrong_step, "strict") == 0 and reward(wrong_step, "faithful") == 0
+    assert reward(wrong_step, "mixed", alpha=0.2) == pytest.approx(0.2 + 0.8 * 2 / 3)
+    wrong_answer = verify(GOLD["solution"].replace("Answer: 9", "Answer: 8"), GOLD)
+    assert reward(wrong_answer, "mixed", alpha=0.25) == pytest.approx(0.75) and reward(wrong_answer, "strict") == 0
+    with pytest.raises(cli.UserError):
+        reward(right, "vibes")
+
+
+def test_pass_at_k_is_the_average_over_all_subsets():
+    for n in range(1, 8):
+        for c in range(n + 1):
+            for k in range(1, n + 1):
+                tries = [i < c for i in range(n)]
+                subsets = list(itertools.combinations(tries, k))
+                assert pass_at_k(n, c, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
+    assert pass_at_k(10**4, 1, 100) == pytest.approx(0.01)
+    for bad in ((4, 5, 1), (4, 1, 5), (4, 1, 0)):
+        with pytest.raises(ValueError):
+            pass_at_k(*bad)
+
+
+def test_closing_of_a_reverse_problem():
+    assert expected_closing("r", (2, 0), 3).startswith("We know r = 6, so we have 2*x = 6 and we solve")
+    p = next(p for p in generated(100) if p.mode == "reverse")
+    without = p.solution[: p.solution.index("We know")] + p.solution[p.solution.index("Answer:") :]
+    assert verify(without, p).correct and not parse_solution(without).closing
+
+
+def test_command_line(tmp_path):
+    def run(*arguments):
+        return subprocess.run([sys.executable, "verify.py", *arguments], cwd=ROOT, capture_output=True, text=True)
+
+    path = tmp_path / "records.jsonl"
+    path.write_text("".join(json.dumps(datagen.to_record(p)) + "\n" for p in generated(20)))
+    out = run(str(path))
+    assert out.returncode == 0 and "correct 1.0000" in out.stdout and "faithful 1.0000" in out.stdout
+    for text, said in (('{"solution": "x"}\n{"solution": 3}\n', "line 2"), ("{]\n", "line 1"), ("", "no records")):
+        path.write_text(text)
+        out = run(str(path))
+        assert out.returncode == 2 and said in out.stderr and out.stderr.count("\n") == 1, out.stderr
+    assert run(str(tmp_path / "none.jsonl")).returncode == run().returncode == 2
