@@ -1,0 +1,125 @@
+import pytest
+import torch
+
+import cli
+from attention import attention, document_layout, document_mask, reference
+from model import ModelConfig, Qwen2
+
+SMALL = {"vocab_size": 97, "hidden_size": 64, "intermediate_size": 112, "num_hidden_layers": 3, "max_position_embeddings": 256}
+
+
+def starts(lengths):
+    """Document lengths of one row → doc_start (1, T)."""
+    out, at = [], 0
+    for n in lengths:
+        out += [at] * n
+        at += n
+    return torch.tensor([out], dtype=torch.int32)
+
+
+@pytest.mark.parametrize("heads, kv", [(4, 4), (4, 2), (6, 1)])
+@pytest.mark.parametrize("lengths", [[17], [1, 1, 1], [5, 1, 11, 1], [16, 16], [3, 29, 8]])
+def test_attention_equals_the_reference_and_its_gradients(heads, kv, lengths):
+    torch.manual_seed(0)
+    B, T, D = 2, sum(lengths), 16
+    doc_start = starts(lengths).expand(B, T).clone()
+    doc_start[1] = starts(list(reversed(lengths)))[0]
+    q, k, v, g = (torch.randn(B, T, h, D, dtype=torch.float64, requires_grad=i < 3) for i, h in enumerate((heads, kv, kv, heads)))
+    expected = reference(q, k, v, doc_start)
+    want = torch.autograd.grad(expected, (q, k, v), g)
+    q32, k32, v32 = (x.detach().float().requires_grad_() for x in (q, k, v))
+    for layout in (document_layout(doc_start), document_mask(doc_start)):  # the CPU's way and the GPU's
+        got = attention(q32, k32, v32, layout=layout)
+        torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)
+        for a, b in zip(torch.autograd.grad(got, (q32, k32, v32), g.float()), want):
+            torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(attention(q32, k32, v32, doc_start), attention(q32, k32, v32, layout=document_mask(doc_start)), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(attention(q32, k32, v32).double(), reference(q, k, v), rtol=1e-5, atol=1e-5)
+
+
+def test_reference_by_hand():
+    """One head, one dimension, three tokens; the third begins a document."""
+    q, k, v = (torch.tensor(x, dtype=torch.float64).view(1, 3, 1, 1) for x in ([1.0, 2.0, 3.0], [0.5, -1.0, 4.0], [10.0, 20.0, 30.0]))
+    e0, e1 = torch.exp(torch.tensor([2 * 0.5, 2 * -1.0], dtype=torch.float64))
+    want = [10.0, float((10 * e0 + 20 * e1) / (e0 + e1)), 30.0]
+    got = reference(q, k, v, torch.tensor([[0, 0, 2]])).flatten().tolist()
+    assert got == pytest.approx(want)
+
+
+def hugging_face(config, model):
+    transformers = pytest.importorskip("transformers")
+    fields = {k: v for k, v in vars(config).items() if k not in ("initializer_range", "rope_theta")}
+    peer_config = transformers.Qwen2Config(**fields, attn_implementation="eager")
+    if hasattr(peer_config, "rope_parameters"):  # transformers 5
+        peer_config.rope_parameters = {"rope_type": "default", "rope_theta": config.rope_theta}
+    peer_config.rope_theta = config.rope_theta
+    peer = transformers.Qwen2ForCausalLM(peer_config).eval()
+    peer.load_state_dict(model.state_dict(), strict=True)
+    return peer
+
+
+@pytest.mark.parametrize("heads, kv, tie, theta", [(4, 2, True, 1e4), (4, 1, False, 1e4), (8, 8, True, 1e6), (4, 2, False, 500.0)])
+def test_logits_equal_transformers(heads, kv, tie, theta):
+    torch.manual_seed(1)
+    config = ModelConfig(**SMALL, num_attention_heads=heads, num_key_value_heads=kv, tie_word_embeddings=tie, rope_theta=theta)
+    model = Qwen2(config).eval()
+    for p in model.parameters():  # biases and norms too, which start at 0 and 1
+        torch.nn.init.normal_(p, std=0.3) if p.ndim == 1 else None
+    peer = hugging_face(config, model)
+    tokens = torch.randint(97, (2, 33))
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens)[0], peer(tokens).logits, rtol=1e-4, atol=1e-4)
+        # packed documents: each as transformers sees it alone
+        doc_start = starts([9, 1, 23]).expand(2, 33)
+        packed = model(tokens, doc_start)[0]
+        for a, b in ((0, 9), (9, 10), (10, 33)):
+            torch.testing.assert_close(packed[:, a:b], peer(tokens[:, a:b]).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_state_dict_keys_are_those_of_transformers():
+    config = ModelConfig(**SMALL, num_attention_heads=4, num_key_value_heads=2)
+    model = Qwen2(config)
+    assert set(hugging_face(config, model).state_dict()) == set(model.state_dict())
+    assert model.num_parameters() == sum(p.numel() for p in hugging_face(config, model).parameters())
+
+
+def test_changing_one_document_changes_no_other():
+    torch.manual_seed(2)
+    model = Qwen2(ModelConfig(**SMALL, num_attention_heads=4, num_key_value_heads=2))
+    tokens, doc_start = torch.randint(97, (1, 40)), starts([13, 7, 20])
+    targets = tokens.roll(-1, 1)
+    targets[:, [12, 19, 39]] = -100
+
+    def losses(tokens):
+        logits = model(tokens, doc_start)[0]
+        return torch.nn.functional.cross_entropy(logits[0], targets[0], reduction="none", ignore_index=-100)
+
+    before = losses(tokens)
+    changed = tokens.clone()
+    changed[0, 13:20] = (changed[0, 13:20] + 1) % 97
+    after = losses(changed)
+    assert torch.equal(before[:13], after[:13]) and torch.allclose(before[20:], after[20:], atol=1e-6)
+    assert not torch.allclose(before[13:19], after[13:19])
+    # and through the gradient: the first document's loss knows nothing of the second's tokens
+    embedded = model.model.embed_tokens(tokens).detach().requires_grad_()
+    hook = model.model.embed_tokens.register_forward_hook(lambda *_: embedded)
+    losses(tokens)[:12].sum().backward()
+    hook.remove()
+    assert embedded.grad[0, 13:].abs().max() == 0 < embedded.grad[0, :12].abs().max()
+
+
+def test_loss_is_the_mean_over_targets_and_ignores_the_rest():
+    torch.manual_seed(3)
+    model = Qwen2(ModelConfig(**SMALL, num_attention_heads=4, num_key_value_heads=2))
+    tokens = torch.randint(97, (2, 21))
+    targets = tokens.roll(-1, 1)
+    targets[:, 15:] = -100
+    logp = torch.log_softmax(model(tokens)[0], -1)
+    want = -logp[:, :15].gather(-1, targets[:, :15, None]).mean()
+    torch.testing.assert_close(model(tokens, None, targets)[1], want)
+
+
+@pytest.mark.parametrize("bad", [{"hidden_size": 65}, {"num_key_value_heads": 3}, {"num_hidden_layers": 0}, {"hidden_size": 12}])
+def test_impossible_models_are_user_errors(bad):
+    with pytest.raises(cli.UserError):
+        ModelConfig(**{**SMALL, "num_attention_heads": 4, "num_key_value_heads": 2, **bad})

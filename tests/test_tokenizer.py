@@ -1,0 +1,165 @@
+import json
+import pickle
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import cli
+import data
+import datagen
+from tokenizer import FIRST_MERGE, PATTERN, SPECIALS, Tokenizer, encode_slow, train_bpe
+
+
+def corpus(n=600):
+    kinds = [(op, mode, template, layers) for op in (2, 5, 9, 14) for mode in datagen.MODES for template in datagen.TEMPLATES for layers in (2, 3)]
+    for i in range(n):
+        op, mode, template, layers = kinds[i % len(kinds)]
+        p = datagen.generate(31, i, op=op, mode=mode, template=template, layers=layers)
+        yield data.prompt_text(p) + data.completion_text(p)
+
+
+TEXTS = list(corpus())
+TOKENIZER = train_bpe(TEXTS, 700)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.text())
+def test_tiktoken_agrees_with_the_definition_and_round_trips_on_random_unicode(text):
+    ids = TOKENIZER.encode(text, allow_special=False)
+    assert ids == encode_slow(TOKENIZER, text)
+    assert TOKENIZER.decode(ids) == text
+
+
+def test_on_generated_text():
+    for text in TEXTS[:200]:
+        assert TOKENIZER.decode(TOKENIZER.encode(text)) == text
+        plain = data.re.sub(r"\[[A-Z]+\]|</?[a-z]+>", "", text)
+        assert TOKENIZER.encode(plain) == encode_slow(TOKENIZER, plain)
+
+
+def test_hugging_face_gives_the_same_ids():
+    """A second outside oracle: tokenizers' BPE with our vocabulary and merges."""
+    import tokenizers
+
+    byte_to_char = {}
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    for b in range(256):
+        byte_to_char[b] = chr(b) if b in printable else chr(256 + sum(x not in printable for x in range(b)))
+
+    def spell(token):
+        return "".join(byte_to_char[b] for b in token)
+
+    vocab = {spell(token): rank for token, rank in TOKENIZER.ranks.items()}
+    merges = []
+    for token in TOKENIZER.merges:  # the pair that the ranks below this one leave apart
+        parts, rank = [bytes([b]) for b in token], TOKENIZER.ranks[token]
+        while len(parts) > 2:
+            best = min(range(len(parts) - 1), key=lambda i: TOKENIZER.ranks.get(parts[i] + parts[i + 1], 1 << 30))
+            assert TOKENIZER.ranks[parts[best] + parts[best + 1]] < rank
+            parts[best : best + 2] = [parts[best] + parts[best + 1]]
+        merges.append((spell(parts[0]), spell(parts[1])))
+    peer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocab, merges=merges))
+    peer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([
+        tokenizers.pre_tokenizers.Split(tokenizers.Regex(PATTERN), "isolated"),
+        tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ])  # fmt: skip
+    rng = random.Random(0)
+    texts = [data.re.sub(r"\[[A-Z]+\]|</?[a-z]+>", "", t) for t in TEXTS[:100]]
+    texts += ["".join(rng.choice("aé漢 09,.\n\tZ😀") for _ in range(30)) for _ in range(200)]
+    for text in texts:
+        assert TOKENIZER.encode(text, allow_special=False) == peer.encode(text, add_special_tokens=False).ids
+
+
+def test_first_merges_by_brute_force():
+    """Counts of pairs by definition, on a text where no tie decides."""
+    tokenizer = train_bpe(["aaab aaab aaab ab ab ab ab cd"], FIRST_MERGE + 3)
+    assert tokenizer.merges[0] == b"ab"  # 7 times, against "aa" 6 and " a" 6
+    words, merges = [list(w) for w in (["aaab"] + [" aaab"] * 2 + [" ab"] * 4 + [" cd"])], []
+    for _ in range(3):
+        counts = {}
+        for w in words:
+            for pair in zip(w, w[1:]):
+                counts[pair] = counts.get(pair, 0) + 1
+        best = max(counts.values())
+        candidates = {a + b for (a, b), n in counts.items() if n == best}
+        merges.append(candidates)
+        chosen = tokenizer.merges[len(merges) - 1].decode()
+        assert chosen in candidates
+        for w in words:
+            i = 0
+            while i + 1 < len(w):
+                if w[i] + w[i + 1] == chosen:
+                    w[i : i + 2] = [chosen]
+                i += 1
+
+
+def test_digits_and_specials_are_tokens_of_their_own():
+    for text in ("1234567", "x = 1205", " 42", "7*x + 13"):
+        digits = sum(c.isdigit() for c in text)
+        assert sum(any(chr(b).isdigit() for b in TOKENIZER.token_bytes(i)) for i in TOKENIZER.encode(text)) == digits
+    for i, special in enumerate(SPECIALS):
+        assert TOKENIZER.encode(special) == [i]
+        assert len(TOKENIZER.encode(special, allow_special=False)) > 1
+    assert len(SPECIALS) == 10
+
+
+def test_vocabulary_size_and_compression():
+    assert train_bpe(TEXTS, FIRST_MERGE).vocab_size == FIRST_MERGE
+    assert train_bpe(TEXTS, 300).vocab_size == 300
+    assert train_bpe(["ab"], 2200).vocab_size == FIRST_MERGE + 1  # no more pairs to merge
+    with pytest.raises(cli.UserError):
+        train_bpe(TEXTS, 265)
+
+
+def test_paper_bar_on_public_records():
+    path = data.__file__.rsplit("/", 2)[0] + "/shared/gsm_infinite/sample.jsonl"
+    try:
+        records = data.read_records(path)
+    except cli.UserError:
+        pytest.skip("../shared is not beside the checkout")
+    texts = [f"{r['problem'].strip()} {r['question']} {r['solution']}" for r in records]
+    tokenizer = train_bpe(texts, 2200)
+    assert sum(len(tokenizer.encode(t)) for t in texts) / len(texts) <= 425
+    assert all(tokenizer.decode(tokenizer.encode(t)) == t for t in texts)
+
+
+def test_every_generated_text_fits_the_paper_preset():
+    """Prompt and solution are at most 1,024 tokens each, in the longest kinds of problem."""
+    longest = [0, 0]
+    for i in range(1500):
+        p = datagen.generate(5, i, op=18 + i % 3, mode=datagen.MODES[i % 2], template=list(datagen.TEMPLATES)[i % 3], layers=2 + i % 2)
+        longest[0] = max(longest[0], len(TOKENIZER.encode(data.prompt_text(p))))
+        longest[1] = max(longest[1], len(TOKENIZER.encode(data.completion_text(p))))
+    assert max(longest) <= 1024
+
+
+def test_deterministic_saved_and_loaded(tmp_path):
+    again = train_bpe(TEXTS, 700)
+    assert again.hash == TOKENIZER.hash and again.merges == TOKENIZER.merges
+    assert train_bpe(TEXTS, 699).hash != TOKENIZER.hash
+    TOKENIZER.save(tmp_path / "t.json")
+    loaded = Tokenizer.load(tmp_path / "t.json")
+    assert loaded.hash == TOKENIZER.hash and loaded.encode(TEXTS[0]) == TOKENIZER.encode(TEXTS[0])
+    assert pickle.loads(pickle.dumps(TOKENIZER)).encode(TEXTS[1]) == TOKENIZER.encode(TEXTS[1])
+
+
+def test_errors(tmp_path):
+    for i in (-1, TOKENIZER.vocab_size):
+        with pytest.raises(cli.UserError):
+            TOKENIZER.decode([i])
+    TOKENIZER.save(tmp_path / "t.json")
+    content = json.loads((tmp_path / "t.json").read_text())
+    for damage in ("{", "[]", "{}", json.dumps({**content, "merges": content["merges"][:-1]}), json.dumps({**content, "merges": [1]})):
+        (tmp_path / "bad.json").write_text(damage)
+        with pytest.raises(cli.UserError):
+            Tokenizer.load(tmp_path / "bad.json")
+    with pytest.raises(cli.UserError):
+        Tokenizer.load(tmp_path / "none.json")
+
+
+def test_long_and_odd_texts():
+    for text in ("a" * 200_000, " " * 1000, "\0" * 100, "漢" * 10_000, "-" * 10_000):
+        assert TOKENIZER.decode(TOKENIZER.encode(text)) == text
+    assert TOKENIZER.decode(TOKENIZER.encode("\ud800")) == "\ufffd"
