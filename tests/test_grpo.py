@@ -1,0 +1,221 @@
+import copy
+import math
+from types import SimpleNamespace
+from unittest.mock import MagicMock
+
+import pytest
+import torch
+
+import cli
+import data
+import datagen
+import train_grpo
+from model import ModelConfig, Qwen2
+from train_grpo import Options, Prompts, group_advantages, grpo_loss, pack_samples, token_logprobs
+
+
+def test_advantages_by_hand():
+    rewards = torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.5, 0.5, 0.5, 0.5], [1.0, 0.0, 0.0, 0.0]])
+    std = group_advantages(rewards)
+    # group 1: mean 1/2, standard deviation with G - 1: sqrt(4 · 1/4 / 3)
+    assert std[0].tolist() == pytest.approx([0.5 / math.sqrt(1 / 3), -0.5 / math.sqrt(1 / 3)] * 1 + [-0.5 / math.sqrt(1 / 3), 0.5 / math.sqrt(1 / 3)], rel=1e-4)
+    assert std[1].tolist() == [0, 0, 0, 0]
+    assert std[2].tolist() == pytest.approx([1.5, -0.5, -0.5, -0.5], rel=1e-4)  # deviation 1/2
+    assert group_advantages(rewards, "mean")[2].tolist() == pytest.approx([0.75, -0.25, -0.25, -0.25])
+
+
+def test_advantages_metamorphic():
+    torch.manual_seed(0)
+    rewards = torch.rand(5, 6)
+    order = torch.randperm(6)
+    for normalize in ("std", "mean"):
+        a = group_advantages(rewards, normalize)
+        torch.testing.assert_close(group_advantages(rewards[:, order], normalize), a[:, order])
+        torch.testing.assert_close(group_advantages(rewards + 7, normalize), a, atol=1e-4, rtol=1e-4)
+        assert a.sum(1).abs().max() < 1e-5
+    torch.testing.assert_close(group_advantages(3 * rewards), group_advantages(rewards), atol=1e-4, rtol=1e-4)
+    awkward = torch.full((1, 6), 0.1) * 3  # equal rewards whose mean is not exactly themselves
+    assert (group_advantages(awkward) == 0).all()
+
+
+def test_loss_and_gradient_by_hand_2x2():
+    """Two samples of two tokens; the second token of sample 2 is padding. Every number below is worked out by hand."""
+    ratio = [[1.5, 0.5], [0.9, 123.0]]
+    old = torch.tensor([[-1.0, -2.0], [-0.5, 0.0]])
+    logp = (old + torch.tensor(ratio).log()).requires_grad_()
+    ref = old.clone()
+    mask = torch.tensor([[1, 1], [1, 0]])
+    advantages = torch.tensor([[1.0], [-2.0]])
+    loss, stats = grpo_loss(logp, old, ref, advantages, mask, clip=0.2, kl_coef=0.1)
+    # token 1: A = 1, r = 1.5: min(1.5, 1.2) = 1.2, clipped, no gradient
+    # token 2: A = 1, r = 0.5: min(0.5, 0.8) = 0.5, gradient of −r is −r = −0.5
+    # token 3: A = −2, r = 0.9: min(−1.8, −1.8) = −1.8, gradient of 2r is 1.8
+    # k3 with ref = old: 1/r − 1 + log r, gradient 1 − 1/r
+    k3 = [1 / r - 1 + math.log(r) for r in (1.5, 0.5, 0.9)]
+    assert float(loss) == pytest.approx((-1.2 - 0.5 + 1.8 + 0.1 * sum(k3)) / 3, rel=1e-5)
+    loss.backward()
+    want = [[0.1 * (1 - 1 / 1.5), -0.5 + 0.1 * (1 - 2)], [1.8 + 0.1 * (1 - 1 / 0.9), 0.0]]
+    torch.testing.assert_close(logp.grad, torch.tensor(want) / 3)
+    assert float(stats["kl"]) == pytest.approx(sum(k3), rel=1e-5) and float(stats["clip_fraction"]) == 1
+
+
+def test_dual_clip_bounds_the_loss_of_a_bad_sample():
+    old, logp = torch.zeros(1, 1), torch.full((1, 1), math.log(50.0), requires_grad=True)
+    args = (old, None, torch.tensor([[-1.0]]), torch.ones(1, 1))
+    assert float(grpo_loss(logp, *args)[0]) == pytest.approx(50)
+    loss, _ = grpo_loss(logp, *args, dual_clip=3.0)
+    loss.backward()
+    assert float(loss) == pytest.approx(3) and float(logp.grad) == 0
+
+
+def test_policy_equal_to_the_reference_has_no_kl_and_ratio_one():
+    logp = -torch.rand(3, 5)
+    _, stats = grpo_loss(logp, logp, logp, torch.randn(3, 1), torch.ones(3, 5))
+    assert float(stats["kl"]) == 0 and float(stats["ratio"]) == 15 and float(stats["clip_fraction"]) == 0
+
+
+def test_zero_variance_groups_contribute_only_the_kl():
+    torch.manual_seed(0)
+    logp, old, ref = (-torch.rand(4, 6) for _ in range(3))
+    logp.requires_grad_()
+    zero = group_advantages(torch.ones(2, 2)).view(-1, 1)
+    loss, _ = grpo_loss(logp, old, ref, zero, torch.ones(4, 6), kl_coef=0.3)
+    delta = ref - logp
+    torch.testing.assert_close(loss, 0.3 * (delta.exp() - delta - 1).mean())
+    assert float(grpo_loss(logp, old, None, zero, torch.ones(4, 6))[0]) == 0
+
+
+@pytest.mark.parametrize("garbage", [0.0, 1e4, float("inf"), float("nan")])
+def test_garbage_in_padding_changes_nothing(garbage):
+    torch.manual_seed(1)
+    mask = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]])
+    tensors = [-torch.rand(2, 4) for _ in range(3)]
+    clean = [t.clone().masked_fill(mask == 0, 0.0) for t in tensors]
+    dirty = [t.clone().masked_fill(mask == 0, garbage) for t in tensors]
+    out = []
+    for logp, old, ref in (clean, dirty):
+        logp.requires_grad_()
+        loss, stats = grpo_loss(logp, old, ref, torch.tensor([[1.0], [-1.0]]), mask)
+        loss.backward()
+        out.append((loss, logp.grad, stats["kl"], stats["clip_fraction"]))
+    for a, b in zip(*out):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("kl, delta", [(0.05, None), (0.0, None)])
+def test_agrees_with_trl(kl, delta):
+    """TRL's own loss function on the same tensors (token-mean, 'bnpo'). Runs where TRL is installed; it is no dependency."""
+    trl = pytest.importorskip("trl")
+    torch.manual_seed(2)
+    old, ref = -torch.rand(4, 7), -torch.rand(4, 7)
+    logp = (old + 0.5 * torch.randn(4, 7)).requires_grad_()
+    mask = (torch.rand(4, 7) < 0.8).long()
+    advantages = torch.randn(4)
+    stub = MagicMock()
+    stub._get_per_token_logps_and_entropies = lambda *a, **k: (logp, torch.zeros(4, 7), None)
+    stub.__dict__.update(
+        top_entropy_quantile=1.0, off_policy_mask_threshold=None, importance_sampling_level="token", beta=kl, loss_type="bnpo",
+        epsilon_low=0.2, epsilon_high=0.2, use_vllm=False, _entropy_bonus_enabled=False, current_gradient_accumulation_steps=1,
+        aux_loss_enabled=False, args=SimpleNamespace(delta=delta, use_bias_correction_kl=False, report_to=[]))  # fmt: skip
+    stub.accelerator.gather = lambda x: x
+    inputs = {"prompt_ids": torch.zeros(4, 1), "prompt_mask": torch.ones(4, 1), "completion_ids": torch.zeros(4, 7), "completion_mask": mask,
+              "advantages": advantages, "old_per_token_logps": old, "ref_per_token_logps": ref}  # fmt: skip
+    theirs = trl.GRPOTrainer._compute_loss(stub, None, inputs)
+    (their_grad,) = torch.autograd.grad(theirs, logp)
+    ours, _ = grpo_loss(logp, old, ref if kl else None, advantages[:, None], mask, kl_coef=kl)
+    (our_grad,) = torch.autograd.grad(ours, logp)
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(our_grad, their_grad)
+
+
+def samples(n=8, vocab=40, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    out = []
+    for i in range(n):
+        prompt, completion = (torch.randint(4, vocab, (k,), generator=g).tolist() for k in (3 + i % 4, 2 + i))
+        out.append((prompt, completion, (-torch.rand(len(completion), generator=g)).tolist(), float(torch.randn(1, generator=g))))
+    return out
+
+
+def make(seed=0):
+    torch.manual_seed(seed)
+    return Qwen2(ModelConfig(40, 32, 64, 2, 4, 2, 128))
+
+
+def test_micro_batches_change_nothing():
+    """Gradient of one minibatch in micro-batches of 1 row and of 8: the same parameters after the step."""
+    after = []
+    for micro_rows in (1, 3, 8):
+        model, reference = make(), make(1)
+        o = Options(micro_rows=micro_rows, row_tokens=16, kl=0.1, lr=0.1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=o.lr)
+        stats = train_grpo.update(model, reference, optimizer, samples(), o, torch.device("cpu"), 0)
+        after.append((torch.cat([p.detach().flatten() for p in model.parameters()]), stats))
+    for parameters, stats in after[1:]:
+        torch.testing.assert_close(parameters, after[0][0], atol=1e-6, rtol=1e-5)
+        assert stats == pytest.approx(after[0][1], rel=1e-4)
+
+
+def test_packed_logprobs_are_those_of_each_sample_alone():
+    model, batch_samples = make(), samples()
+    prompts, completions, old, advantages = (list(x) for x in zip(*batch_samples))
+    batch, (old_logp, advantage) = pack_samples(prompts, completions, [old], [advantages], 24, 0)
+    logp, mask, _ = token_logprobs(model, batch, 0.7, torch.device("cpu"))
+    assert int(mask.sum()) == sum(map(len, completions)) and ((old_logp != 0) == mask.numpy()).all()
+    found = sorted(round(float(x), 4) for x in logp[mask])
+    want = []
+    for prompt, completion in zip(prompts, completions):
+        alone = torch.log_softmax(model(torch.tensor([prompt + completion]))[0][0] / 0.7, -1)
+        want += [round(float(alone[len(prompt) - 1 + j, t]), 4) for j, t in enumerate(completion)]
+    assert found == pytest.approx(sorted(want), abs=2e-4)
+    assert sorted(old_logp[mask.numpy()].tolist()) == pytest.approx(sorted(x for o in old for x in o))
+    assert len(set(advantage[mask.numpy()].tolist())) == len(completions)
+
+
+def test_the_sampling_temperature_is_the_one_that_is_scored():
+    import sampler
+
+    model, o = make(), Options(temperature=0.6, row_tokens=64)
+    prompts = [[5, 6, 7], [9, 4]]
+    out = sampler.generate(model, prompts, group_size=3, max_new_tokens=12, temperature=o.temperature, stop_id=3, seed=1)
+    batch, (old,) = pack_samples([prompts[i // 3] for i in range(6)], out.ids, [out.logprobs], [], o.row_tokens, 0)
+    logp, mask, _ = token_logprobs(model, batch, o.temperature, torch.device("cpu"))
+    torch.testing.assert_close(logp[mask].detach(), torch.from_numpy(old)[mask], atol=1e-5, rtol=0)
+
+
+def test_gradient_ascends_the_reward():
+    """A bandit: one prompt, reward for one token. The chance of that token must rise."""
+    import sampler
+
+    model, prompt, good = make(), [5, 6, 7], 11
+    o = Options(row_tokens=64, kl=0.0)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    chance = []
+    for step in range(15):
+        out = sampler.generate(model, [prompt], group_size=64, max_new_tokens=1, stop_id=3, seed=step)
+        rewards = torch.tensor([[float(ids[0] == good) for ids in out.ids]])
+        chance.append(float(torch.softmax(model(torch.tensor([prompt]))[0][0, -1], -1)[good].detach()))
+        a = group_advantages(rewards)[0].tolist()
+        train_grpo.update(model, None, optimizer, [(prompt, *s) for s in zip(out.ids, out.logprobs, a)], o, torch.device("cpu"), 0)
+    assert chance[-1] > 5 * chance[0]
+
+
+def test_edge_selection_keeps_what_is_neither_solved_nor_hopeless():
+    o = Options(select="edge", select_pool=20, select_bound=0.5, prompts=6)
+    prompts = Prompts(o, data.Mixture.parse("op 2-9"), None)
+    share = prompts.refresh(lambda problems: [{0: 0.0, 1: 0.25, 2: 1.0}[p.op % 3] for p in problems])
+    assert {p.op % 3 for p in prompts.pool} == {1} and len(prompts.pool) == 20 and 0.2 < share < 0.5
+    assert {p.id for p in prompts.step(3)} <= {p.id for p in prompts.pool} and len(prompts.step(3)) == 6
+    assert [p.id for p in prompts.step(3)] == [p.id for p in prompts.step(3)] != [p.id for p in prompts.step(4)]
+    before = {p.id for p in prompts.pool}
+    prompts.refresh(lambda problems: [0.25] * len(problems))
+    assert not before & {p.id for p in prompts.pool}  # estimated anew, on new problems
+    with pytest.raises(cli.UserError, match="edge"):
+        prompts.refresh(lambda problems: [1.0] * len(problems))
+
+
+def test_prompts_are_a_function_of_the_step_and_of_the_rl_split():
+    prompts = Prompts(Options(prompts=5), data.Mixture.parse("op 2-4"), None)
+    a, b = prompts.step(7), copy.deepcopy(prompts).step(7)
+    assert [p.id for p in a] == [p.id for p in b] and all(datagen.split_of(p) == "rl" for p in a)
+    assert {p.problem for p in a}.isdisjoint(p.problem for p in prompts.step(8))
