@@ -62,7 +62,7 @@ def parse_options(cls, argv=None, *, description="", presets=None, positional=No
         kind = f.type if isinstance(f.type, type) else {"str | None": str, "int | None": int, "float | None": float}[str(f.type)]
         shown = "" if defaults[name] is None else f" [{defaults[name]}]"
         if name == positional:
-            parser.add_argument(name, nargs=None if defaults[name] is None else "?", default=defaults[name], help=text)
+            parser.add_argument(name, nargs="?", default=defaults[name], help=text)
         elif kind is bool:
             parser.add_argument("--" + name.replace("_", "-"), action=argparse.BooleanOptionalAction, default=defaults[name], help=text + shown)
         else:
@@ -75,6 +75,13 @@ def parse_options(cls, argv=None, *, description="", presets=None, positional=No
                 help=text + shown,
             )
     return cls(**vars(parser.parse_args(argv)))
+
+
+def at_least(options, least, *names):
+    """Raise UserError if one of these fields is smaller than `least`."""
+    for name in names:
+        if getattr(options, name) < least:
+            raise UserError(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(options, name)}")
 
 
 def read_jsonl(path):

@@ -42,6 +42,13 @@ class Options:
     sample_rows: int = cli.opt(512, "rows that are sampled together")
     show: int = cli.opt(1, "sample solutions to print, judged step by step")
 
+    def __post_init__(self):
+        if self.checkpoints is None:
+            raise cli.UserError("no checkpoint to evaluate: python evaluate.py name=folder,name=folder")
+        cli.at_least(self, 1, "samples", "max_new_tokens", "sample_rows")
+        cli.at_least(self, 2, "problems")
+        cli.at_least(self, 0, "show", "threads", "temperature")
+
 
 def bootstrap(values, seed=0, resamples=2000):
     """95% percentile interval of the mean of values (problems,), resampling problems (Efron 1979) → (low, high)."""
@@ -120,9 +127,7 @@ def figure(results, bands, ks, path):
         left.plot(ops, [s["mean"] for s in stats], "o-", color=colours[name], label=name)
         left.fill_between(ops, [s["low"] for s in stats], [s["high"] for s in stats], color=colours[name], alpha=0.25, lw=0)
         for band, style in zip(bands, ("-", "--", ":", "-.")):
-            right.plot(
-                ks, [result["band"][band][f"correct@{k}"]["mean"] for k in ks], style, marker=".", color=colours[name], label=f"{name}, {band}"
-            )
+            right.plot(ks, [result["band"][band][f"correct@{k}"]["mean"] for k in ks], style, marker=".", color=colours[name], label=f"{name}, {band}")
     left.set(xlabel="operations", ylabel="pass@1 (every step correct)", ylim=(0, 1.1))
     right.set(xlabel="k", ylabel="pass@k (every step correct)", ylim=(0, 1.1), xscale="log", xticks=ks, xticklabels=ks)
     left.legend(loc="lower left")
@@ -134,8 +139,8 @@ def figure(results, bands, ks, path):
 def main():
     o = cli.parse_options(Options, description=__doc__, presets=common.preset("evaluate"), positional="checkpoints")
     bands, ks = parse_bands(o.bands), [int(k) for k in o.k.split(",") if k.strip().isdigit()]
-    if not ks or not 1 <= min(ks) <= max(ks) <= o.samples or o.problems < 2:
-        raise cli.UserError(f"k {o.k!r} must be numbers from 1 to --samples {o.samples}, and --problems {o.problems} at least 2")
+    if not ks or not 1 <= min(ks) <= max(ks) <= o.samples:
+        raise cli.UserError(f"k {o.k!r} must be numbers from 1 to --samples {o.samples}")
     device = common.setup(o.device, o.seed, o.threads)
     mixture = data.Mixture.parse(o.mixture)
     rand = np.random.default_rng(o.seed).random
@@ -164,9 +169,7 @@ def main():
     cli.write_atomic(out / "results.json", json.dumps({"options": asdict(o), "results": results}, indent=1) + "\n")
     for i in range(min(o.show, len(problems))):
         which = groups["band"][list(bands)[min(1, len(bands) - 1)]][i]
-        print(
-            f"\n{name}, a try at op {problems[which].op}:\n{problems[which].problem}\n{problems[which].question}\n{texts[name][which].strip()}"
-        )
+        print(f"\n{name}, a try at op {problems[which].op}:\n{problems[which].problem}\n{problems[which].question}\n{texts[name][which].strip()}")
         print(verify.explain(texts[name][which], problems[which]))
     print(f"\n{len(problems)} problems, {o.samples} samples each, temperature {o.temperature}, seed {o.seed}; 95% intervals over problems")
     columns = [f"correct@{k}" for k in ks] + ["answer@1", "faithful@1"]

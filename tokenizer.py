@@ -163,6 +163,8 @@ class Options:
 
 def main():
     o = cli.parse_options(Options, description="Train a byte-level BPE tokenizer on a JSONL file.", positional="input")
+    if o.input is None:
+        raise cli.UserError("no text to train on: python tokenizer.py records.jsonl")
     texts = []
     for number, record in cli.read_jsonl(o.input):
         missing = [k for k in o.keys.split(",") if not isinstance(record.get(k), str)]

@@ -92,9 +92,7 @@ class Options:
     max_new_tokens: int = cli.opt(1024, "longest completion, in tokens")
     sample_rows: int = cli.opt(512, "rows that are sampled together")
     # reward and objective
-    reward: str = cli.opt(
-        "strict", "outcome, process, mixed, strict or faithful: see verify.reward", ("outcome", "process", "mixed", "strict", "faithful")
-    )
+    reward: str = cli.opt("strict", "outcome, process, mixed, strict or faithful: see verify.reward", ("outcome", "process", "mixed", "strict", "faithful"))
     alpha: float = cli.opt(0.2, "weight of the outcome in the mixed reward")
     advantage: str = cli.opt("std", "std: divide by the group's standard deviation; mean: do not", ("std", "mean"))
     minibatch: int = cli.opt(256, "prompts of a minibatch; one optimizer step each")
@@ -115,6 +113,13 @@ class Options:
     select_pool: int = cli.opt(256, "edge problems to find before each round of training")
     select_every: int = cli.opt(20, "steps of a round; then the edge is estimated anew")
     save_every: int = cli.opt(50, "steps between checkpoints")
+
+    def __post_init__(self):
+        cli.at_least(self, 1, "steps", "prompts", "group", "max_new_tokens", "sample_rows", "minibatch", "micro_rows", "row_tokens", "select_samples",
+                     "select_pool", "select_every", "save_every")  # fmt: skip
+        cli.at_least(self, 0, "alpha", "clip", "kl", "lr", "warmup_steps", "weight_decay", "threads")
+        if self.temperature <= 0:
+            raise cli.UserError(f"--temperature must be positive, not {self.temperature}: greedy samples have no group to learn from")
 
 
 class Prompts:

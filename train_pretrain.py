@@ -19,6 +19,8 @@ import cli
 import common
 import data
 import datagen
+import sampler
+import verify
 from model import ModelConfig, Qwen2
 from tokenizer import Tokenizer, train_bpe
 
@@ -33,9 +35,7 @@ class Options:
     workers: int = cli.opt(1, "processes that prepare batches (0: none, in the training process)")
     # what to train on
     mixture: str = cli.opt("op 2-10; tokens 10B", "what to train on, and how many tokens: see data.Mixture")
-    data: str | None = cli.opt(
-        None, "train on the records of this JSONL file (GSM-Infinite keys) instead; the mixture gives tokens and eval ops"
-    )
+    data: str | None = cli.opt(None, "train on the records of this JSONL file (GSM-Infinite keys) instead; the mixture gives tokens and eval ops")
     init_from: str | None = cli.opt(None, "checkpoint folder to start from (its model and tokenizer; the model options are ignored)")
     replay: float = cli.opt(0.0, "share of documents from the mixture of --init-from")
     solution_only: bool = cli.opt(False, "loss on the solution and answer only, not on the problem")
@@ -66,6 +66,13 @@ class Options:
     eval_documents: int = cli.opt(32, "held-out documents of each op")
     log_every: int = cli.opt(20, "steps between lines of metrics.jsonl")
 
+    def __post_init__(self):
+        cli.at_least(self, 1, "hidden_size", "layers", "heads", "kv_heads", "intermediate_size", "context", "rows", "row_tokens", "eval_every",
+                     "eval_documents", "log_every")  # fmt: skip
+        cli.at_least(self, 0, "workers", "micro_rows", "lr", "min_lr", "muon_lr", "weight_decay", "clip", "warmup", "replay", "threads")
+        if self.replay >= 1 or self.warmup >= 1 or self.min_lr > self.lr:
+            raise cli.UserError("--replay and --warmup are shares below 1, and --min-lr is at most --lr")
+
 
 def learning_rate(step, steps, o):
     """Factor of the peak learning rate: linear warm-up, then cosine to min_lr / lr."""
@@ -95,6 +102,22 @@ def make_optimizers(model, o):
     return optimizers
 
 
+def sample(model, tokenizer, problems, path, step):
+    """Solve the problems greedily → {op: share correct}; appends the first of each op, judged, to the file at path."""
+    prompts = [tokenizer.encode(data.prompt_text(p)) for p in problems]
+    room = model.config.max_position_embeddings - max(map(len, prompts))
+    out = sampler.generate(model, prompts, max_new_tokens=min(room, 512), temperature=0, stop_id=tokenizer.eos_id)
+    correct, shown = {}, set()
+    with path.open("a", encoding="utf-8") as file:
+        for p, ids in zip(problems, out.ids):
+            text = tokenizer.decode(ids)
+            correct.setdefault(str(p.op), []).append(verify.verify(text, p).correct)
+            if p.op not in shown:
+                shown.add(p.op)
+                file.write(f"--- step {step}, op {p.op}\n{p.problem}\n{p.question}\n{text.strip()}\n{verify.explain(text, p)}\n\n")
+    return {op: sum(c) / len(c) for op, c in correct.items()}
+
+
 def main():
     o = cli.parse_options(Options, description=__doc__, presets=common.preset("pretrain"))
     device = common.setup(o.device, o.seed, o.threads)
@@ -102,20 +125,25 @@ def main():
     mixture = data.Mixture.parse(o.mixture)
     if mixture.tokens is None:
         raise cli.UserError(f"mixture {o.mixture!r} has no token budget: add for example '; tokens 6M'")
+    records = tuple(data.read_records(o.data)) if o.data else ()
     start = common.load_checkpoint(o.init_from, device) if o.init_from else None
     if start is None and o.replay:
         raise cli.UserError("--replay needs --init-from: it repeats the mixture of that checkpoint")
     if start is not None:
         tokenizer, model = start.tokenizer, start.model
     else:
-        tokenizer = Tokenizer.load(o.tokenizer) if o.tokenizer else train_tokenizer(mixture, o.vocab_size, o.seed)
+        tokenizer = Tokenizer.load(o.tokenizer) if o.tokenizer else train_tokenizer(mixture, records, o.vocab_size, o.seed)
         model = Qwen2(ModelConfig(
             vocab_size=tokenizer.vocab_size, hidden_size=o.hidden_size, intermediate_size=o.intermediate_size, num_hidden_layers=o.layers,
             num_attention_heads=o.heads, num_key_value_heads=o.kv_heads, max_position_embeddings=o.context)).to(device)  # fmt: skip
     source = data.Source(
         mixture, tokenizer, o.seed, o.rows, o.row_tokens, o.solution_only,
         replay=data.Mixture.parse(start.options["mixture"]) if o.replay else None, replay_share=o.replay,
-        records=tuple(data.read_records(o.data)) if o.data else ())  # fmt: skip
+        records=records)  # fmt: skip
+    for n, record in enumerate(records, 1):
+        length = len(data.encode(tokenizer, record)[0])
+        if length > o.row_tokens:
+            raise cli.UserError(f"{o.data}: record {n} has {length} tokens but a row only {o.row_tokens}; raise --row-tokens")
     rand = random.Random(o.seed).random
     held_out = [datagen.generate(o.seed, i, split="eval", **{**mixture.arguments(rand), "op": op})
                 for op, _ in mixture.ops for i in range(o.eval_documents)]  # fmt: skip
@@ -123,9 +151,7 @@ def main():
     steps = max(1, mixture.tokens // (o.rows * o.row_tokens))
     micro_rows = o.micro_rows or o.rows
     metrics = common.Metrics(out / "metrics.jsonl")
-    print(
-        f"{sum(p.numel() for p in model.parameters()):,} parameters, {tokenizer.vocab_size} tokens, {steps} steps of {o.rows} x {o.row_tokens} tokens"
-    )
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {tokenizer.vocab_size} tokens, {steps} steps of {o.rows} x {o.row_tokens} tokens")
 
     bar = tqdm(total=steps, desc=out.name, unit="step")
     tokens_seen, clock, clock_tokens = 0, time.perf_counter(), 0
@@ -133,8 +159,9 @@ def main():
         # evaluate → sample → save → stop
         if step % o.eval_every == 0 or step == steps:
             nll = common.held_out_nll(model, tokenizer, held_out, device)
-            metrics.log(step, {f"eval/nll_op{op}": v for op, v in nll.items()})
-            tqdm.write(f"step {step}: held-out NLL " + ", ".join(f"op {op} {v:.3f}" for op, v in nll.items()))
+            correct = sample(model, tokenizer, held_out, out / "samples.txt", step) if step else {}
+            metrics.log(step, {f"eval/nll_op{op}": v for op, v in nll.items()} | {f"eval/correct_op{op}": v for op, v in correct.items()})
+            tqdm.write(f"step {step}: held-out NLL (greedy correct) " + ", ".join(f"op {op} {v:.3f} ({correct.get(op, 0):.2f})" for op, v in nll.items()))
             common.save_checkpoint(out / "latest", model, tokenizer, o, {"step": step, "tokens_seen": tokens_seen, "nll": nll}, optimizers)
             clock, clock_tokens = time.perf_counter(), 0
         if step == steps:
@@ -169,10 +196,10 @@ def main():
     bar.close()
 
 
-def train_tokenizer(mixture, vocab_size, seed, documents=4000):
-    """A tokenizer for the mixture's documents, from the train split."""
+def train_tokenizer(mixture, records, vocab_size, seed, documents=4000):
+    """A tokenizer for the external records, or for the first documents of the mixture."""
     rand = random.Random(seed).random
-    problems = (datagen.generate(seed, i, **mixture.arguments(rand)) for i in range(documents))
+    problems = records or (datagen.generate(seed, i, **mixture.arguments(rand)) for i in range(documents))
     return train_bpe((data.prompt_text(p) + data.completion_text(p) for p in problems), vocab_size)
 
 

@@ -358,9 +358,7 @@ def verify(text, record):
         if parsed.closing != expected_closing(found[last].var, gold[last][1], answer):
             errors.append("bad_closing")
     faithful = correct and not errors and all(step.faithful for step in parsed.steps)
-    return Verdict(
-        answer_correct, ok / len(gold) if gold else 0.0, correct, faithful, nodes, [n for n in found if n not in gold], errors, parsed
-    )
+    return Verdict(answer_correct, ok / len(gold) if gold else 0.0, correct, faithful, nodes, [n for n in found if n not in gold], errors, parsed)
 
 
 def reward(verdict, kind, alpha=0.2):
@@ -411,9 +409,7 @@ def explain(text, record):
             line += "   never defined"
         lines.append(line)
     lines += [f"· {name}   not needed" for name in verdict.extra]
-    lines.append(
-        f"{'✓' if verdict.answer_correct else '✗'} answer {answer}" + ("" if verdict.answer_correct else f"   found {verdict.parsed.answer}")
-    )
+    lines.append(f"{'✓' if verdict.answer_correct else '✗'} answer {answer}" + ("" if verdict.answer_correct else f"   found {verdict.parsed.answer}"))
     lines.append(f"process {verdict.process:.2f}, correct {verdict.correct}, faithful {verdict.faithful}"
                  + (f", errors: {', '.join(dict.fromkeys(verdict.errors))}" if verdict.errors else ""))  # fmt: skip
     return "\n".join(lines)
@@ -432,6 +428,8 @@ class Options:
 
 def main():
     o = cli.parse_options(Options, description="Judge the solutions of a JSONL file.", positional="records")
+    if o.records is None:
+        raise cli.UserError("no records to judge: python verify.py records.jsonl")
     total, rates, errors, nodes, left = 0, Counter(), Counter(), Counter(), o.explain
     for number, record in cli.read_jsonl(o.records):
         text = record.get(o.solution_key)

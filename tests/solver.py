@@ -110,7 +110,7 @@ def solve(problem, question):
         assert answer.a == 0
         return answer.b
     assert name == unknown, "the question is not about the unknown"
-    (given, known), = totals_given.items()
+    ((given, known),) = totals_given.items()
     match = TOTAL.match(given)
     form = total(match["what"], match["place"])
     assert form.a != 0, "the given total does not depend on the unknown"

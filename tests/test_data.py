@@ -87,7 +87,7 @@ def test_batch_is_a_function_of_seed_and_step_not_of_workers():
 def test_solution_only_trains_on_what_follows_the_prompt():
     source = Source(MIXTURE, TOKENIZER, 0, 1, 2048, solution_only=True)
     batch = next(batches(source))
-    trained = [TOKENIZER.decode(batch.targets[0][m].tolist()) for m in [batch.targets[0] != data.IGNORE]][0]
+    trained = next(TOKENIZER.decode(batch.targets[0][m].tolist()) for m in [batch.targets[0] != data.IGNORE])
     assert trained.count("</answer>[EOS]") == (batch.tokens == TOKENIZER.eos_id).sum()
     assert "<question>" not in trained and "<solution>" not in trained
 

@@ -173,7 +173,7 @@ def test_record_survives_json():
         back = from_record(record)
         back.graph = p.graph
         assert back == p
-        assert set(record) >= set("problem question solution op id template mode d answer nodes query unknown".split())
+        assert set(record) >= {"problem", "question", "solution", "op", "id", "template", "mode", "d", "answer", "nodes", "query", "unknown"}
     with pytest.raises(cli.UserError):
         from_record({"problem": "x"})
 

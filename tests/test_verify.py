@@ -248,7 +248,28 @@ def test_truncated_at_every_character_never_raises_and_never_passes_without_its_
 
 def test_random_garbage_never_raises_and_is_never_correct():
     rng = random.Random(3)
-    alphabet = ["Define ", " as ", ";", " so ", "=", ".", "x", "a", "+", "-", "*", "/", "(", ")", "7", "\0", "é", "<answer>", "</solution>", "We know "]
+    alphabet = [
+        "Define ",
+        " as ",
+        ";",
+        " so ",
+        "=",
+        ".",
+        "x",
+        "a",
+        "+",
+        "-",
+        "*",
+        "/",
+        "(",
+        ")",
+        "7",
+        "\0",
+        "é",
+        "<answer>",
+        "</solution>",
+        "We know ",
+    ]
     for _ in range(3000):
         text = "".join(rng.choice(alphabet) for _ in range(rng.randrange(80)))
         assert not verify(text, GOLD).correct
@@ -294,7 +315,15 @@ def test_expressions_against_fractions():
 
 
 def test_precedence_without_parentheses():
-    for text, value in (("2 + 3 * 4", 14), ("2 * 3 + 4", 10), ("8 / 2 / 2", 2), ("9 - 3 - 2", 4), ("-2 * 3", -6), ("4 - -1", 5), ("12 / 2 * 3", 18)):
+    for text, value in (
+        ("2 + 3 * 4", 14),
+        ("2 * 3 + 4", 10),
+        ("8 / 2 / 2", 2),
+        ("9 - 3 - 2", 4),
+        ("-2 * 3", -6),
+        ("4 - -1", 5),
+        ("12 / 2 * 3", 18),
+    ):
         assert judge.evaluate(judge.tokenize(text), {}) == (0, value)
 
 
