@@ -19,13 +19,14 @@ from tokenizer import Tokenizer
 # ----------------------------------------------------------------------------------------------------------------------
 # Presets: for each, the fields of ModelConfig and of each script's Options that differ from the defaults.
 
-TINY_WORLD = "template zoo; mode forward; distractors 1-3; literals 1-9; bound 99; letters ordered"
+TINY_WORLD = "template zoo; mode forward; distractors 2-4; literals 1-9; bound 99; letters ordered"
 PRESETS = {
     "tiny": {
         "pretrain": {
-            "mixture": f"op 2-4; {TINY_WORLD}; tokens 6M", "solution_only": True, "vocab_size": 600,
-            "hidden_size": 128, "layers": 4, "heads": 4, "kv_heads": 2, "intermediate_size": 384, "context": 1024,
-            "rows": 1, "row_tokens": 1536, "optimizer": "muon", "lr": 3e-3, "min_lr": 3e-4, "muon_lr": 0.02, "warmup": 0.02,
+            "mixture": f"op 2-4; {TINY_WORLD}; tokens 9M", "solution_only": True, "vocab_size": 600,
+            "hidden_size": 128, "layers": 4, "heads": 4, "kv_heads": 4,
+            "local_heads": True, "intermediate_size": 384, "context": 1024,
+            "rows": 1, "row_tokens": 1536, "optimizer": "muon", "lr": 1e-3, "min_lr": 1e-4, "muon_lr": 0.003, "warmup": 0.02,
         },
         "grpo": {
             "mixture": f"op 5-6; {TINY_WORLD}", "steps": 40, "prompts": 32, "group": 8, "minibatch": 16, "max_new_tokens": 200,

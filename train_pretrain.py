@@ -48,6 +48,7 @@ class Options:
     kv_heads: int = cli.opt(2, "key/value heads K")
     intermediate_size: int = cli.opt(3072, "width of the MLP")
     context: int = cli.opt(2048, "longest sequence the model is built for, in tokens")
+    local_heads: bool = cli.opt(False, "start the first layer's heads looking a few tokens back: see Qwen2.look_nearby")
     # optimisation
     rows: int = cli.opt(256, "rows of a batch")
     row_tokens: int = cli.opt(2048, "tokens of a row; several documents share one")
@@ -136,6 +137,8 @@ def main():
         model = Qwen2(ModelConfig(
             vocab_size=tokenizer.vocab_size, hidden_size=o.hidden_size, intermediate_size=o.intermediate_size, num_hidden_layers=o.layers,
             num_attention_heads=o.heads, num_key_value_heads=o.kv_heads, max_position_embeddings=o.context)).to(device)  # fmt: skip
+        if o.local_heads:
+            model.look_nearby()
     source = data.Source(
         mixture, tokenizer, o.seed, o.rows, o.row_tokens, o.solution_only,
         replay=data.Mixture.parse(start.options["mixture"]) if o.replay else None, replay_share=o.replay,

@@ -17,23 +17,28 @@ from dataclasses import dataclass, field
 
 import cli
 
-MAX_TEXT = 1 << 16  # characters; no solution is a tenth as long
+MAX_TEXT = 1 << 15  # characters; no prompt and solution are a third as long
 MAX_NUMBER = 10**15  # a larger number is not computed with
 MAX_DEPTH = 32  # of parentheses
 
+# Every pattern is matched against text whose runs of white space are single spaces, so none can backtrack far.
 TAGS = re.compile(r"\[(?:BOS|EOS|PAD)\]")
-STEP = re.compile(r"\s*(.{1,200}?)\s+as\s+([A-Za-z])\s*(;?)(?![A-Za-z])", re.S)
-TOKEN = re.compile(r"\s*(?:([0-9]{1,16})(?![0-9])|([A-Za-z])(?![A-Za-z'])|([-+*/()]))")
+STEP = re.compile(r" ?(.{1,200}?) as ([A-Za-z]) ?(;?)(?![A-Za-z])")
+STOP = re.compile(r"\.(?!\S)")  # the point of 3.5 ends no sentence
+TOKEN = re.compile(r" ?(?:([0-9]{1,15})(?![0-9])|([A-Za-z])(?![A-Za-z'])|([-+*/()]))")
 LETTER = re.compile(r"(?<![A-Za-z'])[A-Za-z](?![A-Za-z'])")
-ANSWER = re.compile(r"(?:Answer:|<answer>)\s*(\S{0,40})")
-INTEGER = re.compile(r"-?[0-9]{1,15}\.?\Z", re.ASCII)
+CLAIM = re.compile(r"Answer:|<answer>")
+ANSWER = {  # the whole claim: nothing else may stand beside the integer, and a tag must be closed
+    "Answer:": re.compile(r" ?(-?[0-9]{1,15})(?:\.(?!\S)| ?(?=<|\Z))"),
+    "<answer>": re.compile(r" ?(-?[0-9]{1,15}) ?</answer>"),
+}
 UNKNOWN = re.compile(r"we don't know its value yet but will find it out later\Z")
 
 
 @dataclass(slots=True)
 class Step:
     """One `Define` sentence. value: (a, b) for a*x + b, or None if nothing in it can be computed. parents: names.
-    faithful: every equality in it is true and its second part is the first with the letters' values put in."""
+    faithful: every equality in it is true, its second part is the first with the letters' values put in, and it is well-formed."""
 
     name: str
     var: str
@@ -47,7 +52,7 @@ class ParsedSolution:
     steps: list = field(default_factory=list)
     answer: int | None = None
     errors: list = field(default_factory=list)  # kinds, in order of appearance
-    closing: str = ""  # what stands outside the steps and holds equations (reverse mode)
+    closing: str = ""  # "We know …", the equations that find x (reverse mode)
 
 
 @dataclass(slots=True)
@@ -149,11 +154,14 @@ def evaluate(tokens, values):
 
 
 def normal_form(value):
-    """The tokens of a value as it is written: 4, x, 3*x, x + 4, 3*x - 2, -1*x + 2."""
+    """The tokens of a value as it is written: 4, x, 3*x, x + 4, 3*x - 2, 4 - 2*x, -2*x, -x - 1."""
     a, b = value
     if not a:
         return ["-", str(-b)] if b < 0 else [str(b)]
-    ax = ["x"] if a == 1 else ["-", str(-a), "*", "x"] if a < 0 else [str(a), "*", "x"]
+    ax = ["x"] if abs(a) == 1 else [str(abs(a)), "*", "x"]
+    if a < 0 < b:  # the positive term comes first
+        return [str(b), "-", *ax]
+    ax = ["-", *ax] if a < 0 else ax
     return ax if not b else [*ax, "+" if b > 0 else "-", str(abs(b))]
 
 
@@ -167,104 +175,100 @@ def parse_solution(text):
     if len(text) > MAX_TEXT:
         parsed.errors.append("too_long")
         return parsed
-    text = TAGS.sub(" ", text)
-    if "<question>" in text:  # the prompt before the solution
-        text = text.partition("</question>")[2]
+    text = " ".join(TAGS.sub(" ", text).split())
+    if text.startswith("<question>"):  # the prompt before the solution; anywhere else the tag is the model's own
+        text = text.partition("</question>")[2].lstrip()
     body, _, after = text.partition("</solution>")
-    body = body.lstrip().removeprefix("<solution>")
+    body = body.removeprefix("<solution>")
     if "<" in body.replace("<answer>", "").replace("</answer>", "") or "solution>" in after or "question>" in after:
         parsed.errors.append("nested_tags")
     _read_answer(text, parsed)
 
     pieces = re.split(r"\bDefine\b", body)
     outside = [pieces[0]]
-    letters = {}  # letter → (form or None, names it stands for)
+    values, sources = {}, {}  # letter → its form or None; letter → the names it stands for
     for piece in pieces[1:]:
-        sentence, stop, rest = piece.partition(".")
-        outside.append(rest)
-        if not stop:
+        stop = STOP.search(piece)
+        if stop is None:
             parsed.errors.append("punctuation")
-        _read_step(sentence, letters, parsed)
-    outside = " ".join(outside)
-    if "=" in outside:
-        parsed.closing = " ".join(outside[max(0, outside.find("We know")) :].partition("Answer:")[0].split())
+            _read_step(piece, values, sources, parsed)
+        else:
+            outside.append(piece[stop.end() :])
+            _read_step(piece[: stop.start()], values, sources, parsed)
+    before, _, rest = " ".join(outside).partition("We know")
+    closing, _, tail = rest.partition("Answer:")
+    if "=" in closing:
+        parsed.closing = " ".join(("We know" + closing).split())
+    if "=" in before or "=" in tail:
+        parsed.errors.append("stray_equation")
     return parsed
 
 
 def _read_answer(text, parsed):
     """The answer, if all that claim to be one are the same integer."""
     answers = set()
-    for match in ANSWER.finditer(text):
-        word = match[1].removesuffix("</answer>")
-        if not INTEGER.match(word):
+    for claim in CLAIM.finditer(text):
+        match = ANSWER[claim[0]].match(text, claim.end())
+        if match is None:
             parsed.errors.append("bad_answer")
             return
-        answers.add(int(word.rstrip(".")))
+        answers.add(int(match[1]))
     if len(answers) == 1:
         parsed.answer = answers.pop()
     else:
         parsed.errors.append("two_answers" if answers else "no_answer")
 
 
-def _read_step(sentence, letters, parsed):
+def _read_step(sentence, values, sources, parsed):
     """Read one sentence after `Define`, add its Step, and bind its letters."""
-    errors = parsed.errors
+    errors, sound = parsed.errors, len(parsed.errors)
     head = STEP.match(sentence)
     if head is None:
         errors.append("not_a_definition")
         return
-    name, var = " ".join(head[1].split()), head[2]
-    step = Step(name, var, frozenset(), None, True)
+    name, var = head[1].strip(), head[2]
     if not head[3]:
         errors.append("punctuation")
-    local, defined = set(), False
+    definitions = []  # of var: (value, parents)
     clauses = sentence[head.end() :].split(";")
     for i, clause in enumerate(clauses):
         clause = clause.strip()
         if UNKNOWN.match(clause) and len(clauses) == 1:
-            value, parents, true = (1, 0), frozenset(), True
-            left = var
             if var != "x":
                 errors.append("unknown_not_x")
-                true = False
-        else:
-            last = i == len(clauses) - 1
-            left, value, parents, true = _read_equation(clause.removeprefix("so ") if last else clause, letters, errors)
-            if not clause.startswith("so ") if last else False:
+            definitions.append(((1, 0), frozenset()))
+            continue
+        if i == len(clauses) - 1:
+            if not clause.startswith("so "):
                 errors.append("punctuation")
-            if left is None:
-                step.faithful = False
-                continue
-        step.faithful &= true
+            clause = clause.removeprefix("so ")
+        left, value, parents = _read_equation(clause, values, sources, errors)
         if left == var:
-            if defined:
-                errors.append("defined_twice")
-            defined = True
-            step.value, step.parents = value, parents
-        elif left in local or defined:
-            errors.append("reused_letter")
-        if left in letters and left != var and letters[left][0] is not None:
-            errors.append("reused_letter")
-        if left != var:
-            local.add(left)
-            letters[left] = (value, parents)
-    if not defined:
+            definitions.append((value, parents))
+        elif left is not None:
+            if left in values or definitions:
+                errors.append("reused_letter")
+            values[left], sources[left] = value, parents
+    if not definitions:
         errors.append("not_defined")
-        step.faithful = False
-    if var in letters:
+    if len(definitions) > 1:
+        errors.append("defined_twice")
+    # Two definitions that differ define nothing: who hedges is wrong.
+    value, parents = definitions[0] if len(set(definitions)) == 1 else (None, frozenset())
+    if var in values:
         errors.append("reused_letter")
-    letters[var] = (step.value, frozenset((name,)))
-    parsed.steps.append(step)
+    values[var], sources[var] = value, frozenset((name,))
+    parsed.steps.append(Step(name, var, parents, value, len(errors) == sound))
 
 
-def _read_equation(clause, letters, errors):
-    """`v = a + b = 3 + 4 = 7` → (letter or None, value, parents, faithful). The value is the last that can be computed."""
+def _read_equation(clause, values, sources, errors):
+    """`v = a + b = 3 + 4 = 7` → (letter or None, value, parents). The value is the last that can be computed. What is not
+    true, not the letters' values put in, or not readable is added to `errors`."""
     left, *parts = clause.split("=")
     left = left.strip()
     if not parts or len(left) != 1 or not left.isascii() or not left.isalpha():
         errors.append("not_an_equation")
-        return None, None, frozenset(), False
-    values = {letter: bound[0] for letter, bound in letters.items()}
+        return None, None, frozenset()
     tokens = [tokenize(part) for part in parts]
     computed = [evaluate(t, values) if t else None for t in tokens]
     value = next((v for v in reversed(computed) if v is not None), None)
@@ -272,23 +276,20 @@ def _read_equation(clause, letters, errors):
         numbers = re.findall(r"(?<![0-9])[0-9]{1,15}(?![0-9])", clause)
         value = (0, int(numbers[-1])) if numbers else None
     used = LETTER.findall(parts[0])
-    for letter in used:
-        if letter not in letters:
-            errors.append("undefined_letter")
-    parents = frozenset().union(*(letters[t][1] for t in used if t in letters))
+    if any(letter not in sources for letter in used):
+        errors.append("undefined_letter")
+    parents = frozenset().union(*(sources[letter] for letter in used if letter in sources))
     if None in computed:
         errors.append("not_computable")
-        return left, value, parents, False
-    true = all(v == value for v in computed)
-    if not true:
+        return left, value, parents
+    if any(v != value for v in computed):
         errors.append("untrue")
     # Each letter's value put in, the first part must be the second; the last must be the value as one writes it.
     put_in = [t for token in tokens[0] for t in (normal_form(values[token]) if token.isalpha() else (token,))]
     plain = [[t for t in part if t not in "()"] for part in (put_in, tokens[min(1, len(tokens) - 1)])]
     if plain[0] != plain[1] or tokens[-1] != normal_form(value):
         errors.append("bad_substitution")
-        true = False
-    return left, value, parents, true
+    return left, value, parents
 
 
 def expected_closing(letter, form, answer):
@@ -317,21 +318,40 @@ def _get(record, key):
 
 
 def gold_graph(record):
-    """{name: (parents, value)} in order, and the answer: from `nodes`, or where a record has none from its solution."""
+    """{name: (parents, value)} in order, and the answer: from `nodes`, or where a record has none from its solution.
+    Raises UserError where neither holds a graph and an answer."""
     nodes, answer = _get(record, "nodes"), _get(record, "answer")
-    if nodes is None:
-        parsed = parse_solution(_get(record, "solution"))
-        return {s.name: (s.parents, s.value) for s in parsed.steps}, parsed.answer if answer is None else answer
-    gold = {}
-    for node in nodes:
-        value = _get(node, "value")
-        value = (0, value) if isinstance(value, int) else tuple(value)
-        gold[" ".join(_get(node, "name").split())] = (frozenset(" ".join(p.split()) for p in _get(node, "operands")), value)
+    try:
+        if nodes is None:
+            parsed = parse_solution(_get(record, "solution"))
+            gold = {s.name: (s.parents, s.value) for s in parsed.steps}
+            answer = parsed.answer if answer is None else answer
+        else:
+            gold = {_plain(_get(n, "name")): (frozenset(map(_plain, _get(n, "operands"))), _form(_get(n, "value"))) for n in nodes}
+    except (TypeError, ValueError, AttributeError):
+        gold = {}
+    if not gold or not isinstance(answer, int):
+        raise cli.UserError("neither `nodes` and `answer` nor `solution` holds a gold graph")
     return gold, answer
 
 
+def _plain(name):
+    return " ".join(name.split())
+
+
+def _form(value):
+    if isinstance(value, int):
+        return 0, value
+    a, b = value
+    return a, b
+
+
 def verify(text, record):
-    """Judge a solution text against a record (a dict of the JSONL schema, or a datagen.Problem) → Verdict. Never raises on text."""
+    """Judge a solution text against a record (a dict of the JSONL schema, or a datagen.Problem) → Verdict.
+
+    Never raises on any text; UserError if the record holds no gold. A node that is defined more than once with different values
+    or parents is "wrong_value", whichever of them was right.
+    """
     gold, answer = gold_graph(record)
     parsed = parse_solution(text)
     errors = list(parsed.errors)
@@ -351,14 +371,14 @@ def verify(text, record):
         else:
             nodes[name] = "ok" if step.parents == parents else "wrong_parents"
     ok = sum(status == "ok" for status in nodes.values())
-    answer_correct = answer is not None and parsed.answer == answer
-    correct = ok == len(gold) > 0 and answer_correct
+    answer_correct = parsed.answer == answer
+    correct = ok == len(gold) and answer_correct
     if correct and parsed.closing:
         last = next(reversed(gold))
         if parsed.closing != expected_closing(found[last].var, gold[last][1], answer):
             errors.append("bad_closing")
-    faithful = correct and not errors and all(step.faithful for step in parsed.steps)
-    return Verdict(answer_correct, ok / len(gold) if gold else 0.0, correct, faithful, nodes, [n for n in found if n not in gold], errors, parsed)
+    extra = [name for name in found if name not in gold]
+    return Verdict(answer_correct, ok / len(gold), correct, correct and not errors, nodes, extra, errors, parsed)
 
 
 def reward(verdict, kind, alpha=0.2):
@@ -437,8 +457,8 @@ def main():
             raise cli.UserError(f"{o.records}, line {number}: key {o.solution_key!r} is missing or no text")
         try:
             verdict = verify(text, record)
-        except (TypeError, ValueError, AttributeError):
-            raise cli.UserError(f"{o.records}, line {number}: neither `nodes` nor `solution` holds a gold graph") from None
+        except cli.UserError as error:
+            raise cli.UserError(f"{o.records}, line {number}: {error}") from None
         total += 1
         rates.update(answer=verdict.answer_correct, process=verdict.process, correct=verdict.correct, faithful=verdict.faithful)
         errors.update(set(verdict.errors))

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from test_model import randomise
 
 import cli
 import data
@@ -94,7 +95,7 @@ def test_solution_only_trains_on_what_follows_the_prompt():
 
 def test_changing_one_document_changes_no_other_documents_loss():
     torch.manual_seed(0)
-    model = Qwen2(ModelConfig(TOKENIZER.vocab_size, 32, 64, 2, 2, 1, 2048))
+    model = randomise(Qwen2(ModelConfig(TOKENIZER.vocab_size, 32, 64, 2, 2, 1, 2048)))
     problems = [datagen.generate(1, i, op=3) for i in range(6)]
     documents = [data.encode(TOKENIZER, p) for p in problems]
     places, rows = data.place([len(ids) for ids, _ in documents], 512)

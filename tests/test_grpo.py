@@ -5,6 +5,7 @@ from unittest.mock import MagicMock
 
 import pytest
 import torch
+from test_model import randomise
 
 import cli
 import data
@@ -139,7 +140,7 @@ def samples(n=8, vocab=40, seed=0):
 
 def make(seed=0):
     torch.manual_seed(seed)
-    return Qwen2(ModelConfig(40, 32, 64, 2, 4, 2, 128))
+    return randomise(Qwen2(ModelConfig(40, 32, 64, 2, 4, 2, 128)))
 
 
 def test_micro_batches_change_nothing():

@@ -8,6 +8,13 @@ from model import ModelConfig, Qwen2
 SMALL = {"vocab_size": 97, "hidden_size": 64, "intermediate_size": 112, "num_hidden_layers": 3, "max_position_embeddings": 256}
 
 
+def randomise(model, std=None):
+    """Weights of a trained model's kind: a fresh one adds nothing in its layers."""
+    for name, p in model.named_parameters():
+        torch.nn.init.normal_(p, mean=float("norm" in name), std=0.3 if p.ndim == 1 else std or model.config.hidden_size**-0.5)
+    return model
+
+
 def starts(lengths):
     """Document lengths of one row → doc_start (1, T)."""
     out, at = [], 0
@@ -62,9 +69,7 @@ def hugging_face(config, model):
 def test_logits_equal_transformers(heads, kv, tie, theta):
     torch.manual_seed(1)
     config = ModelConfig(**SMALL, num_attention_heads=heads, num_key_value_heads=kv, tie_word_embeddings=tie, rope_theta=theta)
-    model = Qwen2(config).eval()
-    for p in model.parameters():  # biases and norms too, which start at 0 and 1
-        torch.nn.init.normal_(p, std=0.3) if p.ndim == 1 else None
+    model = randomise(Qwen2(config)).eval()
     peer = hugging_face(config, model)
     tokens = torch.randint(97, (2, 33))
     with torch.no_grad():
@@ -85,7 +90,7 @@ def test_state_dict_keys_are_those_of_transformers():
 
 def test_changing_one_document_changes_no_other():
     torch.manual_seed(2)
-    model = Qwen2(ModelConfig(**SMALL, num_attention_heads=4, num_key_value_heads=2))
+    model = randomise(Qwen2(ModelConfig(**SMALL, num_attention_heads=4, num_key_value_heads=2)))
     tokens, doc_start = torch.randint(97, (1, 40)), starts([13, 7, 20])
     targets = tokens.roll(-1, 1)
     targets[:, [12, 19, 39]] = -100
@@ -110,7 +115,7 @@ def test_changing_one_document_changes_no_other():
 
 def test_loss_is_the_mean_over_targets_and_ignores_the_rest():
     torch.manual_seed(3)
-    model = Qwen2(ModelConfig(**SMALL, num_attention_heads=4, num_key_value_heads=2))
+    model = randomise(Qwen2(ModelConfig(**SMALL, num_attention_heads=4, num_key_value_heads=2)))
     tokens = torch.randint(97, (2, 21))
     targets = tokens.roll(-1, 1)
     targets[:, 15:] = -100
@@ -123,3 +128,24 @@ def test_loss_is_the_mean_over_targets_and_ignores_the_rest():
 def test_impossible_models_are_user_errors(bad):
     with pytest.raises(cli.UserError):
         ModelConfig(**{**SMALL, "num_attention_heads": 4, "num_key_value_heads": 2, **bad})
+
+
+def test_a_fresh_model_is_its_embedding_until_layers_learn():
+    model = Qwen2(ModelConfig(**SMALL, num_attention_heads=4, num_key_value_heads=2))
+    tokens = torch.randint(97, (1, 9))
+    want = model.model.norm(model.model.embed_tokens(tokens)) @ model.lm_head.weight.T
+    torch.testing.assert_close(model(tokens)[0], want)
+
+
+def test_local_heads_look_as_far_back_as_they_say():
+    from model import rotary, rotate
+
+    model = Qwen2(ModelConfig(**{**SMALL, "hidden_size": 128}, num_attention_heads=4, num_key_value_heads=2))
+    model.look_nearby(spacing=2)
+    attention_layer = model.model.layers[0].self_attn
+    cos, sin = rotary(torch.arange(40)[None], 32, 1e4)
+    k = rotate(attention_layer.k_proj.bias.view(1, 1, 2, 32).expand(1, 40, 2, 32), cos, sin)[0, :, 0]
+    for h in range(4):
+        q = rotate(attention_layer.q_proj.bias.view(1, 1, 4, 32)[:, :, h : h + 1].expand(1, 40, 1, 32), cos, sin)[0, -1, 0]
+        weights = torch.softmax(k @ q / 32**0.5, 0)
+        assert 39 - int(weights.argmax()) == 2 * (h + 1) and weights.max() > 0.4

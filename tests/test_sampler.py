@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from test_model import hugging_face, randomise
 
 import cli
 import sampler
@@ -12,7 +13,7 @@ STOP = 3
 
 def make(vocab=61, std=0.2, seed=0):
     torch.manual_seed(seed)
-    return Qwen2(ModelConfig(vocab, 48, 96, 2, 4, 2, 256, initializer_range=std)).eval()
+    return randomise(Qwen2(ModelConfig(vocab, 48, 96, 2, 4, 2, 256)), std).eval()
 
 
 MODEL = make()
@@ -71,8 +72,6 @@ def test_greedy_is_the_argmax_and_that_of_transformers():
         for t in ids:
             assert int(MODEL(torch.tensor([tokens]))[0][0, -1].argmax()) == t
             tokens.append(t)
-    from test_model import hugging_face
-
     peer = hugging_face(MODEL.config, MODEL)
     for prompt, ids in zip(PROMPTS, out.ids):
         got = peer.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long), do_sample=False,

@@ -2,9 +2,9 @@ import itertools
 import json
 import random
 import re
+import string
 import subprocess
 import sys
-import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def generated(n, seed=21):
 
 def rename(solution, rng):
     """Every variable letter becomes another; x stays where it is the unknown."""
-    letters = list(datagen.LETTERS)
+    letters = list(string.ascii_letters)
     if "we don't know its value" in solution:
         letters.remove("x")
     new = dict(zip(letters, rng.sample(letters, len(letters))))
@@ -46,45 +46,73 @@ def rename(solution, rng):
     return head + know + (new.get(tail[0], tail[0]) + tail[1:] if tail else "")
 
 
-def reorder(solution, nodes, rng):
-    """The steps in another order in which they can be computed."""
-    steps = {m[1]: m[0] for m in STEP.finditer(solution)}
-    first, last = solution.find("Define"), max(solution.rfind(s) + len(s) for s in steps.values())
-    done, waiting = [], list(nodes)
-    while waiting:
-        ready = [n for n in waiting if set(n.operands) <= {d.name for d in done}]
-        done.append(rng.choice(ready))
-        waiting.remove(done[-1])
-    return solution[:first] + " ".join(steps[n.name] for n in done) + solution[last:]
+def reorder(solution, rng):
+    """The steps in another order in which they can be computed. Reads letters only: nothing here knows the gold graph."""
+    steps = list(STEP.finditer(solution))
+    letters = re.compile(r"(?<![A-Za-z'])[A-Za-z](?![A-Za-z'])")
+    home = {}  # letter → the step that defines it
+    for i, m in enumerate(steps):
+        home.update({clause.removeprefix("so ").split(" = ")[0]: i for clause in re.split("; ?", m[3].strip()) if " = " in clause})
+        home[m[2]] = i
+    needs = [set() if "don't know" in m[3] else {home[x] for x in letters.findall(m[3]) if x in home} - {i} for i, m in enumerate(steps)]
+    done = []
+    while len(done) < len(steps):
+        done.append(rng.choice([i for i in range(len(steps)) if i not in done and needs[i] <= set(done)]))
+    return solution[: steps[0].start()] + " ".join(steps[i][0] for i in done) + solution[steps[-1].end() :]
+
+
+def edits(solution):
+    """Every single number and operator of every equation, the closing ones included, changed in every way, one at a time."""
+    spans = [(m.start(3), m.end(3)) for m in STEP.finditer(solution) if "don't know" not in m[3]]
+    if "We know" in solution:
+        spans.append((solution.index("We know"), solution.index(" Answer:")))
+    for start, end in spans:
+        for m in re.finditer(r"[0-9]+| [-+*/=] |(?<=[0-9])\*(?=x)|-(?=[0-9])", solution[start:end]):
+            if m[0].isdigit():
+                others = {str(int(m[0]) + 1), "7" + m[0], str(int(m[0]) * 2 + 3), m[0] + ".5", "-" + m[0]}
+            else:
+                others = {m[0].replace(m[0].strip(), o) for o in "+-*/"} - {m[0]}
+            for other in others:
+                yield solution[: start + m.start()] + other + solution[start + m.end() :]
 
 
 @needs_public
-def test_all_public_gold_solutions_are_correct():
+def test_all_public_gold_solutions_are_correct_and_faithful():
     assert len(PUBLIC) == 570
     for record in PUBLIC:
         verdict = verify(record["solution"], record)
-        assert verdict.correct and verdict.process == 1 and verdict.answer_correct, explain(record["solution"], record)
+        assert verdict.correct and verdict.faithful and verdict.process == 1, explain(record["solution"], record)
 
 
 @needs_public
-def test_public_records_renamed_or_mutated():
-    rng = random.Random(0)
-    for record in PUBLIC[::3]:
-        assert verify(rename(record["solution"], rng), record).correct
-        steps = list(STEP.finditer(record["solution"]))
-        gone = rng.choice(steps)
-        assert not verify(record["solution"].replace(gone[0], "", 1), record).correct
+def test_public_gold_solutions_renamed_and_reordered():
+    rng, moved = random.Random(0), 0
+    for record in PUBLIC:
+        text = record["solution"]
+        assert verify(rename(text, rng), record).faithful, rename(text, rng)
+        other = reorder(text, rng)
+        assert verify(other, record).faithful, other
+        moved += other != text
+    assert moved > 200
 
 
-def test_20000_generated_gold_solutions_are_correct_and_faithful():
+@needs_public
+def test_public_gold_solutions_with_any_step_gone_or_any_number_or_operator_changed():
+    for n, record in enumerate(PUBLIC):
+        for m in STEP.finditer(record["solution"]):
+            assert not verify(record["solution"].replace(m[0], "", 1), record).correct
+        if n % 5 == 0:
+            for text in edits(record["solution"]):
+                assert not verify(text, record).faithful, text
+
+
+def test_20000_generated_gold_solutions_as_they_are_renamed_and_reordered():
     rng = random.Random(1)
-    for n, p in enumerate(generated(20_520)):
+    for p in generated(20_520):
         verdict = verify(p.solution, p)
         assert verdict.correct and verdict.faithful, explain(p.solution, p)
-        if n % 4 == 0:
-            assert verify(rename(p.solution, rng), p).faithful, rename(p.solution, rng)
-            other = reorder(p.solution, p.nodes, rng)
-            assert verify(other, p).faithful, other
+        for text in (rename(p.solution, rng), reorder(p.solution, rng)):
+            assert verify(text, p).faithful, text
 
 
 def test_document_form_is_judged_like_the_record():
@@ -133,22 +161,11 @@ def test_any_changed_value_operand_or_step_is_not_correct():
 
 
 def test_any_changed_number_or_operator_is_not_faithful():
-    """Every single number and operator of every equation, the closing ones included, changed in every way, one at a time."""
     tried = 0
-    for p in generated(228, seed=23):
-        spans = [(m.start(3), m.end(3)) for m in STEP.finditer(p.solution) if "don't know" not in m[3]]
-        if "We know" in p.solution:
-            spans.append((p.solution.index("We know"), p.solution.index(" Answer:")))
-        for start, end in spans:
-            for m in re.finditer(r"[0-9]+| [-+*/] |(?<=[0-9])\*(?=x)", p.solution[start:end]):
-                if m[0].isdigit():
-                    others = {str(int(m[0]) + 1), "7" + m[0], str(int(m[0]) * 2 + 3)}
-                else:
-                    others = {m[0].replace(m[0].strip(), o) for o in "+-*/"} - {m[0]}
-                for other in others:
-                    text = p.solution[: start + m.start()] + other + p.solution[start + m.end() :]
-                    assert not verify(text, p).faithful, text
-                    tried += 1
+    for p in generated(152, seed=23):
+        for text in edits(p.solution):
+            assert not verify(text, p).faithful, text
+            tried += 1
     assert tried > 10_000
 
 
@@ -175,12 +192,18 @@ HOSTILE = [
     ("empty", "", WRONG, "nothing there"),
     ("wrong answer", f"{A} {B} {T} Answer: 8.", WRONG, "the graph is right, the answer not"),
     ("two answers", f"{A} {B} {T} Answer: 9. Answer: 8.", WRONG, "no hedging"),
+    ("two answers, right one smaller", f"{A} {B} {T} Answer: 9. Answer: 10.", WRONG, "no hedging, whichever is right"),
     ("two answers, right one last", f"Answer: 8. {A} {B} {T} Answer: 9.", WRONG, "no hedging in any order"),
     ("same answer twice", f"{A} {B} {T} Answer: 9. Answer: 9.", FAITHFUL, "they agree"),
     ("tag and word differ", f"{A} {B} {T} Answer: 9. </solution> <answer> 8 </answer>", WRONG, "two answers"),
     ("answer as expression", f"{A} {B} {T} Answer: 3+6.", WRONG, "an answer is an integer"),
     ("answer as a word", f"{A} {B} {T} Answer: nine.", WRONG, "an answer is an integer"),
     ("answer with fraction", f"{A} {B} {T} Answer: 9.5", WRONG, "9.5 is not 9"),
+    ("hedged answer", f"{A} {B} {T} Answer: 9 or 8.", WRONG, "nothing else may stand beside the integer"),
+    ("two numbers in the tag", f"{A} {B} {T} </solution> <answer> 9 8 </answer>", WRONG, "nothing else may stand beside the integer"),
+    ("tag not closed", f"{A} {B} {T} </solution> <answer> 9", WRONG, "it may have been cut off: 9 of 96"),
+    ("second document", f"{A} </solution> <answer> 8 </answer> <question> q </question> <solution> {A} {B} {T} </solution> <answer> 9 </answer>",
+     WRONG, "two answers; a prompt is only dropped at the very start"),
     ("unicode answer", f"{A} {B} {T} Answer: ٩.", WRONG, "ASCII digits only"),
     ("huge answer", f"{A} {B} {T} Answer: {'9' * 10_000}.", WRONG, "bounded integers"),
     ("letters in English", GOLD["solution"].replace("k = 3.", "k = 3 of m."), CORRECT, "m stands for nothing yet"),
@@ -188,6 +211,8 @@ HOSTILE = [
     ("letter used before its step", f"{B} {A} {T} Answer: 9.", WRONG, "k was not known yet"),
     ("reused letter", f"{A} {B} Define c in Q as k; so k = 1. {T} Answer: 9.", WRONG, "k is now c in Q"),
     ("reused scratch letter", f"{A} {B} Define c in Q as s; so s = 1. {T} Answer: 9.", CORRECT, "harmless here, but ill-formed"),
+    ("two values in one step", GOLD["solution"].replace("so k = 3.", "k = 4; so k = 3."), WRONG, "contradiction within a step"),
+    ("two values in one step, right one first", GOLD["solution"].replace("so k = 3.", "k = 3; so k = 4."), WRONG, "contradiction within a step"),
     ("step twice, same", f"{A} {A} {B} {T} Answer: 9.", CORRECT, "no contradiction, but its letter is bound twice"),
     ("step twice, other value", f"{A} Define a in P as j; so j = 4. {B} {T} Answer: 9.", WRONG, "contradiction"),
     ("step twice, right one last", f"Define a in P as j; so j = 4. {A} {B} {T} Answer: 9.", WRONG, "contradiction in any order"),
@@ -198,8 +223,11 @@ HOSTILE = [
     ("English in an equation", GOLD["solution"].replace("k = 3.", "k = 3 animals."), CORRECT, "3 is its last literal"),
     ("literal from an expression", GOLD["solution"].replace("so k = 3.", "so k = 1 + 2 = 3."), CORRECT, "true, but not the literal put in"),
     ("false middle", GOLD["solution"].replace("3 + 6 = 9", "3 + 5 = 9"), CORRECT, "the last value is right, an equality is not"),
+    ("false third part", GOLD["solution"].replace("3 + 6 = 9", "3 + 6 = 4 + 4 = 9"), CORRECT, "every equality counts, not only the substitution"),
     ("operator only", GOLD["solution"].replace("k + m", "k * m"), CORRECT, "parents and value right, k * m is not 9"),
     ("equal by luck", "Define a in P as k; so k = 3. " + B + " " + T.replace("3 + 6", "6 + 3") + " Answer: 9.", CORRECT, "true, not the substitution"),
+    ("decimal literal", GOLD["solution"].replace("k = 3.", "k = 3.5."), WRONG, "the point of 3.5 ends no sentence; the last literal is 5"),
+    ("decimal result", GOLD["solution"].replace("= 9. A", "= 9.5. A"), CORRECT, "9.5 does not compute, 3 + 6 does"),
     ("10,000-digit number", GOLD["solution"].replace("k = 3.", f"k = {'3' * 10_000}."), WRONG, "bounded integers"),
     ("tower of powers", GOLD["solution"].replace("k = 3.", "k = 9**9**9."), WRONG, "no such operator; the last literal is 9"),
     ("division by zero", GOLD["solution"].replace("k = 3.", "k = 3 / 0."), WRONG, "does not compute; the last literal is 0"),
@@ -223,6 +251,10 @@ HOSTILE = [
     ("case of a name", GOLD["solution"].replace("Define a in P", "Define A in P"), WRONG, "names are compared exactly"),
     ("chain without spaces", GOLD["solution"].replace("k + m = 3 + 6 = 9", "k+m=3+6=9"), FAITHFUL, "spaces mean nothing"),
     ("double equals", GOLD["solution"].replace("k = 3.", "k == 3."), CORRECT, "3 is the value; an empty part does not compute"),
+    ("stray equation before We know", f"{A} {B} {T} So 9 = 8. We know t = 9. Answer: 9.", CORRECT, "false, wherever it stands"),
+    ("stray equation after the answer", f"{A} {B} {T} Answer: 9. So 9 = 8.", CORRECT, "false, wherever it stands"),
+    ("blanks for a name", "Define" + " " * 30_000 + ".", WRONG, "no step (a pattern that backtracks would take hours)"),
+    ("padding tokens for a name", "Define" + "[PAD]" * 6_000 + ".", WRONG, "markers are blanks"),
     ("stray equation", f"{A} {B} {T} So 9 = 8. Answer: 9.", CORRECT, "an equation outside the steps that is not the closing of a reverse problem"),
     ("prompt echoed, no solution", "[BOS]<question> Answer: 9. </question>", WRONG, "an answer in the question is not the model's"),
 ]  # fmt: skip
@@ -233,6 +265,48 @@ def test_hostile(name, text, expected, why):
     verdict = verify(text, GOLD)
     assert (verdict.correct, verdict.faithful) == expected, (why, verdict.nodes, verdict.errors)
     assert 0 <= verdict.process <= 1 and isinstance(explain(text, GOLD), str)
+
+
+def test_left_out_parentheses_are_untrue():
+    """The tokens of 5 - (x + 2) without its parentheses: the letters are put in, but 5 - x + 2 is not 3 - x."""
+    text = (
+        "Define a in P as x; we don't know its value yet but will find it out later. Define b in P as h; so h = 2 + x = 2 + x = x + 2. "
+        "Define c in P as c; so c = 5 - h = 5 - (x + 2) = 3 - x. We know c = 2, so we have 3 - x = 2 and we solve it through the following "
+        "steps: Simplifying the equation: 3 - x = 2. Move all terms to one side: 1 - x = 0. Isolate the term with x: -1*x = -1. "
+        "Divide both sides by -1: x = -1 / -1. Solution: x = 1. Answer: 1."
+    )
+    gold = {"solution": text}
+    assert verify(text, gold).faithful
+    verdict = verify(text.replace("(x + 2)", "x + 2"), gold)
+    assert verdict.correct and not verdict.faithful and set(verdict.errors) == {"untrue"}
+
+
+KIND = [
+    ("undefined_letter", GOLD["solution"].replace("so k = 3.", "so k = q = 3.")),
+    ("reused_letter", GOLD["solution"].replace("s = k", "k = k").replace("2 * s", "2 * k")),
+    ("untrue", GOLD["solution"].replace("3 + 6", "3 + 5")),
+    ("bad_substitution", GOLD["solution"].replace("3 + 6", "6 + 3")),
+    ("not_computable", GOLD["solution"].replace("so k = 3.", "so k = 3 / 0.")),
+    ("not_defined", GOLD["solution"].replace("so k = 3.", "so z = 3.")),
+    ("not_an_equation", GOLD["solution"].replace("so k = 3.", "so k 3.")),
+    ("not_a_definition", GOLD["solution"].replace("a in P as k", "a in P is k")),
+    ("defined_twice", GOLD["solution"].replace("so k = 3.", "k = 3; so k = 3.")),
+    ("contradiction", f"{A} Define a in P as j; so j = 4. {B} {T} Answer: 9."),
+    ("punctuation", GOLD["solution"].replace("as k; so", "as k so")),
+    ("unknown_not_x", GOLD["solution"].replace("so k = 3.", "we don't know its value yet but will find it out later.")),
+    ("no_answer", f"{A} {B} {T}"),
+    ("two_answers", f"{A} {B} {T} Answer: 9. Answer: 10."),
+    ("bad_answer", f"{A} {B} {T} Answer: nine."),
+    ("stray_equation", f"{A} {B} {T} Answer: 9. So 9 = 8."),
+    ("bad_closing", f"{A} {B} {T} We know t = 9. Answer: 9."),
+    ("nested_tags", f"{A} {B} {T} </solution> <answer> 9 </answer> </solution>"),
+    ("too_long", "Define " * 150_000),
+]
+
+
+@pytest.mark.parametrize("kind, text", KIND, ids=[k[0] for k in KIND])
+def test_error_kinds(kind, text):
+    assert kind in verify(text, GOLD).errors and kind not in verify(GOLD["solution"], GOLD).errors
 
 
 def test_at_least_40_hostile_cases():
@@ -276,16 +350,22 @@ def test_random_garbage_never_raises_and_is_never_correct():
         verify("".join(chr(rng.randrange(0x110000)) for _ in range(20)), GOLD)
 
 
-def test_64_kb_of_anything_is_linear():
-    """Ten times the text may take some tens of times as long, not a hundred: no timing bar, only no blow-up."""
-    for unit in ("Define a as b; so b = 1 + ", "((((", "a = ", "Define a as ", "-", "9", "as b; ", " ", "Answer: 1 "):
-        times = []
-        for size in (6_400, 64_000):
-            text = "Define a in P as k; so k = " + unit * (size // len(unit))
-            start = time.process_time()
-            verify(text, GOLD)
-            times.append(time.process_time() - start)
-        assert times[1] < 50 * max(times[0], 1e-3), unit
+def test_long_garbage_of_any_unit_returns():
+    """As long as a text may be. A pattern or loop that backtracks hangs here; the speed itself is measured by bench/verify.py."""
+    units = ("Define a as b; so b = 1. ", "Define ", "a=1;", "((((", "a = ", "Define a as ", "-", "9", "as ", " ", "\n", "[BOS]", "Answer: 1 ")
+    for head in ("", "Define", "Define a as b; so b = ", "<question>", "<answer>", "We know "):
+        for unit in units:
+            for size in (judge.MAX_TEXT, 1 << 16):
+                verdict = verify((head + unit * size)[:size], GOLD)
+                assert not verdict.correct and verdict.errors
+
+
+def test_written_form_of_a_value_has_the_positive_term_first():
+    """As in the public data: 4 - 2*x, never -2*x + 4."""
+    forms = {(0, 4): "4", (0, -4): "-4", (1, 0): "x", (3, -2): "3*x - 2", (-2, 4): "4 - 2*x", (-2, 0): "-2*x", (-1, 3): "3 - x", (-1, -3): "-x - 3"}
+    for value, text in forms.items():
+        assert judge.normal_form(value) == judge.tokenize(text)
+        assert judge.evaluate(judge.tokenize(text), {"x": (1, 0)}) == value
 
 
 def test_linear_forms_are_not_confused():
@@ -368,7 +448,13 @@ def test_command_line(tmp_path):
     path.write_text("".join(json.dumps(datagen.to_record(p)) + "\n" for p in generated(20)))
     out = run(str(path))
     assert out.returncode == 0 and "correct 1.0000" in out.stdout and "faithful 1.0000" in out.stdout
-    for text, said in (('{"solution": "x"}\n{"solution": 3}\n', "line 2"), ("{]\n", "line 1"), ("", "no records")):
+    for text, said in (
+        (json.dumps(GOLD) + '\n{"solution": 3}\n', "line 2"),
+        (json.dumps(GOLD) + '\n\n{"solution": "no step in it", "answer": 3}\n', "line 3"),
+        ('{"solution": "x", "nodes": [{"name": "a"}], "answer": 3}\n', "line 1"),
+        ("{]\n", "line 1"),
+        ("", "no records"),
+    ):
         path.write_text(text)
         out = run(str(path))
         assert out.returncode == 2 and said in out.stderr and out.stderr.count("\n") == 1, out.stderr

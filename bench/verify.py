@@ -1,0 +1,54 @@
+"""Speed of the judge on one core: verdicts per second at op 10, and the slowest long garbage.
+
+    python bench/verify.py [public.jsonl]
+
+CPU time of the process, best of three passes, so that a busy machine changes the numbers little.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # before bench/, whose verify.py is this file
+
+import cli  # noqa: E402
+import datagen  # noqa: E402
+import verify as judge  # noqa: E402
+
+HEADS = ("", "Define", "Define a as b; so b = ", "Define a as ", "<question>", "<answer>", "We know ", "Answer:")
+UNITS = ("a=1;", "Define a as b; so b = 1. ", "Define a as b; c = b; so b = c. ", "Define ", "a = ", "= a", "((", "1+", "a+", "as ", " as a",
+         " ", "\n", ";", ".", "-", "9", "x", "[PAD]", "[BOS]", "<answer> 9 ", "Answer: 9. ", "We know ", "\0", "é")  # fmt: skip
+
+
+def seconds(work, passes=3):
+    """CPU seconds of `work()`, the best of some passes."""
+    times = []
+    for _ in range(passes):
+        start = time.process_time()
+        work()
+        times.append(time.process_time() - start)
+    return min(times)
+
+
+def verdicts_per_second(records):
+    """records: of judge.verify, each judged on its own gold solution."""
+    texts = [r["solution"] if isinstance(r, dict) else r.solution for r in records]
+    return len(records) / seconds(lambda: [judge.verify(text, record) for text, record in zip(texts, records)])
+
+
+def main():
+    path = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT.parent / "shared" / "gsm_infinite" / "sample.jsonl"
+    public = [record for _, record in cli.read_jsonl(path) if record.get("op") == 10]
+    print(f"public op 10 ({len(public)} records, gold parsed each time): {verdicts_per_second(public * 20):,.0f} verdicts/s")
+    for mode in datagen.MODES:
+        for layers in (2, 3):
+            problems = [datagen.generate(0, i, op=10, mode=mode, layers=layers) for i in range(500)]
+            print(f"generated op 10, {mode}, {layers} layers: {verdicts_per_second(problems):,.0f} verdicts/s")
+    for size in (judge.MAX_TEXT, 1 << 16):
+        slowest = max((seconds(lambda: judge.verify((h + u * size)[:size], problems[0])), h + u) for h in HEADS for u in UNITS)  # noqa: B023
+        print(f"garbage of {size:,} characters, {len(HEADS) * len(UNITS)} kinds: slowest {slowest[0] * 1e3:.1f} ms ({slowest[1]!r} …)")
+
+
+if __name__ == "__main__":
+    cli.run(main)
