@@ -23,19 +23,33 @@ TINY_WORLD = "template zoo; mode forward; distractors 2-4; literals 1-9; bound 9
 PRESETS = {
     "tiny": {
         "pretrain": {
-            "mixture": f"op 2-4; {TINY_WORLD}; tokens 9M", "solution_only": True, "vocab_size": 600,
+            "mixture": f"op 2-4:0.85, 5-6:0.15; {TINY_WORLD}; tokens 9M", "solution_only": True, "vocab_size": 600,
             "hidden_size": 128, "layers": 4, "heads": 4, "kv_heads": 4,
             "local_heads": True, "intermediate_size": 384, "context": 1024,
             "rows": 1, "row_tokens": 1536, "optimizer": "muon", "lr": 1e-3, "min_lr": 1e-4, "muon_lr": 0.003, "warmup": 0.02,
         },
         "grpo": {
-            "mixture": f"op 5-6; {TINY_WORLD}", "steps": 40, "prompts": 32, "group": 8, "minibatch": 16, "max_new_tokens": 200,
+            "mixture": f"op 5-6; {TINY_WORLD}", "steps": 50, "prompts": 32, "group": 8, "minibatch": 16, "max_new_tokens": 200,
             "lr": 1e-4, "row_tokens": 1536, "micro_rows": 8, "sample_rows": 256,
         },
         "evaluate": {
-            "mixture": f"op 2-8; {TINY_WORLD}", "bands": "id=2-4,edge=5-6,hard=7-8", "problems": 50, "samples": 8, "k": "1,8",
+            "mixture": f"op 2-8; {TINY_WORLD}", "bands": "id=2-4,edge=5-6,hard=7-8", "problems": 100, "samples": 8, "k": "1,8",
             "max_new_tokens": 256, "sample_rows": 256,
         },
+    },
+    "small": {
+        "pretrain": {
+            "mixture": "op 2-10; template zoo, school, festival; tokens 500M", "hidden_size": 512, "layers": 6, "heads": 8, "kv_heads": 2,
+            "intermediate_size": 1536, "rows": 32, "row_tokens": 2048, "optimizer": "muon", "lr": 1e-3, "min_lr": 1e-4, "muon_lr": 5e-3,
+            "local_heads": True, "solution_only": True,
+        },
+        "grpo": {"mixture": "op 11-14; template zoo, school, festival", "prompts": 128, "group": 8, "minibatch": 64, "lr": 1e-5},
+        "evaluate": {"mixture": "op 2-20; template zoo, school, festival", "samples": 32, "k": "1,8,32"},
+    },
+    "paper": {
+        "pretrain": {"mixture": "op 2-10; template zoo:0.99, school:0.01; tokens 10B"},
+        "grpo": {"mixture": "op 11-14"},
+        "evaluate": {},
     },
 }  # fmt: skip
 
