@@ -1,6 +1,6 @@
 """Packed tokens per second from worker processes, and the share of padding, at op 2-10.
 
-    python bench/data.py --workers 2
+python bench/data.py --workers 2
 """
 
 import random

@@ -1,6 +1,6 @@
 """Problems per second of one core, by mode, layers and split. The public generator makes 159/s (forward) and 11/s (reverse) at op 10.
 
-    python bench/datagen.py
+python bench/datagen.py
 """
 
 import statistics
@@ -20,4 +20,5 @@ for mode in datagen.MODES:
                 for i in range(1000):
                     datagen.generate(run, i, op=10, mode=mode, layers=layers, split=split)
                 rates.append(1000 / (time.process_time() - start))
-            print(f"op 10, {mode:8} {layers} layers, {split:5}: median {statistics.median(rates):6.0f} problems/s (of 5 runs: {min(rates):.0f} to {max(rates):.0f})")
+            median, spread = statistics.median(rates), f"{min(rates):.0f} to {max(rates):.0f}"
+            print(f"op 10, {mode:8} {layers} layers, {split:5}: median {median:6.0f} problems/s (5 runs: {spread})")

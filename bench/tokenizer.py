@@ -1,6 +1,6 @@
 """Training time on 10 MB of generated text, tokens a record on the public sample, encoding speed beside raw tiktoken.
 
-    python bench/tokenizer.py
+python bench/tokenizer.py
 """
 
 import random
