@@ -9,6 +9,7 @@ Writes results.json and figure.png to --out, prints the table.
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -180,11 +181,10 @@ def main():
             cells = [f"{stats[c]['mean']:.3f} [{stats[c]['low']:.3f},{stats[c]['high']:.3f}]" for c in columns]
             nll = np.mean([result["nll"][str(op)] for op in ops])
             print(f"{band:6} {name:10} " + " ".join(f"{c:>19}" for c in cells) + f" {stats['guess_floor']:12.3f} {nll:6.3f}")
-    first = next(iter(results))
-    for name in list(results)[1:]:
+    for before, name in pairwise(results):
         for band, chosen in groups["band"].items():
-            mean, error = gain(counts[first]["correct"][chosen], counts[name]["correct"][chosen], o.samples)
-            print(f"{name} - {first}, {band}: correct@1 {mean:+.3f}, standard error {error:.3f} ({mean / max(error, 1e-9):+.1f} SE)")
+            mean, error = gain(counts[before]["correct"][chosen], counts[name]["correct"][chosen], o.samples)
+            print(f"{name} - {before}, {band}: correct@1 {mean:+.3f}, standard error {error:.3f} ({mean / max(error, 1e-9):+.1f} SE)")
     print(f"results: {out / 'results.json'}")
     figure(results, bands, ks, out / "figure.png")
 
