@@ -23,10 +23,11 @@ TINY_WORLD = "template zoo; mode forward; distractors 2-4; literals 1-9; bound 9
 PRESETS = {
     "tiny": {
         "pretrain": {
-            "mixture": f"op 2-4; {TINY_WORLD}; tokens 8M", "solution_only": True, "vocab_size": 600,
+            "mixture": f"op 2-4; {TINY_WORLD}; tokens 9M", "solution_only": True, "vocab_size": 600,
             "hidden_size": 128, "layers": 4, "heads": 4, "kv_heads": 4,
             "local_heads": True, "intermediate_size": 384, "context": 1024,
             "rows": 1, "row_tokens": 1536, "optimizer": "muon", "lr": 1e-3, "min_lr": 1e-4, "muon_lr": 0.003, "warmup": 0.02,
+            "eval_every": 1000,
         },
         "grpo": {
             "mixture": f"op 5-6; {TINY_WORLD}", "steps": 40, "prompts": 32, "group": 8, "minibatch": 16, "max_new_tokens": 200,
