@@ -132,7 +132,8 @@ def figure(results, bands, ks, path):
     left.set(xlabel="operations", ylabel="pass@1 (every step correct)", ylim=(0, 1.1))
     right.set(xlabel="k", ylabel="pass@k (every step correct)", ylim=(0, 1.1), xscale="log", xticks=ks, xticklabels=ks)
     left.legend(loc="lower left")
-    right.legend(fontsize="small")
+    right.minorticks_off()
+    right.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     fig.savefig(path, dpi=120)
     print(f"figure: {path}")
 
