@@ -76,13 +76,13 @@ def test_removing_a_distractor_changes_nothing_and_removing_a_needed_statement_d
 @pytest.mark.skipif(not SHARED.exists(), reason="../shared is not beside the checkout")
 def test_node_counts_follow_the_public_generator():
     names = {"normalforward": "forward", "forwardreverse": "reverse"}
-    for row in json.loads((SHARED / "stats.json").read_text()):
-        mode = names[row["mode"]]
-        mean = sum(len(generate(1, i, op=row["op"], mode=mode).nodes) for i in range(250)) / 250
-        assert abs(mean - row["nodes_mean"]) <= 1.3, (row["op"], mode, mean)
-        row["ours"] = mean
     rows = json.loads((SHARED / "stats.json").read_text())
+    differences = []
+    for row in rows:
+        mean = sum(len(generate(1, i, op=row["op"], mode=names[row["mode"]]).nodes) for i in range(250)) / 250
+        differences.append(abs(mean - row["nodes_mean"]))
     assert len(rows) == 38
+    assert sum(differences) / 38 <= 0.5 and max(differences) <= 1.3  # theirs are means of 42 problems, uncertain by some tenths
 
 
 @pytest.mark.parametrize("mode", MODES)
