@@ -32,6 +32,7 @@ MIN_OP, MAX_OP = 2, 20
 SPLITS = {"train": (0, 1, 2, 3, 4), "mid": (5,), "rl": (6,), "eval": (7,)}
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 COUNT, TOTAL, AVERAGE, OFFSPRING = "count", "total", "average", "offspring"
+PLACES = 12  # words for places in each context; a problem never needs more (see _structure)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -248,7 +249,7 @@ def _structure(rand, op, world):
 
     def new_operand(free):
         """A quantity not mentioned yet: a count, or, where `free` edges are to spare, a total."""
-        if wanted > 1 and free and rand() < 0.45:
+        if wanted > 1 and free and rand() < 0.45 and len(places) < PLACES:
             v = Vertex(OFFSPRING if third and free >= 3 and rand() < 0.5 else TOTAL, len(places))
             places.append(_Place(v))
             waiting.append(v)
@@ -256,7 +257,7 @@ def _structure(rand, op, world):
         spots = [p for p, place in enumerate(places) if not place.closed and len(place.kinds) < kinds
                  and (place.summary is None or not place.members or (free and place.summary.type is TOTAL and
                                                                       len(place.members) < world.max_in_degree))]  # fmt: skip
-        p = int(rand() * (len(spots) + 1))
+        p = int(rand() * (len(spots) + (len(places) < PLACES)))  # closed or full, a place holds two edges or more: 20 never close 12
         if p == len(spots):
             places.append(_Place())
             return new_count(len(places) - 1)
@@ -415,7 +416,7 @@ def _distractors(rand, vertices, places, world):
     kinds = max(5, world.max_in_degree)
     for _ in range(world.min_distractors + int(rand() * (world.max_distractors - world.min_distractors + 1))):
         spots = [p for p, place in enumerate(places) if not place.closed and len(place.kinds) < kinds]
-        if not spots or rand() < 0.3:
+        if not spots or (rand() < 0.3 and len(places) < PLACES):
             spots = [len(places)]
             places.append(_Place())
         p = spots[int(rand() * len(spots))]
@@ -443,7 +444,7 @@ def _distractors(rand, vertices, places, world):
 
 
 def _names(rand, vertices, template):
-    """The name of each vertex, from a fresh draw of which index is which word. Indices past the words start over."""
+    """The name of each vertex, from a fresh draw of which index is which word."""
     kinds, places = list(template.kinds), list(template.places)
     _shuffle(rand, kinds, len(kinds))
     _shuffle(rand, places, len(places))

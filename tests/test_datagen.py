@@ -204,3 +204,15 @@ def test_command_line():
     for bad in (["--op", "2-99"], ["--op", "x"], ["--mode", "up"], ["--nonsense"], ["--n", "many"]):
         out = run(*bad)
         assert out.returncode == 2 and out.stderr.count("\n") == 1 and out.stderr.startswith("error: "), out.stderr
+
+
+@pytest.mark.parametrize("layers", [2, 3])
+def test_words_for_places_suffice(layers):
+    """Many distractors and few operands a quantity ask for the most places: never more than a context has words for."""
+    most = 0
+    for degree in (1, 4):
+        for i in range(300):
+            p = datagen.generate(3, i, op=18 + i % 3, layers=layers, min_distractors=10, max_distractors=10, max_in_degree=degree)
+            most = max(most, 1 + max(v.place for v in p.graph.vertices + p.graph.distractors))
+    assert 10 <= most <= datagen.PLACES
+    assert {len(t.places) for t in datagen.TEMPLATES.values()} == {datagen.PLACES}
