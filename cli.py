@@ -30,9 +30,9 @@ def run(main):
         sys.exit(130)
 
 
-def opt(default, help, choices=None):
-    """A dataclass field that is also a flag: `lr: float = opt(2e-4, "peak learning rate")`."""
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+def opt(default, help, choices=None, group=None):
+    """A dataclass field that is also a flag: `lr: float = opt(2e-4, "peak learning rate")`. group: heading that starts here in --help."""
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "group": group})
 
 
 class _Parser(argparse.ArgumentParser):
@@ -40,41 +40,79 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see python {self.prog} --help)")
 
 
-def parse_options(cls, argv=None, *, description="", presets=None, positional=None):
+def parse_options(cls, argv=None, *, description="", presets=None, positional=None, saved=None):
     """Build the frozen dataclass `cls` from flags.
 
-    presets: {name: {field: value}}; adds `--preset`, whose values become the defaults that flags override.
-    positional: name of the one field that is given without a flag.
+    presets: {name: {field: value}}; adds `--preset`, whose values become the defaults that flags override, and `--config FILE`
+    (JSON, as `--print-config` prints it) whose values override the preset's.
+    positional: name of the one field that is given without a flag. saved: {field: value} that stand in for preset and config.
     Raises UserError on an unknown flag, a bad value or an unknown preset.
     """
-    parser = _Parser(prog=os.path.basename(sys.argv[0]), description=description, allow_abbrev=False)
-    names = {f.name: f for f in dataclasses.fields(cls)}
-    defaults = {name: f.default for name, f in names.items()}
+    parser = _Parser(prog=os.path.basename(sys.argv[0]), description=description, allow_abbrev=False,
+                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    defaults = {name: f.default for name, f in fields.items()}
     if presets is not None:
+        parser.add_argument("--config", metavar="FILE", help="JSON of options, as --print-config prints it; flags override it")
+        parser.add_argument("--print-config", action="store_true", help="print the options as JSON and stop")
         pre = _Parser(prog=parser.prog, add_help=False, allow_abbrev=False)
-        pre.add_argument("--preset", default=names["preset"].default)
-        name = pre.parse_known_args(argv)[0].preset
+        pre.add_argument("--preset")
+        pre.add_argument("--config")
+        early = pre.parse_known_args(argv)[0]
+        config = read_config(early.config, fields) if early.config else {}
+        name = early.preset or config.get("preset") or defaults["preset"]
         if name not in presets:
             raise UserError(f"unknown preset {name!r}: choose from {', '.join(presets)}")
-        defaults.update(presets[name], preset=name)
-    for name, f in names.items():
+        defaults.update(presets[name], **config)
+        defaults["preset"] = name
+    defaults.update({name: value for name, value in (saved or {}).items() if name in fields})
+    group = parser
+    for name, f in fields.items():
         text = f.metadata["help"].replace("%", "%%")
-        kind = f.type if isinstance(f.type, type) else {"str | None": str, "int | None": int, "float | None": float}[str(f.type)]
-        shown = "" if defaults[name] is None else f" [{defaults[name]}]"
+        flag = "--" + name.replace("_", "-")
+        shown = "" if defaults[name] is None else f" [{defaults[name]}]".replace("%", "%%")
+        if f.metadata["group"]:
+            group = parser.add_argument_group(f.metadata["group"])
         if name == positional:
             parser.add_argument(name, nargs="?", default=defaults[name], help=text)
-        elif kind is bool:
-            parser.add_argument("--" + name.replace("_", "-"), action=argparse.BooleanOptionalAction, default=defaults[name], help=text + shown)
+        elif _kind(f) is bool:
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=defaults[name], help=text + shown)
         else:
-            parser.add_argument(
-                "--" + name.replace("_", "-"),
-                type=kind,
-                default=defaults[name],
-                metavar=kind.__name__.upper(),
-                choices=f.metadata["choices"],
-                help=text + shown,
-            )
-    return cls(**vars(parser.parse_args(argv)))
+            group.add_argument(flag, type=_kind(f), default=defaults[name], metavar=_kind(f).__name__.upper(), choices=f.metadata["choices"], help=text + shown)
+    given = vars(parser.parse_args(argv))
+    options = cls(**{name: given[name] for name in fields})
+    if given.get("print_config"):
+        print(json.dumps(dataclasses.asdict(options), indent=2))
+        sys.exit(0)
+    return options
+
+
+def _kind(field):
+    """The type of an option's value: bool, int, float or str."""
+    return field.type if isinstance(field.type, type) else {"str | None": str, "int | None": int, "float | None": float}[str(field.type)]
+
+
+def read_config(path, fields):
+    """Options of a JSON file, checked against the fields of the options → dict. Raises UserError."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            config = json.load(file)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: expected a JSON object of options, found {type(config).__name__}")
+    config = config.get("options", config)  # the config.json of a run folder's checkpoint will do
+    for name, value in config.items():
+        if name not in fields:
+            raise UserError(f"{path}: unknown option {name!r}")
+        kind = _kind(fields[name])
+        right = type(value) is kind or (kind is float and type(value) is int) or (value is None and fields[name].default is None)
+        choices = fields[name].metadata["choices"]
+        if not right or (choices and value not in choices):
+            raise UserError(f"{path}: option {name!r} cannot be {value!r}")
+    return config
 
 
 def at_least(options, least, *names):

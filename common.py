@@ -2,15 +2,22 @@
 
 import ctypes
 import dataclasses
+import errno
+import io
 import json
+import math
 import os
 import platform
 import shutil
+import signal
+import sys
 import time
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 import cli
 import data
@@ -90,6 +97,54 @@ def setup(device, seed, threads=0):
     return torch.device(device)
 
 
+def run(main):
+    """cli.run, with one line for memory or disk that runs out."""
+
+    def guarded():
+        try:
+            main()
+        except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError; on a CPU it has no type of its own
+            if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error):
+                raise cli.UserError("out of memory: lower --micro-batch-size (training) or --sample-rows (sampling); results do not depend "
+                                    "on them") from None  # fmt: skip
+            raise
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise cli.UserError(f"cannot write ({error.strerror}): make room, then go on with --resume; no checkpoint is lost") from None
+            raise
+        finally:
+            for bar in list(getattr(tqdm, "_instances", ())):  # so that a message begins on its own line
+                bar.close()
+
+    cli.run(guarded)
+
+
+def describe_cost(model, tokens, steps, micro_batch, row_tokens):
+    """Print what a training run would take, without running it: parameters, FLOPs, memory, time on this machine.
+
+    FLOPs: 6 for each parameter that multiplies and token, and 6·L·C·T for the causal attention of rows without documents (an
+    upper bound). Memory: fp32 weights, gradients and two moments, and about 34 activations of width C (PaLM, Appendix B; Korthikanti
+    et al. 2022) of 4 bytes a layer and token of the micro-batch, and its logits.
+    """
+    config, device = model.config, next(model.parameters()).device
+    n, layers, width = model.num_parameters(), config.num_hidden_layers, config.hidden_size
+    flops = tokens * (6 * n + 6 * layers * width * row_tokens)
+    state = 16 * n
+    activations = 4 * micro_batch * (34 * layers * width + 2 * config.vocab_size)
+    a = torch.randn(2048, 2048, device=device, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32)
+    rates = []
+    for _ in range(5):
+        clock = time.perf_counter()
+        float((a @ a)[0, 0])
+        rates.append(2 * 2048**3 / (time.perf_counter() - clock))
+    seconds = flops / (0.4 * max(rates))
+    print(f"parameters {n:,} ({n - model.model.embed_tokens.weight.numel():,} without the embedding)\n"
+          f"tokens     {tokens:,} in {steps:,} steps\n"
+          f"FLOPs      {flops:.3g}\n"
+          f"memory     about {(state + activations) / 2**30:.2f} GiB ({state / 2**30:.2f} weights, gradients, moments; {activations / 2**30:.2f} activations)\n"
+          f"time       about {seconds / 3600:.2f} hours at 40% of this machine's {max(rates) / 1e9:,.0f} GFLOP/s")  # fmt: skip
+
+
 def autocast(device):
     """bfloat16 matrix products on a GPU; fp32 on a CPU."""
     return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
@@ -123,50 +178,286 @@ def held_out_nll(model, tokenizer, problems, device, row_tokens=2048, rows=4):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Metrics
+# Processes
 
 
-class Metrics:
-    """Append one JSON object a line to a file, flushed at once: `log(step, {"train/loss": 1.2})`."""
+class World:
+    """The processes of one run, as torchrun starts them: `rank` of `size`. Gradients and counts are summed over them."""
 
-    def __init__(self, path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = path.open("a", encoding="utf-8")
-        self.started = time.perf_counter()
+    def __init__(self, device):
+        self.rank, self.size, self.device = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)), device
+        if self.size > 1:
+            torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
-    def log(self, step, values):
-        values = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in values.items()}
-        self.file.write(json.dumps({"step": step, "seconds": round(time.perf_counter() - self.started, 2), **values}) + "\n")
-        self.file.flush()
+    def sum(self, numbers):
+        """Sum a list of numbers over the processes (fp64) → list of floats, the same in each."""
+        if self.size == 1:
+            return [float(n) for n in numbers]
+        tensor = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        torch.distributed.all_reduce(tensor)
+        return tensor.tolist()
+
+    def sum_gradients(self, model):
+        """Sum the gradients over the processes, as one flat tensor. Each process's loss is its share of one global mean."""
+        if self.size == 1:
+            return
+        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in model.parameters()]
+        flat = torch.cat([g.reshape(-1) for g in gradients])
+        torch.distributed.all_reduce(flat)
+        for p, g in zip(model.parameters(), flat.split([g.numel() for g in gradients])):
+            p.grad = g.view_as(p)
+
+    def close(self):
+        if self.size > 1:
+            torch.distributed.destroy_process_group()
+
+
+class Guard:
+    """Counts steps whose loss or gradient is not finite: they are skipped, and too many in a row end the run."""
+
+    def __init__(self, most, skipped=0, in_a_row=0):
+        self.most, self.skipped, self.in_a_row = most, skipped, in_a_row
+
+    def passes(self, step, run, *numbers):
+        """Whether to take this step. Raises UserError at the last of `most` bad ones in a row."""
+        if all(map(math.isfinite, numbers)):
+            self.in_a_row = 0
+            return True
+        self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
+        if self.in_a_row >= self.most:
+            raise cli.UserError(f"loss or gradient not finite {self.most} times in a row, last at step {step}: lower the learning rate "
+                                f"or look at the data; the last good checkpoint is {run.newest()}")  # fmt: skip
+        return False
+
+    def state(self):
+        return {"skipped": self.skipped, "skipped_in_a_row": self.in_a_row}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Checkpoints: a folder of weights (loaded without pickle's code), optimizer state, tokenizer and readable JSON.
+# Runs
 
 
-def save_checkpoint(path, model, tokenizer, options, state, optimizer=None):
-    """Write a checkpoint folder whole: into a temporary folder beside it, then renamed.
+# What may differ when a run is resumed: it changes speed and memory, not what is computed (but for rounding).
+FREE = {"out", "resume", "device", "threads", "workers", "micro_batch_size", "sample_rows", "keep", "tensorboard", "wandb", "attention", "compile", "dry_run"}
 
-    options: the script's frozen dataclass; state: a dict of readable facts (step, tokens seen, metrics).
+
+def parse(cls, script, description):
+    """The options of a training script; with --resume those of the run in --out, if there is one.
+
+    Raises UserError for a flag that contradicts the run that is resumed.
+    """
+    o = cli.parse_options(cls, description=description, presets=preset(script))
+    path = newest_checkpoint(o.out) if o.resume else None
+    if path is None:
+        return o
+    saved = json.loads((path / "config.json").read_text())["options"]
+    o = cli.parse_options(cls, description=description, presets=preset(script), saved={**saved, "resume": True, "out": o.out})
+    for name, value in saved.items():
+        if name not in FREE and getattr(o, name, value) != value:
+            raise cli.UserError(f"the run in {o.out} has --{name.replace('_', '-')} {value}, not {getattr(o, name)}: a resumed run keeps its options; "
+                                "start another with another --out")  # fmt: skip
+    return o
+
+
+class Run:
+    """The folder of one training run: metrics.jsonl, samples.txt, checkpoints step_N, and the links `latest` and `best`.
+
+    A checkpoint knows how long the text files were: resuming cuts them back to there, so that the record of a run is the
+    same however often it was interrupted. SIGTERM and SIGINT set `stopping`; a second SIGINT interrupts at once.
+    Raises UserError if the folder holds a run that is not to be resumed.
+    """
+
+    TEXTS = ("metrics.jsonl", "samples.txt")
+
+    def __init__(self, o, world):
+        self.path, self.o, self.world, self.stopping, self.sinks = Path(o.out), o, world, False, []
+        if not o.resume and (any(self.path.glob("step_*")) or any((self.path / name).exists() for name in self.TEXTS)):
+            raise cli.UserError(f"{self.path} already holds a run: add --resume to continue it, or choose another --out")
+        self.started = time.perf_counter()
+
+    def open(self, checkpoint=None):
+        """Begin, or go on from a checkpoint of this run; from here on a signal stops the run after the step it is in."""
+        signal.signal(signal.SIGTERM, self._stop)
+        signal.signal(signal.SIGINT, self._stop)
+        if self.world.rank:
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        for unfinished in self.path.glob("step_*.tmp"):
+            shutil.rmtree(unfinished)
+        for name in self.TEXTS:
+            file, length = self.path / name, checkpoint.state["lengths"][name] if checkpoint else 0
+            if file.exists() and file.stat().st_size > length:
+                os.truncate(file, length)
+        self.sinks = sinks(self.o, self.path)
+        if checkpoint:
+            print(f"resuming {self.path} at step {checkpoint.state['step']}")
+            if checkpoint.state["code"] != code_hash():
+                print("note: the code has changed since that checkpoint was written")
+
+    def _stop(self, number, frame):
+        if self.stopping:
+            raise KeyboardInterrupt
+        self.stopping = True
+        if self.world.rank == 0:
+            tqdm.write(f"{signal.Signals(number).name}: finishing this step, then saving (again to stop at once)", file=sys.stderr)
+
+    def should_stop(self):
+        """Whether any process was told to stop."""
+        return bool(self.world.sum([self.stopping])[0])
+
+    def log(self, step, values):
+        """Append one line to metrics.jsonl, flushed at once. What depends on the clock is under `time/`."""
+        if self.world.rank == 0:
+            values = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in values.items()}
+            seconds = round(time.perf_counter() - self.started, 2)
+            self.append("metrics.jsonl", json.dumps({"step": step, **values, "time/seconds": seconds}) + "\n")
+            for sink in self.sinks:
+                sink(step, values)
+
+    def append(self, name, text):
+        """Add to one of the text files; it is open no longer than that."""
+        if self.world.rank == 0:
+            with (self.path / name).open("a", encoding="utf-8") as file:
+                file.write(text)
+
+    def newest(self):
+        return newest_checkpoint(self.path)
+
+    def save(self, step, model, tokenizer, state, optimizers, score=None):
+        """Write checkpoint step_N and point `latest` at it; `best` too if no score was higher. Old ones go, but for the last `keep`."""
+        if self.world.rank:
+            return
+        for name in self.TEXTS:
+            with (self.path / name).open("a") as file:
+                os.fsync(file.fileno())
+        lengths = {name: (self.path / name).stat().st_size for name in self.TEXTS}
+        path = self.path / f"step_{step:07d}"
+        save_checkpoint(path, model, tokenizer, self.o, {"step": step, **state, "score": score, "lengths": lengths}, optimizers)
+        _link(path, "latest")
+        best = self.path / "best"
+        if score is not None and (not best.exists() or json.loads((best / "state.json").read_text())["score"] <= score):
+            _link(path, "best")
+        for old in sorted(self.path.glob("step_???????"))[: -self.o.keep]:
+            if old.name not in (path.name, os.readlink(best) if best.is_symlink() else ""):
+                shutil.rmtree(old)
+
+    def stopped(self, script):
+        print(f"stopped; continue with: python {script} --resume --out {self.path}")
+
+
+def _link(path, name):
+    """Make the link `name` beside path point at it, in one atomic step."""
+    temporary = path.parent / f".{name}.tmp"
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(path.name)
+    os.replace(temporary, path.parent / name)
+    _sync(path.parent)
+
+
+def sinks(o, path):
+    """Where else metrics go: TensorBoard and Weights & Biases, if asked for → functions of (step, values)."""
+    out = []
+    if o.tensorboard:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise cli.UserError("--tensorboard needs the package tensorboard: pip install tensorboard") from None
+        writer = SummaryWriter(str(path / "tensorboard"))
+        out.append(lambda step, values: [writer.add_scalar(name, value, step) for name, value in values.items()] and writer.flush())
+    if o.wandb:
+        try:
+            import wandb
+        except ImportError:
+            raise cli.UserError("--wandb needs the package wandb: pip install wandb") from None
+        wandb.init(project="reasoning-lab", name=path.name, dir=str(path), config=dataclasses.asdict(o))
+        out.append(lambda step, values: wandb.log(values, step=step))
+    return out
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Checkpoints: a folder of tensors (loaded without pickle's code), tokenizer and readable JSON, with a hash of every file.
+
+
+def code_hash():
+    """What the code of this repository is, in 16 characters."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return blake2b(b"".join(f.read_bytes() for f in files), digest_size=8).hexdigest()
+
+
+def save_checkpoint(path, model, tokenizer, options, state, optimizers=()):
+    """Write a checkpoint folder whole or not at all: into a temporary folder, synced to disk, then renamed.
+
+    options: the script's frozen dataclass; state: a dict of readable facts (step, tokens seen, scores). No state of a random
+    generator is among them: every draw is a function of (seed, step).
+    Raises UserError if the disk does not take it; what was there before stays.
     """
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    torch.save({k: v.cpu() for k, v in model.state_dict().items()}, temporary / "weights.pt")
-    if optimizer is not None:
-        torch.save([o.state_dict() for o in optimizer], temporary / "optimizer.pt")
-    tokenizer.save(temporary / "tokenizer.json")
     config = {"model": dataclasses.asdict(model.config), "options": dataclasses.asdict(options)}
-    state = {**state, "tokenizer_hash": tokenizer.hash, "torch": torch.__version__}
-    (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    (temporary / "state.json").write_text(json.dumps(state, indent=2) + "\n")
-    old = path.with_name(path.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if path.exists():
-        os.rename(path, old)
-    os.rename(temporary, path)
-    shutil.rmtree(old, ignore_errors=True)
+    state = {**state, "tokenizer_hash": tokenizer.hash, "code": code_hash(), "torch": torch.__version__}
+    content = {
+        "weights.pt": _bytes({k: v.cpu() for k, v in model.state_dict().items()}),
+        "optimizer.pt": _bytes([o.state_dict() for o in optimizers]),
+        "tokenizer.json": tokenizer.to_json().encode(),
+        "config.json": (json.dumps(config, indent=2) + "\n").encode(),
+        "state.json": (json.dumps(state, indent=2) + "\n").encode(),
+    }
+    hashes = {name: blake2b(data, digest_size=16).hexdigest() for name, data in content.items()}
+    content["manifest.json"] = (json.dumps(hashes, indent=2) + "\n").encode()
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        for name, data in content.items():
+            with (temporary / name).open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        _sync(temporary)
+        if path.exists():  # the same step, written again: a folder cannot be replaced in one move
+            shutil.rmtree(path)
+        os.rename(temporary, path)
+        _sync(path.parent)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise cli.UserError(f"cannot write checkpoint {path} ({error.strerror}): make room; the newest complete one is "
+                            f"{newest_checkpoint(path.parent)}") from None  # fmt: skip
+
+
+def _bytes(tensors):
+    buffer = io.BytesIO()
+    torch.save(tensors, buffer)
+    return buffer.getvalue()
+
+
+def _sync(folder):
+    """Have the folder's entries on disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    os.fsync(handle)
+    os.close(handle)
+
+
+def damage(path):
+    """What is wrong with the checkpoint folder, in a few words, or None: every file must be what the manifest says."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_text())
+        for name in ("weights.pt", "optimizer.pt", "tokenizer.json", "config.json", "state.json"):
+            if blake2b((path / name).read_bytes(), digest_size=16).hexdigest() != manifest[name]:
+                return f"{name} is not what manifest.json says"
+    except OSError as error:
+        return f"{Path(error.filename).name}: {error.strerror}"
+    except (ValueError, KeyError, TypeError) as error:
+        return f"manifest.json ({type(error).__name__}: {error})"
+    return None
+
+
+def newest_checkpoint(run):
+    """The newest intact checkpoint folder of a run folder, or None; says which damaged ones it passes over."""
+    for path in sorted(Path(run).glob("step_???????"), reverse=True):
+        wrong = damage(path)
+        if wrong is None:
+            return path
+        print(f"passing over damaged checkpoint {path}: {wrong}", file=sys.stderr)
+    return None
 
 
 @dataclasses.dataclass
@@ -177,29 +468,37 @@ class Checkpoint:
     options: dict  # of the script that wrote it
     state: dict
 
+    def load_optimizers(self, optimizers):
+        saved = torch.load(self.path / "optimizer.pt", map_location="cpu", weights_only=True)
+        for optimizer, state in zip(optimizers, saved, strict=True):
+            optimizer.load_state_dict(state)
+
+
+def weights_hash(checkpoint):
+    return json.loads((checkpoint.path / "manifest.json").read_text())["weights.pt"]
+
 
 def load_checkpoint(path, device):
     """Read a checkpoint folder → Checkpoint with the model on `device`.
 
-    Raises UserError, one line, for a missing or damaged file, weights of another shape, or another tokenizer's weights.
+    Raises UserError, one line, for a missing or damaged file, weights of another shape, or another tokenizer's weights; it names
+    another checkpoint of the run that can be used instead.
     """
     path = Path(path)
-    if not (path / "config.json").is_file():
-        raise cli.UserError(f"no checkpoint at {path}: the folder must hold config.json, state.json, weights.pt and tokenizer.json")
-    try:
-        config = json.loads((path / "config.json").read_text())
-        state = json.loads((path / "state.json").read_text())
-        model = Qwen2(ModelConfig(**config["model"]))
-        options = config["options"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise cli.UserError(f"checkpoint {path} is damaged: config.json or state.json ({type(error).__name__}: {error})") from None
-    tokenizer = Tokenizer.load(path / "tokenizer.json")
-    if tokenizer.hash != state.get("tokenizer_hash"):
-        raise cli.UserError(f"checkpoint {path} was trained with tokenizer {state.get('tokenizer_hash')}, "
-                            f"but its tokenizer.json is {tokenizer.hash}")  # fmt: skip
-    try:
-        weights = torch.load(path / "weights.pt", map_location="cpu", weights_only=True)
-        model.load_state_dict(weights)
-    except Exception as error:  # torch raises a dozen types for damaged files
-        raise cli.UserError(f"checkpoint {path} is damaged: weights.pt ({type(error).__name__}: {str(error).splitlines()[0]})") from None
-    return Checkpoint(path, model.to(device), tokenizer, options, state)
+    if not path.is_dir():
+        raise cli.UserError(f"no checkpoint at {path}: expected a folder with config.json, state.json, weights.pt and tokenizer.json")
+    path = path.resolve()  # `latest` may point elsewhere tomorrow
+    wrong = damage(path)
+    if wrong is None:
+        try:
+            config, state = (json.loads((path / name).read_text()) for name in ("config.json", "state.json"))
+            model, tokenizer = Qwen2(ModelConfig(**config["model"])), Tokenizer.load(path / "tokenizer.json")
+            if tokenizer.hash != state["tokenizer_hash"]:
+                wrong = f"it was trained with tokenizer {state['tokenizer_hash']}, but its tokenizer.json is {tokenizer.hash}"
+            else:
+                model.load_state_dict(torch.load(path / "weights.pt", map_location="cpu", weights_only=True))
+                return Checkpoint(path, model.to(device), tokenizer, config["options"], state)
+        except Exception as error:  # the files are what was written, but no checkpoint of this code; torch raises a dozen types
+            wrong = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    others = [other for other in sorted(path.parent.glob("step_???????")) if other != path and damage(other) is None]
+    raise cli.UserError(f"checkpoint {path} cannot be used: {wrong}" + (f"; {others[-1]} is intact" if others else ""))

@@ -6,14 +6,22 @@ Shapes: B rows, T positions. No torch here: worker processes start fast and hand
 """
 
 import multiprocessing
+import os
 import random
 import re
+import signal
+import threading
+import time
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 import cli
 import datagen
@@ -133,13 +141,13 @@ def _choose(choices, rand):
 
 def prompt_text(record):
     """What the model is given. record: a Problem or a dict with its keys."""
-    problem, question = _get(record, "problem"), _get(record, "question")
+    problem, question = get(record, "problem"), get(record, "question")
     return f"[BOS]<question> {problem.strip()} {question.strip()} </question> <solution>"
 
 
 def completion_text(record):
     """What the model writes after the prompt: the solution, then the answer once, in its tags."""
-    solution, _, answer = _get(record, "solution").rpartition("Answer:")
+    solution, _, answer = get(record, "solution").rpartition("Answer:")
     return f" {solution.strip()} </solution> <answer> {answer.strip().rstrip('.')} </answer>[EOS]"
 
 
@@ -149,7 +157,8 @@ def encode(tokenizer, record):
     return prompt + tokenizer.encode(completion_text(record)), len(prompt)
 
 
-def _get(record, key):
+def get(record, key):
+    """A key of a record, be it a Problem or a dict."""
     return record[key] if isinstance(record, dict) else getattr(record, key)
 
 
@@ -284,7 +293,7 @@ def _chunks(source, chunk, workers):
             yield source.chunk(chunk)
             chunk += 1
     # spawn: a forked child of a process with torch's threads may hang
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, (source,)) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, (source, os.getpid())) as pool:
         ahead = deque()
         try:
             while True:
@@ -292,6 +301,8 @@ def _chunks(source, chunk, workers):
                     ahead.append(pool.submit(_work, chunk))
                     chunk += 1
                 yield ahead.popleft().result()
+        except BrokenProcessPool:
+            raise cli.UserError("a process that prepares batches died, perhaps for want of memory: --workers 0 prepares them in the trainer") from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -299,10 +310,76 @@ def _chunks(source, chunk, workers):
 _source = None  # in a worker process: its Source
 
 
-def _start_worker(source):
+def _start_worker(source, trainer):
     global _source
     _source = source
+    for number in (signal.SIGINT, signal.SIGTERM):  # the trainer gets them too, and finishes its step
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(trainer,), daemon=True).start()
+
+
+def _end_with(trainer):
+    """End this process when the trainer is gone, however it went."""
+    while os.getppid() == trainer:
+        time.sleep(1)
+    os._exit(0)
 
 
 def _work(chunk):
     return _source.chunk(chunk)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Contamination
+
+
+def structure(problem):
+    """A hash of the reasoning graph with its numbers but without its words: equal for one problem told in two ways."""
+    known = {}
+    for node in problem.nodes:
+        parts = [node.operator, node.constant, node.value, node.name == problem.unknown, *(known[name] for name in node.operands)]
+        known[node.name] = blake2b(repr(parts).encode(), digest_size=8).hexdigest()
+    return known[problem.nodes[-1].name]
+
+
+def audit(mixture, n, seed=0):
+    """Draw n problems of each split → {(split, split): {"exact", "canonical", "structural": how many problems both hold}}.
+
+    exact: the same text; canonical: the same but for the order of statements; structural: the same graph and numbers in any
+    words, of those with 5 operations or more.
+    """
+    keys = {}
+    for split in datagen.SPLITS:
+        rand, keys[split] = random.Random(f"{seed}/audit").random, {"exact": set(), "canonical": set(), "structural": set()}
+        for i in tqdm(range(n), desc=split, leave=False):
+            p = datagen.generate(seed, i, split=split, **mixture.arguments(rand))
+            keys[split]["exact"].add((p.problem, p.question))
+            keys[split]["canonical"].add((p.template, p.mode, p.question, tuple(sorted(p.problem.split(". ")))))
+            if p.op >= 5:
+                keys[split]["structural"].add(structure(p))
+    return {(a, b): {kind: len(keys[a][kind] & keys[b][kind]) for kind in keys[a]} for a, b in combinations(keys, 2)}
+
+
+@dataclass(frozen=True)
+class Options:
+    audit: bool = cli.opt(False, "count the problems that two splits share")
+    n: int = cli.opt(5000, "problems of each split")
+    mixture: str = cli.opt("op 2-20; template zoo, school, festival; mode forward, reverse; layers 2, 3", "what to draw them from")
+    seed: int = cli.opt(0, "seed of the problems")
+
+
+def main():
+    o = cli.parse_options(Options, description="Look for problems that training and evaluation share.")
+    if not o.audit:
+        raise cli.UserError("nothing to do: python data.py --audit")
+    cli.at_least(o, 1, "n")
+    shared = audit(Mixture.parse(o.mixture), o.n, o.seed)
+    print(f"{o.n} problems of each split: {o.mixture}\n{'splits':13} {'exact':>6} {'canonical':>10} {'structural (op >= 5)':>21}")
+    for (a, b), counts in shared.items():
+        print(f"{a:5} - {b:5} {counts['exact']:6} {counts['canonical']:10} {counts['structural']:21}")
+    if any(counts["exact"] or counts["canonical"] for counts in shared.values()):
+        raise cli.UserError("two splits share a problem: this must not be; please report it")
+
+
+if __name__ == "__main__":
+    cli.run(main)

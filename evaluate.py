@@ -3,7 +3,7 @@
     python evaluate.py base=out/base/latest,grpo=out/grpo/latest --preset tiny --out out/eval
 
 Every problem gets `samples` tries; each is judged as correct (every step and the answer), by its answer alone, and as faithful.
-Writes results.json and figure.png to --out, prints the table.
+Writes judged.jsonl (each problem's counts, as it goes), results.json and figure.png to --out, prints the table.
 """
 
 import json
@@ -28,7 +28,8 @@ JUDGED = ("correct", "answer", "faithful")
 class Options:
     checkpoints: str | None = cli.opt(None, "checkpoint folders, separated by commas; name=folder names one")
     preset: str = cli.opt("tiny", "defaults of all other options: " + ", ".join(common.PRESETS))
-    out: str = cli.opt("out/eval", "folder for results.json and figure.png")
+    out: str = cli.opt("out/eval", "folder for judged.jsonl, results.json and figure.png")
+    resume: bool = cli.opt(False, "go on with the evaluation in --out, if there is one")
     seed: int = cli.opt(1, "seed of problems and samples")
     device: str = cli.opt("auto", "auto, cpu or cuda")
     threads: int = cli.opt(0, "CPU threads (0: torch's default)")
@@ -58,24 +59,50 @@ def bootstrap(values, seed=0, resamples=2000):
     return tuple(np.percentile(values[index].mean(1), [2.5, 97.5]))
 
 
-def judge(model, tokenizer, problems, o):
-    """Sample and judge → (counts {kind: (problems,) tries that pass}, errors Counter, texts of each problem's first try)."""
+def judge(checkpoint, problems, first, o, device):
+    """Sample and judge problems of one number of operations → a dict for one line of judged.jsonl.
+
+    first: index of the first of them, which their samples' randomness depends on. Counts are of tries that pass, one a problem.
+    """
+    model, tokenizer = checkpoint.model, checkpoint.tokenizer
     prompts = [tokenizer.encode(data.prompt_text(p)) for p in problems]
     samples = sampler.generate(model, prompts, group_size=o.samples, max_new_tokens=o.max_new_tokens, temperature=o.temperature, top_p=o.top_p,
-                               stop_id=tokenizer.eos_id, seed=o.seed, batch_size=o.sample_rows, progress="sampling")  # fmt: skip
+                               stop_id=tokenizer.eos_id, seed=o.seed, batch_size=o.sample_rows, indices=range(first, first + len(problems)),
+                               progress=f"op {problems[0].op}")  # fmt: skip
     texts = [tokenizer.decode(ids) for ids in samples.ids]
     verdicts = [verify.verify(text, problems[i // o.samples]) for i, text in enumerate(texts)]
     shape = (len(problems), o.samples)
-    counts = {
-        "correct": np.array([v.correct for v in verdicts]).reshape(shape).sum(1),
-        "answer": np.array([v.answer_correct for v in verdicts]).reshape(shape).sum(1),
-        "faithful": np.array([v.faithful for v in verdicts]).reshape(shape).sum(1),
-        "process": np.array([v.process for v in verdicts]).reshape(shape).mean(1),
-    }
     errors = Counter(kind for v in verdicts for kind in set(v.errors))
     errors.update(f"node_{status}" for v in verdicts for status in set(v.nodes.values()) if status != "ok")
     errors["unfinished"] = len(verdicts) - sum(samples.finished)
-    return counts, errors, texts[:: o.samples]
+    return {
+        "correct": np.array([v.correct for v in verdicts]).reshape(shape).sum(1).tolist(),
+        "answer": np.array([v.answer_correct for v in verdicts]).reshape(shape).sum(1).tolist(),
+        "faithful": np.array([v.faithful for v in verdicts]).reshape(shape).sum(1).tolist(),
+        "process": np.array([v.process for v in verdicts]).reshape(shape).mean(1).tolist(),
+        "errors": dict(errors),
+        "texts": texts[:: o.samples],
+        "nll": common.held_out_nll(model, tokenizer, problems, device)[str(problems[0].op)],
+    }
+
+
+def judged_before(path, o):
+    """{(name, weights, op): line} of an evaluation that was interrupted. Raises UserError if its options were others."""
+    done = {}
+    if not path.exists():
+        return done
+    if not o.resume:
+        raise cli.UserError(f"{path.parent} already holds an evaluation: add --resume to continue it, or choose another --out")
+    content = path.read_bytes()
+    path.write_bytes(content[: content.rfind(b"\n") + 1])  # a line that was being written is done again
+    for number, line in cli.read_jsonl(path):
+        if number == 1:
+            for name, value in line["options"].items():
+                if name not in common.FREE | {"checkpoints", "show"} and getattr(o, name, value) != value:
+                    raise cli.UserError(f"the evaluation in {o.out} has --{name.replace('_', '-')} {value}, not {getattr(o, name)}: choose another --out")
+        else:
+            done[line["name"], line["weights"], line["op"]] = line
+    return done
 
 
 def summarise(problems, counts, chosen, ks, n):
@@ -104,6 +131,9 @@ def parse_bands(text):
         if not equals or name.strip() in bands:
             raise cli.UserError(f"bands {text!r}: write name=operations for each, such as id=2-4,edge=5-6,hard=7-8")
         bands[name.strip()] = datagen.parse_ops(ops)
+    ops = [op for ops in bands.values() for op in ops]
+    if len(set(ops)) < len(ops):
+        raise cli.UserError(f"bands {text!r}: a number of operations is in two bands")
     return bands
 
 
@@ -154,20 +184,37 @@ def main():
         for by, value in (("band", band), ("op", str(p.op)), ("mode", p.mode), ("template", p.template)):
             groups[by].setdefault(value, []).append(i)
 
-    results, counts, texts = {}, {}, {}
+    named = {}
     for item in o.checkpoints.split(","):
         name, equals, path = item.strip().rpartition("=")
-        checkpoint = common.load_checkpoint(path, device)
-        name = name if equals else Path(path).parent.name
-        counts[name], errors, texts[name] = judge(checkpoint.model, checkpoint.tokenizer, problems, o)
-        nll = common.held_out_nll(checkpoint.model, checkpoint.tokenizer, problems, device)
-        results[name] = {
-            "checkpoint": path, "step": checkpoint.state.get("step"), "nll": nll, "errors": dict(errors.most_common()),
-            **{by: {value: summarise(problems, counts[name], chosen, ks, o.samples) for value, chosen in values.items()}
-               for by, values in groups.items()},
-        }  # fmt: skip
-
+        named[name if equals else Path(path).parent.name] = common.load_checkpoint(path, device)
     out = Path(o.out)
+    done = judged_before(out / "judged.jsonl", o)
+    out.mkdir(parents=True, exist_ok=True)
+    results, counts, texts = {}, {}, {}
+    with (out / "judged.jsonl").open("a", encoding="utf-8") as file:
+        if not file.tell():
+            file.write(json.dumps({"options": asdict(o)}) + "\n")
+        for name, checkpoint in named.items():
+            weights, lines = common.weights_hash(checkpoint), []
+            for op, chosen in groups["op"].items():
+                line = done.get((name, weights, int(op)))
+                if line is None:
+                    line = judge(checkpoint, [problems[i] for i in chosen], chosen[0], o, device)
+                    line = {"name": name, "checkpoint": str(checkpoint.path), "weights": weights, "op": int(op), **line}
+                    file.write(json.dumps(line) + "\n")
+                    file.flush()
+                lines.append(line)
+            counts[name] = {kind: np.concatenate([line[kind] for line in lines]) for kind in (*JUDGED, "process")}
+            texts[name] = [text for line in lines for text in line["texts"]]
+            errors = sum((Counter(line["errors"]) for line in lines), Counter())
+            results[name] = {
+                "checkpoint": str(checkpoint.path), "step": checkpoint.state.get("step"), "nll": {str(line["op"]): line["nll"] for line in lines},
+                "errors": dict(errors.most_common()),
+                **{by: {value: summarise(problems, counts[name], chosen, ks, o.samples) for value, chosen in values.items()}
+                   for by, values in groups.items()},
+            }  # fmt: skip
+
     cli.write_atomic(out / "results.json", json.dumps({"options": asdict(o), "results": results}, indent=1) + "\n")
     for i in range(min(o.show, len(problems))):
         which = groups["band"][list(bands)[min(1, len(bands) - 1)]][i]
@@ -191,4 +238,4 @@ def main():
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    common.run(main)

@@ -52,12 +52,13 @@ class KVCache:
 
 
 @torch.inference_mode()
-def generate(model, prompts, *, group_size=1, max_new_tokens, temperature=1.0, top_p=1.0, stop_id, seed=0, batch_size=256, progress=None):
+def generate(model, prompts, *, group_size=1, max_new_tokens, temperature=1.0, top_p=1.0, stop_id, seed=0, batch_size=256, indices=None, progress=None):
     """Sample group_size completions of each prompt (lists of ids) → Samples.
 
     temperature 0 is greedy (log-probs then at temperature 1). top_p: sample from the smallest set of tokens that holds this
     much probability; log-probs stay those of the full distribution. A sample depends on (seed, prompt index, group index) and
-    the model, not on batch_size or its neighbours. progress: text of a tqdm bar.
+    the model, not on batch_size or its neighbours. indices: the prompts' indices, if these are some of a larger set's prompts.
+    progress: text of a tqdm bar.
     Raises UserError where prompt and max_new_tokens do not fit the model's context, or an argument is out of range.
     """
     device, config = next(model.parameters()).device, model.config
@@ -77,12 +78,12 @@ def generate(model, prompts, *, group_size=1, max_new_tokens, temperature=1.0, t
     for first in range(0, len(order), per_batch):
         chosen = order[first : first + per_batch]
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            _generate_batch(model, prompts, chosen, group_size, max_new_tokens, temperature, top_p, stop_id, seed, out, bar)
+            _generate_batch(model, prompts, chosen, group_size, max_new_tokens, temperature, top_p, stop_id, seed, indices, out, bar)
     bar.close()
     return out
 
 
-def _generate_batch(model, prompts, chosen, group_size, max_new_tokens, temperature, top_p, stop_id, seed, out, bar):
+def _generate_batch(model, prompts, chosen, group_size, max_new_tokens, temperature, top_p, stop_id, seed, indices, out, bar):
     device, config = next(model.parameters()).device, model.config
     width = max(len(prompts[i]) for i in chosen)
     tokens = torch.zeros(len(chosen), width, dtype=torch.long)
@@ -105,7 +106,8 @@ def _generate_batch(model, prompts, chosen, group_size, max_new_tokens, temperat
     cache.select(rows)
     logits, pad = logits[rows], pad[rows]
     sample = np.array([i * group_size + g for i in chosen for g in range(group_size)])
-    uniforms = np.stack([np.random.Generator(np.random.Philox(key=[seed, int(s)])).random(max_new_tokens) for s in sample])
+    keys = sample if indices is None else [indices[i] * group_size + g for i in chosen for g in range(group_size)]
+    uniforms = np.stack([np.random.Generator(np.random.Philox(key=[seed, int(key)])).random(max_new_tokens) for key in keys])
     uniforms = torch.from_numpy(uniforms).to(device)  # (R, max_new_tokens)
     ids = torch.zeros(len(sample), max_new_tokens, dtype=torch.long, device=device)
     logprobs = torch.zeros(len(sample), max_new_tokens, device=device)

@@ -62,11 +62,14 @@ class Tokenizer:
     def token_bytes(self, i):
         return self._encoding.decode_single_token_bytes(i)
 
-    def save(self, path):
-        """One readable JSON file; bytes are written as the Latin-1 characters of the same number."""
-        cli.write_atomic(path, json.dumps({
+    def to_json(self):
+        """Readable JSON; bytes are written as the Latin-1 characters of the same number."""
+        return json.dumps({
             "type": "byte-level BPE", "hash": self.hash, "vocab_size": self.vocab_size, "specials": SPECIALS, "pattern": PATTERN,
-            "merges": [m.decode("latin-1") for m in self.merges]}, indent=1) + "\n")  # fmt: skip
+            "merges": [m.decode("latin-1") for m in self.merges]}, indent=1) + "\n"  # fmt: skip
+
+    def save(self, path):
+        cli.write_atomic(path, self.to_json())
 
     @classmethod
     def load(cls, path):

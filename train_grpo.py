@@ -10,7 +10,7 @@ import copy
 import random
 import time
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import torch
@@ -77,26 +77,26 @@ def grpo_loss(logp, old_logp, ref_logp, advantages, mask, *, count=None, clip=0.
 @dataclass(frozen=True)
 class Options:
     preset: str = cli.opt("tiny", "defaults of all other options: " + ", ".join(common.PRESETS))
-    out: str = cli.opt("out/grpo", "run folder: checkpoints, metrics.jsonl, samples.txt")
+    out: str = cli.opt("out/grpo", "run folder: checkpoints step_N, latest, best; metrics.jsonl, samples.txt")
+    resume: bool = cli.opt(False, "go on with the run in --out, with its options, if there is one")
     init_from: str = cli.opt("out/base/latest", "checkpoint folder of the policy to start from; also the frozen reference")
     seed: int = cli.opt(0, "seed of prompts and samples")
     device: str = cli.opt("auto", "auto, cpu or cuda")
     threads: int = cli.opt(0, "CPU threads (0: torch's default)")
     mixture: str = cli.opt("op 11-14", "problems to learn from (split rl): see data.Mixture")
     data: str | None = cli.opt(None, "take the problems from this JSONL file (GSM-Infinite keys) instead")
-    # rollouts
-    steps: int = cli.opt(100, "GRPO steps")
+    steps: int = cli.opt(100, "GRPO steps", group="rollouts")
     prompts: int = cli.opt(1024, "prompts of a step, P")
     group: int = cli.opt(6, "samples of a prompt, G")
     temperature: float = cli.opt(1.0, "of sampling and of the scored distribution")
     max_new_tokens: int = cli.opt(1024, "longest completion, in tokens")
     sample_rows: int = cli.opt(512, "rows that are sampled together")
-    # reward and objective
-    reward: str = cli.opt("strict", "outcome, process, mixed, strict or faithful: see verify.reward", ("outcome", "process", "mixed", "strict", "faithful"))
+    reward: str = cli.opt("strict", "outcome, process, mixed, strict or faithful: see verify.reward",
+                          ("outcome", "process", "mixed", "strict", "faithful"), group="reward and objective")  # fmt: skip
     alpha: float = cli.opt(0.2, "weight of the outcome in the mixed reward")
     advantage: str = cli.opt("std", "std: divide by the group's standard deviation; mean: do not", ("std", "mean"))
     minibatch: int = cli.opt(256, "prompts of a minibatch; one optimizer step each")
-    micro_rows: int = cli.opt(4, "packed rows of a micro-batch, for memory; results do not depend on it")
+    micro_batch_size: int = cli.opt(4, "packed rows of a micro-batch, for memory; results do not depend on it")
     row_tokens: int = cli.opt(2048, "tokens of a packed row")
     clip: float = cli.opt(0.2, "PPO clip of the probability ratio")
     dual_clip: float | None = cli.opt(None, "bound of the loss of a bad sample whose ratio explodes, such as 3")
@@ -106,18 +106,23 @@ class Options:
     weight_decay: float = cli.opt(0.0, "of AdamW")
     beta2: float = cli.opt(0.999, "of AdamW")
     max_norm: float = cli.opt(1.0, "largest gradient norm")
-    # edge of competence
-    select: str = cli.opt("all", "all problems, or those at the edge of competence: 0 < pass rate <= bound", ("all", "edge"))
+    select: str = cli.opt("all", "all problems, or those at the edge of competence: 0 < pass rate <= bound", ("all", "edge"),
+                          group="edge of competence")  # fmt: skip
     select_samples: int = cli.opt(8, "samples per candidate to estimate its pass rate")
     select_bound: float = cli.opt(0.5, "largest pass rate of an edge problem")
     select_pool: int = cli.opt(256, "edge problems to find before each round of training")
     select_every: int = cli.opt(20, "steps of a round; then the edge is estimated anew")
-    save_every: int = cli.opt(50, "steps between checkpoints")
+    max_bad_steps: int = cli.opt(10, "updates in a row with a loss or gradient that is not finite (each skipped) before giving up")
+    save_every: int = cli.opt(50, "steps between checkpoints", group="looking and saving")
+    show: int = cli.opt(2, "samples to write to samples.txt at each checkpoint, judged")
+    keep: int = cli.opt(2, "checkpoints to keep, besides the best")
+    tensorboard: bool = cli.opt(False, "write metrics for TensorBoard too (if it is installed)")
+    wandb: bool = cli.opt(False, "send metrics to Weights & Biases too (if it is installed)")
 
     def __post_init__(self):
-        cli.at_least(self, 1, "steps", "prompts", "group", "max_new_tokens", "sample_rows", "minibatch", "micro_rows", "row_tokens", "select_samples",
-                     "select_pool", "select_every", "save_every")  # fmt: skip
-        cli.at_least(self, 0, "alpha", "clip", "kl", "lr", "warmup_steps", "weight_decay", "threads")
+        cli.at_least(self, 1, "steps", "prompts", "group", "max_new_tokens", "sample_rows", "minibatch", "micro_batch_size", "row_tokens", "select_samples",
+                     "select_pool", "select_every", "save_every", "keep", "max_bad_steps")  # fmt: skip
+        cli.at_least(self, 0, "alpha", "clip", "kl", "lr", "warmup_steps", "weight_decay", "threads", "show")
         if self.temperature <= 0:
             raise cli.UserError(f"--temperature must be positive, not {self.temperature}: greedy samples have no group to learn from")
 
@@ -125,9 +130,9 @@ class Options:
 class Prompts:
     """The problems of each step: a pure function of (seed, step), or of the edge pool that `refresh` found."""
 
-    def __init__(self, o, mixture, records):
-        self.o, self.mixture, self.records, self.pool = o, mixture, records, None
-        self.next_candidate = 1 << 40  # candidates for the pool are none of the plain stream's problems
+    def __init__(self, o, mixture, records, pool=None, next_candidate=1 << 40):
+        """pool: indices of the pool's problems; candidates for it, from next_candidate on, are none of the plain stream's."""
+        self.o, self.mixture, self.records, self.pool, self.next_candidate = o, mixture, records, pool, next_candidate
 
     def problem(self, index):
         if self.records:
@@ -136,10 +141,11 @@ class Prompts:
         return datagen.generate(self.o.seed, index, split="rl", **self.mixture.arguments(rand))
 
     def step(self, step):
+        """The `prompts` problems of a step."""
         if self.pool is None:
             return [self.problem(step * self.o.prompts + j) for j in range(self.o.prompts)]
         rand = random.Random(f"{self.o.seed}/pool/{step}")
-        return [self.pool[rand.randrange(len(self.pool))] for _ in range(self.o.prompts)]
+        return [self.problem(self.pool[rand.randrange(len(self.pool))]) for _ in range(self.o.prompts)]
 
     def refresh(self, pass_rates):
         """Find `select_pool` problems with 0 < pass rate <= bound: failed at one try, solved at some.
@@ -148,10 +154,11 @@ class Prompts:
         """
         pool, tried = [], 0
         while len(pool) < self.o.select_pool:
-            candidates = [self.problem(self.next_candidate + i) for i in range(self.o.select_pool)]
+            candidates = range(self.next_candidate, self.next_candidate + self.o.select_pool)
             self.next_candidate += len(candidates)
             tried += len(candidates)
-            pool += [p for p, rate in zip(candidates, pass_rates(candidates)) if 0 < rate <= self.o.select_bound]
+            rates = pass_rates([self.problem(i) for i in candidates])
+            pool += [i for i, rate in zip(candidates, rates) if 0 < rate <= self.o.select_bound]
             if tried >= 40 * self.o.select_pool and len(pool) < tried // 40:
                 raise cli.UserError(f"--select edge found {len(pool)} problems with 0 < pass rate <= {self.o.select_bound} among {tried}; "
                                     "choose easier problems (--mixture) or more samples (--select-samples)")  # fmt: skip
@@ -190,17 +197,18 @@ def token_logprobs(model, batch, temperature, device):
     return out, mask, entropy
 
 
-def update(model, reference, optimizer, samples, o, device, pad_id):
-    """One minibatch: the gradient of grpo_loss over all its micro-batches, then one optimizer step. Returns stats.
+def update(model, reference, optimizer, samples, o, pad_id, world, passes):
+    """One minibatch: the gradient of grpo_loss over all its micro-batches and processes, then one optimizer step. Returns stats.
 
-    samples: (prompt ids, completion ids, sampler's log-probs, advantage) of each sample.
+    samples: (prompt ids, completion ids, sampler's log-probs, advantage) of each of this process's samples; passes: whether a loss
+    and a gradient norm are fit for a step.
     """
     prompts, completions, old, advantages = zip(*samples)
     batch, (old_logp, advantage) = pack_samples(list(prompts), list(completions), [old], [advantages], o.row_tokens, pad_id)
-    count = int((batch.targets != data.IGNORE).sum())
+    count, device = int(world.sum([(batch.targets != data.IGNORE).sum()])[0]), world.device
     totals = {}
-    for i in range(0, len(batch.tokens), o.micro_rows):
-        rows = slice(i, i + o.micro_rows)
+    for i in range(0, len(batch.tokens), o.micro_batch_size):
+        rows = slice(i, i + o.micro_batch_size)
         micro = data.Batch(*(a[rows] for a in batch))
         logp, mask, entropy = token_logprobs(model, micro, o.temperature, device)
         ref_logp = None
@@ -213,80 +221,121 @@ def update(model, reference, optimizer, samples, o, device, pad_id):
         loss.backward()
         for name, value in {**stats, "entropy": entropy, "loss": loss.detach() * count}.items():
             totals[name] = totals.get(name, 0.0) + float(value)
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), o.max_norm)
-    optimizer.step()
+    totals = {name: value / count for name, value in zip(totals, world.sum(list(totals.values())))}
+    world.sum_gradients(model)
+    norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), o.max_norm))
+    if passes(totals["loss"], norm):
+        optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return {"grad_norm": float(norm), **{name: value / count for name, value in totals.items()}}
+    return {"grad_norm": norm, **totals}
 
 
-def rollout(model, tokenizer, problems, o, seed, group, device):
-    """Sample a group for each problem and judge it. Returns prompts (ids), samples (P*G, prompt-major) and verdicts."""
+def rollout(model, tokenizer, problems, indices, o, seed, group, device):
+    """Sample a group for each problem and judge it. Returns prompts (ids), samples (prompt-major) and verdicts.
+
+    indices: the number of each problem within the step, which its samples' randomness depends on.
+    """
     prompts = [tokenizer.encode(data.prompt_text(p)) for p in problems]
     samples = sampler.generate(model, prompts, group_size=group, max_new_tokens=o.max_new_tokens, temperature=o.temperature,
-                               stop_id=tokenizer.eos_id, seed=seed, batch_size=o.sample_rows)  # fmt: skip
+                               stop_id=tokenizer.eos_id, seed=seed, batch_size=o.sample_rows, indices=indices)  # fmt: skip
     verdicts = [verify.verify(tokenizer.decode(ids), problems[i // group]) for i, ids in enumerate(samples.ids)]
     return prompts, samples, verdicts
 
 
 def main():
-    o = cli.parse_options(Options, description=__doc__, presets=common.preset("grpo"))
+    o = common.parse(Options, "grpo", __doc__)
     device = common.setup(o.device, o.seed, o.threads)
+    world = common.World(device)
+    run = common.Run(o, world)
+    if min(o.minibatch, o.prompts) % world.size or o.prompts % o.minibatch % world.size:
+        raise cli.UserError(f"--prompts {o.prompts} and --minibatch {o.minibatch} must be multiples of the {world.size} processes")
     mixture = data.Mixture.parse(o.mixture)
     records = data.read_records(o.data) if o.data else None
-    start = common.load_checkpoint(o.init_from, device)
-    model, tokenizer, out = start.model, start.tokenizer, Path(o.out)
-    reference = copy.deepcopy(model).eval().requires_grad_(False) if o.kl else None
+    resumed = common.load_checkpoint(run.newest(), device) if o.resume and run.newest() else None
+    start = resumed or common.load_checkpoint(o.init_from, device)
+    model, tokenizer, reference = start.model, start.tokenizer, None
+    if o.kl:  # kept in the run folder, since the checkpoint we start from may be gone when the run is resumed
+        reference = common.load_checkpoint(run.path / "reference", device).model if resumed else copy.deepcopy(model)
+        reference.eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=o.lr, betas=(0.9, o.beta2), weight_decay=o.weight_decay)
-    metrics = common.Metrics(out / "metrics.jsonl")
-    prompts_of = Prompts(o, mixture, records)
+    first, updates, score, prompts_of, guard = 0, 0, [], Prompts(o, mixture, records), common.Guard(o.max_bad_steps)
+    if resumed:
+        resumed.load_optimizers([optimizer])
+        first, updates, score = (resumed.state[name] for name in ("step", "updates", "rewards"))
+        prompts_of = Prompts(o, mixture, records, resumed.state["pool"], resumed.state["next_candidate"])
+        guard = common.Guard(o.max_bad_steps, resumed.state["skipped"], resumed.state["skipped_in_a_row"])
+    run.open(resumed)
+    if o.kl and not resumed and world.rank == 0:
+        common.save_checkpoint(run.path / "reference", model, tokenizer, o, {"step": 0})
 
     def pass_rates(problems):
-        _, _, verdicts = rollout(model, tokenizer, problems, o, o.seed, o.select_samples, device)
-        return np.array([v.correct for v in verdicts]).reshape(len(problems), -1).mean(1)
+        mine = range(world.rank, len(problems), world.size)
+        _, _, verdicts = rollout(model, tokenizer, [problems[i] for i in mine], mine, o, o.seed, o.select_samples, device)
+        rates = np.zeros(len(problems))
+        rates[mine] = np.array([v.correct for v in verdicts]).reshape(len(mine), -1).mean(1)
+        return world.sum(rates)
 
-    bar = tqdm(range(o.steps + 1), desc=out.name, unit="step")
-    updates = 0
-    for step in bar:
-        if step and (step % o.save_every == 0 or step == o.steps):
-            common.save_checkpoint(out / "latest", model, tokenizer, o, {"step": step, "updates": updates}, [optimizer])
-        if step == o.steps:
+    bar = tqdm(total=o.steps, initial=first, desc=run.path.name, unit="step", disable=world.rank > 0)
+    for step in range(first, o.steps + 1):
+        stopping, due = run.should_stop(), step % o.save_every == 0 or step == o.steps
+        if ((due and step) or stopping) and not (resumed and step == first):
+            state = {"updates": updates, "rewards": score, "pool": prompts_of.pool, "next_candidate": prompts_of.next_candidate, **guard.state()}
+            run.save(step, model, tokenizer, state, [optimizer], score=sum(score) / len(score) if due and score else None)
+            score = [] if due else score
+        if step == o.steps or stopping:
             break
         clock = time.perf_counter()
         if o.select == "edge" and step % o.select_every == 0:
-            metrics.log(step, {"select/yield": prompts_of.refresh(pass_rates)})
-        problems = prompts_of.step(step)
-        prompts, samples, verdicts = rollout(model, tokenizer, problems, o, o.seed + 1 + step, o.group, device)
+            run.log(step, {"select/yield": prompts_of.refresh(pass_rates)})
+        mine = range(world.rank, o.prompts, world.size)  # this process's prompts
+        problems = [prompts_of.step(step)[i] for i in mine]
+        prompts, samples, verdicts = rollout(model, tokenizer, problems, mine, o, o.seed + 1 + step, o.group, device)
         sampled = time.perf_counter()
         rewards = torch.tensor([verify.reward(v, o.reward, o.alpha) for v in verdicts]).view(-1, o.group)  # (P, G)
         advantages = group_advantages(rewards, o.advantage)  # (P, G)
 
         stats = []
-        for first in range(0, o.prompts, o.minibatch):
-            chosen = range(first * o.group, min(first + o.minibatch, o.prompts) * o.group)
+        for begin in range(0, o.prompts, o.minibatch):
+            chosen = [n for n, i in enumerate(mine) if begin <= i < begin + o.minibatch]
             for group in optimizer.param_groups:
                 group["lr"] = o.lr * min(1.0, (updates + 1) / max(1, o.warmup_steps))
-            minibatch = [(prompts[i // o.group], samples.ids[i], samples.logprobs[i], float(advantages.view(-1)[i])) for i in chosen]
-            stats.append(update(model, reference, optimizer, minibatch, o, device, tokenizer.pad_id))
+            minibatch = [(prompts[n], samples.ids[i], samples.logprobs[i], float(advantages.view(-1)[i]))
+                         for n in chosen for i in range(n * o.group, (n + 1) * o.group)]  # fmt: skip
+            stats.append(update(model, reference, optimizer, minibatch, o, tokenizer.pad_id, world, partial(guard.passes, step, run)))
             updates += 1
 
+        if world.rank == 0 and ((step + 1) % o.save_every == 0 or step + 1 == o.steps):
+            for n in range(min(o.show, len(problems))):
+                p, text = problems[n], tokenizer.decode(samples.ids[n * o.group])
+                run.append("samples.txt", f"--- step {step}, reward {rewards[n, 0]:.2f}, advantage {advantages[n, 0]:+.2f}\n{data.get(p, 'problem')}\n"
+                                  f"{data.get(p, 'question')}\n{text.strip()}\n{verify.explain(text, p)}\n\n")  # fmt: skip
         lengths = [len(ids) for ids in samples.ids]
+        sums = {
+            "reward": float(rewards.sum()),
+            "pass@1": sum(v.correct for v in verdicts),
+            "answer": sum(v.answer_correct for v in verdicts),
+            "process": sum(v.process for v in verdicts),
+            "faithful": sum(v.faithful for v in verdicts),
+            "finished": sum(samples.finished),
+            "length": sum(lengths),
+            "zero_variance": o.group * float((rewards == rewards[:, :1]).all(1).sum()),
+        }
         values = {
-            "rollout/reward": float(rewards.mean()),
-            "rollout/pass@1": sum(v.correct for v in verdicts) / len(verdicts),
-            "rollout/answer": sum(v.answer_correct for v in verdicts) / len(verdicts),
-            "rollout/process": sum(v.process for v in verdicts) / len(verdicts),
-            "rollout/faithful": sum(v.faithful for v in verdicts) / len(verdicts),
-            "rollout/finished": sum(samples.finished) / len(lengths),
-            "rollout/length": sum(lengths) / len(lengths),
-            "rollout/length_max": max(lengths),
-            "rollout/zero_variance": float((rewards == rewards[:, :1]).all(1).float().mean()),
+            **{f"rollout/{name}": value / (o.prompts * o.group) for name, value in zip(sums, world.sum(list(sums.values())))},
             **{f"train/{name}": float(np.mean([s[name] for s in stats])) for name in stats[0]},
+            "train/skipped": guard.skipped,
             "time/sample": sampled - clock,
             "time/update": time.perf_counter() - sampled,
         }
-        metrics.log(step + 1, values)
+        score.append(values["rollout/reward"])
+        run.log(step + 1, values)
+        bar.update()
         bar.set_postfix(reward=f"{values['rollout/reward']:.3f}", kl=f"{values.get('train/kl', 0):.4f}", len=f"{values['rollout/length']:.0f}")
+    bar.close()
+    if step < o.steps:
+        run.stopped("train_grpo.py")
+    world.close()
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    common.run(main)

@@ -150,3 +150,33 @@ def test_external_records(tmp_path):
     assert next(batches(source)).tokens.shape == (1, 512)
     with pytest.raises(cli.UserError, match="row"):
         next(batches(Source(MIXTURE, TOKENIZER, 0, 1, 64)))
+
+
+def test_splits_share_no_problem_and_the_audit_would_see_it(monkeypatch):
+    mixture = Mixture.parse("op 2-6; template zoo, school; mode forward, reverse")
+    for counts in data.audit(mixture, 1500).values():
+        assert counts["exact"] == counts["canonical"] == 0
+    everything = {split: tuple(range(8)) for split in datagen.SPLITS}
+    monkeypatch.setattr(datagen, "SPLITS", everything)
+    one = Mixture.parse("op 2; distractors 0-0; literals 1-2; bound 16")  # few different problems: without buckets the splits must meet
+    assert all(counts["exact"] and counts["canonical"] >= counts["exact"] for counts in data.audit(one, 1500).values())
+
+
+def test_structure_does_not_depend_on_words():
+    for i in range(50):
+        graph = datagen.generate(2, i, op=7, mode=datagen.MODES[i % 2]).graph
+        assert len({data.structure(datagen.render(graph, template)) for template in datagen.TEMPLATES}) == 1
+    assert len({data.structure(datagen.generate(2, i, op=9)) for i in range(200)}) > 195
+
+
+def test_a_dead_worker_is_one_line():
+    source = Source(MIXTURE, TOKENIZER, 0, 2, 2048)
+    stream = batches(source, workers=1)
+    next(stream)
+    import multiprocessing
+
+    for child in multiprocessing.active_children():
+        child.kill()
+    with pytest.raises(cli.UserError, match="--workers 0"):
+        for _ in range(1000):
+            next(stream)

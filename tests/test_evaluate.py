@@ -10,7 +10,7 @@ from evaluate import bootstrap, gain, parse_bands, summarise
 
 def test_bands():
     assert parse_bands("id=2-4,edge=5-6") == {"id": [2, 3, 4], "edge": [5, 6]}
-    for bad in ("2-4", "id=2-4,id=5", "id=1-4", "id="):
+    for bad in ("2-4", "id=2-4,id=5", "id=1-4", "id=", "id=2-4,edge=4-5"):
         with pytest.raises(cli.UserError):
             parse_bands(bad)
 

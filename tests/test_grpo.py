@@ -8,6 +8,7 @@ import torch
 from test_model import randomise
 
 import cli
+import common
 import data
 import datagen
 import train_grpo
@@ -138,6 +139,13 @@ def samples(n=8, vocab=40, seed=0):
     return out
 
 
+ONE = common.World(torch.device("cpu"))
+
+
+def always(*numbers):
+    return True
+
+
 def make(seed=0):
     torch.manual_seed(seed)
     return randomise(Qwen2(ModelConfig(40, 32, 64, 2, 4, 2, 128)))
@@ -146,11 +154,11 @@ def make(seed=0):
 def test_micro_batches_change_nothing():
     """Gradient of one minibatch in micro-batches of 1 row and of 8: the same parameters after the step."""
     after = []
-    for micro_rows in (1, 3, 8):
+    for micro_batch_size in (1, 3, 8):
         model, reference = make(), make(1)
-        o = Options(micro_rows=micro_rows, row_tokens=16, kl=0.1, lr=0.1)
+        o = Options(micro_batch_size=micro_batch_size, row_tokens=16, kl=0.1, lr=0.1)
         optimizer = torch.optim.SGD(model.parameters(), lr=o.lr)
-        stats = train_grpo.update(model, reference, optimizer, samples(), o, torch.device("cpu"), 0)
+        stats = train_grpo.update(model, reference, optimizer, samples(), o, 0, ONE, always)
         after.append((torch.cat([p.detach().flatten() for p in model.parameters()]), stats))
     for parameters, stats in after[1:]:
         torch.testing.assert_close(parameters, after[0][0], atol=1e-6, rtol=1e-5)
@@ -197,7 +205,7 @@ def test_gradient_ascends_the_reward():
         rewards = torch.tensor([[float(ids[0] == good) for ids in out.ids]])
         chance.append(float(torch.softmax(model(torch.tensor([prompt]))[0][0, -1], -1)[good].detach()))
         a = group_advantages(rewards)[0].tolist()
-        train_grpo.update(model, None, optimizer, [(prompt, *s) for s in zip(out.ids, out.logprobs, a)], o, torch.device("cpu"), 0)
+        train_grpo.update(model, None, optimizer, [(prompt, *s) for s in zip(out.ids, out.logprobs, a)], o, 0, ONE, always)
     assert chance[-1] > 5 * chance[0]
 
 
@@ -205,12 +213,13 @@ def test_edge_selection_keeps_what_is_neither_solved_nor_hopeless():
     o = Options(select="edge", select_pool=20, select_bound=0.5, prompts=6)
     prompts = Prompts(o, data.Mixture.parse("op 2-9"), None)
     share = prompts.refresh(lambda problems: [{0: 0.0, 1: 0.25, 2: 1.0}[p.op % 3] for p in problems])
-    assert {p.op % 3 for p in prompts.pool} == {1} and len(prompts.pool) == 20 and 0.2 < share < 0.5
-    assert {p.id for p in prompts.step(3)} <= {p.id for p in prompts.pool} and len(prompts.step(3)) == 6
+    pool = [prompts.problem(i) for i in prompts.pool]
+    assert {p.op % 3 for p in pool} == {1} and len(pool) == 20 and 0.2 < share < 0.5
+    assert {p.id for p in prompts.step(3)} <= {p.id for p in pool} and len(prompts.step(3)) == 6
     assert [p.id for p in prompts.step(3)] == [p.id for p in prompts.step(3)] != [p.id for p in prompts.step(4)]
-    before = {p.id for p in prompts.pool}
+    before = set(prompts.pool)
     prompts.refresh(lambda problems: [0.25] * len(problems))
-    assert not before & {p.id for p in prompts.pool}  # estimated anew, on new problems
+    assert not before & set(prompts.pool)  # estimated anew, on new problems
     with pytest.raises(cli.UserError, match="edge"):
         prompts.refresh(lambda problems: [1.0] * len(problems))
 

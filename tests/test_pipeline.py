@@ -15,22 +15,7 @@ import data
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT.parent / "shared" / "gsm_infinite" / "sample.jsonl"
 WORLD = "distractors 1-2; literals 1-9; bound 99"
-SMALL = [
-    "--hidden-size",
-    "32",
-    "--layers",
-    "2",
-    "--heads",
-    "2",
-    "--kv-heads",
-    "1",
-    "--intermediate-size",
-    "64",
-    "--row-tokens",
-    "512",
-    "--threads",
-    "1",
-]
+SMALL = ["--hidden-size", "32", "--layers", "2", "--heads", "2", "--kv-heads", "1", "--intermediate-size", "64", "--row-tokens", "512", "--threads", "1"]
 
 
 def script(name, *arguments):
@@ -54,7 +39,7 @@ def test_pretrain_writes_a_checkpoint_and_metrics(runs):
     lines = [json.loads(line) for line in (runs / "base" / "metrics.jsonl").read_text().splitlines()]
     assert lines[0]["step"] == 0 and lines[-1]["step"] == 12_000 // 512 and "eval/nll_op2" in lines[-1]
     assert lines[-1]["eval/nll_op2"] < lines[0]["eval/nll_op2"]
-    assert any("train/tokens_per_second" in line for line in lines)
+    assert any("time/tokens_per_second" in line for line in lines)
     assert "verdict" in (runs / "base" / "samples.txt").read_text() or "process" in (runs / "base" / "samples.txt").read_text()
     checkpoint = common.load_checkpoint(runs / "base" / "latest", torch.device("cpu"))
     assert checkpoint.state["step"] == lines[-1]["step"] and checkpoint.options["hidden_size"] == 32
@@ -90,52 +75,11 @@ def test_the_same_seed_gives_the_same_weights(tmp_path):
     weights = {}
     for name, workers, micro in (("plain", 0, 0), ("workers", 2, 0), ("micro", 0, 1)):
         ok("train_pretrain", "--out", tmp_path / name, "--mixture", f"op 2; {WORLD}; tokens 6k", "--workers", workers, "--rows", 2,
-           "--micro-rows", micro, "--optimizer", "adamw", *SMALL)  # fmt: skip
+           "--micro-batch-size", micro, "--optimizer", "adamw", *SMALL)  # fmt: skip
         weights[name] = common.load_checkpoint(tmp_path / name / "latest", torch.device("cpu")).model.state_dict()
     for key, value in weights["plain"].items():
         assert torch.equal(value, weights["workers"][key])
         torch.testing.assert_close(value, weights["micro"][key], atol=1e-4, rtol=1e-3)
-
-
-def bad_checkpoint(runs, tmp_path, damage):
-    import shutil
-
-    path = tmp_path / "bad"
-    shutil.copytree(runs / "base" / "latest", path)
-    damage(path)
-    return path
-
-
-def truncate(path):
-    content = (path / "weights.pt").read_bytes()
-    (path / "weights.pt").write_bytes(content[: len(content) // 2])
-
-
-def other_tokenizer(path):
-    from tokenizer import train_bpe
-
-    train_bpe(["another text"], 270).save(path / "tokenizer.json")
-
-
-DAMAGES = {
-    "no weights": lambda p: (p / "weights.pt").unlink(),
-    "truncated weights": truncate,
-    "another tokenizer": other_tokenizer,
-    "no tokenizer": lambda p: (p / "tokenizer.json").unlink(),
-    "broken config": lambda p: (p / "config.json").write_text("{"),
-    "another architecture": lambda p: (p / "config.json").write_text((p / "config.json").read_text().replace("_layers\": 2", "_layers\": 3")),
-    "no state": lambda p: (p / "state.json").unlink(),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", DAMAGES)
-def test_damaged_checkpoints_are_one_line(runs, tmp_path, name):
-    import cli
-
-    path = bad_checkpoint(runs, tmp_path, DAMAGES[name])
-    with pytest.raises(cli.UserError) as error:
-        common.load_checkpoint(path, torch.device("cpu"))
-    assert "\n" not in str(error.value) and str(path) in str(error.value)
 
 
 @pytest.mark.parametrize("arguments", [
