@@ -69,16 +69,17 @@ def parse_options(cls, argv=None, *, description="", presets=None, positional=No
     group = parser
     for name, f in fields.items():
         text = f.metadata["help"].replace("%", "%%")
-        flag = "--" + name.replace("_", "-")
+        flag = "--" + name.rstrip("_").replace("_", "-")
         shown = "" if defaults[name] is None else f" [{defaults[name]}]".replace("%", "%%")
         if f.metadata["group"]:
             group = parser.add_argument_group(f.metadata["group"])
         if name == positional:
             parser.add_argument(name, nargs="?", default=defaults[name], help=text)
         elif _kind(f) is bool:
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=defaults[name], help=text + shown)
+            group.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, default=defaults[name], help=text + shown)
         else:
-            group.add_argument(flag, type=_kind(f), default=defaults[name], metavar=_kind(f).__name__.upper(), choices=f.metadata["choices"], help=text + shown)
+            group.add_argument(flag, dest=name, type=_kind(f), default=defaults[name], metavar=_kind(f).__name__.upper(),
+                               choices=f.metadata["choices"], help=text + shown)  # fmt: skip
     given = vars(parser.parse_args(argv))
     options = cls(**{name: given[name] for name in fields})
     if given.get("print_config"):
@@ -142,10 +143,10 @@ def read_jsonl(path):
         raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
 
 
-def write_atomic(path, text):
-    """Write a text file whole or not at all: a reader never sees half of it."""
+def write_atomic(path, content):
+    """Write a file, of text or bytes, whole or not at all: a reader never sees half of it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
     os.replace(temporary, path)

@@ -387,13 +387,14 @@ def code_hash():
 def save_checkpoint(path, model, tokenizer, options, state, optimizers=()):
     """Write a checkpoint folder whole or not at all: into a temporary folder, synced to disk, then renamed.
 
-    options: the script's frozen dataclass; state: a dict of readable facts (step, tokens seen, scores). No state of a random
+    options: the script's frozen dataclass, or a dict; state: a dict of readable facts (step, tokens seen, scores). No state of a random
     generator is among them: every draw is a function of (seed, step).
     Raises UserError if the disk does not take it; what was there before stays.
     """
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
-    config = {"model": dataclasses.asdict(model.config), "options": dataclasses.asdict(options)}
+    options = options if isinstance(options, dict) else dataclasses.asdict(options)
+    config = {"model": dataclasses.asdict(model.config), "options": options}
     state = {**state, "tokenizer_hash": tokenizer.hash, "code": code_hash(), "torch": torch.__version__}
     content = {
         "weights.pt": _bytes({k: v.cpu() for k, v in model.state_dict().items()}),

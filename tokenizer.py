@@ -142,6 +142,16 @@ def train_bpe(texts, vocab_size):
     return Tokenizer(tokens[256:])
 
 
+def bytes_to_unicode():
+    """{byte: character}: the printable stand-ins of GPT-2's byte-level BPE, which the tokenizers library uses.
+
+    Printable Latin-1 stands for itself, the other bytes for the characters from U+0100 on.
+    """
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = (b for b in range(256) if b not in printable)
+    return {**{b: chr(b) for b in printable}, **{b: chr(256 + i) for i, b in enumerate(others)}}
+
+
 def encode_slow(tokenizer, text):
     """The definition of encoding, for ordinary text: what tiktoken must agree with."""
     out = []

@@ -1,0 +1,140 @@
+"""The Hugging Face folder against transformers and tokenizers themselves, and back."""
+
+import json
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_model import randomise
+
+import cli
+import common
+import data
+import datagen
+import export_hf
+import sampler
+from model import ModelConfig, Qwen2
+from tokenizer import train_bpe
+
+transformers = pytest.importorskip("transformers")
+ROOT = Path(__file__).parent.parent
+CPU = torch.device("cpu")
+KINDS = list(product(range(2, 21), datagen.MODES, datagen.TEMPLATES, (2, 3)))
+PROBLEMS = [datagen.generate(8, i, op=op, mode=m, template=t, layers=n) for i, (op, m, t, n) in enumerate(KINDS)]
+TOKENIZER = train_bpe([data.prompt_text(p) + data.completion_text(p) for p in PROBLEMS], 700)
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+def exported(request, tmp_path_factory):
+    """(our checkpoint, the exported folder) of a model with grouped queries."""
+    path = tmp_path_factory.mktemp("hf")
+    torch.manual_seed(3)
+    model = randomise(Qwen2(ModelConfig(TOKENIZER.vocab_size, 64, 128, 3, 4, 2, 2048, tie_word_embeddings=request.param)), 0.15)
+    common.save_checkpoint(path / "ckpt", model, TOKENIZER, {"preset": "tiny", "lr": 0.1}, {"step": 7, "nll": {"2": 0.5}})
+    ok("--ckpt", path / "ckpt", "--out", path / "hf")
+    return common.load_checkpoint(path / "ckpt", CPU), path / "hf"
+
+
+def ok(*arguments):
+    out = subprocess.run([sys.executable, "export_hf.py", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+
+
+@pytest.fixture(scope="module")
+def theirs(exported):
+    folder = exported[1]
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval()
+    return model, transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def test_logits(exported, theirs):
+    assert type(theirs[0]).__name__ == "Qwen2ForCausalLM"
+    tokens = torch.randint(0, TOKENIZER.vocab_size, (3, 200), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(exported[0].model(tokens)[0], theirs[0](tokens).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_greedy_generations_of_100_prompts(exported, theirs):
+    prompts = [TOKENIZER.encode(data.prompt_text(p)) for p in PROBLEMS[:100]]
+    ours = sampler.generate(exported[0].model, prompts, max_new_tokens=12, temperature=0, stop_id=TOKENIZER.eos_id)
+    for prompt, ids in zip(prompts, ours.ids):
+        out = theirs[0].generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), max_new_tokens=12)[0].tolist()
+        assert out[len(prompt) :] == ids
+
+
+def test_token_ids_of_10000_texts(theirs):
+    texts = []
+    for i in range(10_000):
+        op, mode, template, layers = KINDS[i % len(KINDS)]
+        p = datagen.generate(9, i, op=op, mode=mode, template=template, layers=layers)
+        texts.append(data.prompt_text(p) + data.completion_text(p))
+    assert theirs[1](texts)["input_ids"] == [TOKENIZER.encode(t) for t in texts]
+    assert theirs[1].batch_decode(theirs[1](texts[:50])["input_ids"]) == texts[:50]
+    names = ("pad_token_id", "unk_token_id", "bos_token_id", "eos_token_id")
+    assert [getattr(theirs[1], name) for name in names] == [TOKENIZER.pad_id, TOKENIZER.unk_id, TOKENIZER.bos_id, TOKENIZER.eos_id]
+
+
+def test_token_ids_of_random_unicode(theirs):
+    @settings(max_examples=500, deadline=None, derandomize=True)
+    @given(st.text())
+    def same(text):
+        ids = theirs[1](text)["input_ids"]
+        assert ids == TOKENIZER.encode(text) and theirs[1].decode(ids) == text
+
+    same()
+
+
+def test_import_is_the_inverse_of_export(exported, tmp_path):
+    checkpoint, folder = exported
+    ok("--import", "--ckpt", folder, "--out", tmp_path / "ckpt")
+    back = common.load_checkpoint(tmp_path / "ckpt", CPU)
+    assert back.options == checkpoint.options and back.model.config == checkpoint.model.config and back.tokenizer.hash == checkpoint.tokenizer.hash
+    for key, value in checkpoint.model.state_dict().items():
+        assert torch.equal(value, back.model.state_dict()[key])
+    ok("--ckpt", tmp_path / "ckpt", "--out", tmp_path / "hf")
+    for file in folder.iterdir():
+        assert file.read_bytes() == (tmp_path / "hf" / file.name).read_bytes(), file.name
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_checkpoint_that_transformers_made(tmp_path, tied):
+    config = transformers.Qwen2Config(vocab_size=800, hidden_size=48, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+                                      max_position_embeddings=512, tie_word_embeddings=tied, rope_theta=50000.0)  # fmt: skip
+    torch.manual_seed(0)
+    peer = transformers.Qwen2ForCausalLM(config).eval()
+    for name, p in peer.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(p)
+    peer.save_pretrained(tmp_path / "hf")
+    TOKENIZER.save(tmp_path / "tokenizer.json")
+    ok("--import", "--ckpt", tmp_path / "hf", "--tokenizer", tmp_path / "tokenizer.json", "--out", tmp_path / "ckpt")
+    model = common.load_checkpoint(tmp_path / "ckpt", CPU).model
+    tokens = torch.randint(0, 800, (2, 300))
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens)[0], peer(tokens).logits, atol=1e-4, rtol=1e-4)
+    with pytest.raises(cli.UserError, match="--tokenizer"):
+        export_hf.import_(tmp_path / "hf", None, CPU)
+
+
+def test_what_cannot_be_imported_is_one_line(tmp_path):
+    for content in (None, "{", json.dumps({"model_type": "llama"}), json.dumps({"model_type": "qwen2"})):
+        if content is not None:
+            (tmp_path / "config.json").write_text(content)
+        with pytest.raises(cli.UserError) as error:
+            export_hf.import_(tmp_path, None, CPU)
+        assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
+
+
+def test_the_model_card_names_recipe_and_results(exported, tmp_path):
+    checkpoint, folder = exported
+    card = (folder / "README.md").read_text()
+    assert '"lr": 0.1' in card and "2: 0.5000" in card
+    stats = {"correct@1": {"mean": 0.5, "low": 0.4, "high": 0.6}, "answer@1": {"mean": 0.75}}
+    (tmp_path / "results.json").write_text(json.dumps({"options": {"samples": 8, "seed": 1}, "results": {"base": {"band": {"id": stats}}}}))
+    export_hf.export(checkpoint, tmp_path / "hf", json.loads((tmp_path / "results.json").read_text()))
+    assert "| base | id | 0.500 | 0.400 to 0.600 | 0.750 |" in (tmp_path / "hf" / "README.md").read_text()
