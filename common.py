@@ -209,6 +209,7 @@ class World:
 
     def close(self):
         if self.size > 1:
+            torch.distributed.barrier()  # nobody leaves while another still works: the first process hosts the meeting place
             torch.distributed.destroy_process_group()
 
 
