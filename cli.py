@@ -45,7 +45,8 @@ def parse_options(cls, argv=None, *, description="", presets=None, positional=No
 
     presets: {name: {field: value}}; adds `--preset`, whose values become the defaults that flags override, and `--config FILE`
     (JSON, as `--print-config` prints it) whose values override the preset's.
-    positional: name of the one field that is given without a flag. saved: {field: value} that stand in for preset and config.
+    positional: name of the one field that is given without a flag (several values are joined by commas).
+    saved: {field: value} that stand in for preset and config.
     Raises UserError on an unknown flag, a bad value or an unknown preset.
     """
     parser = _Parser(prog=os.path.basename(sys.argv[0]), description=description, allow_abbrev=False,
@@ -74,13 +75,15 @@ def parse_options(cls, argv=None, *, description="", presets=None, positional=No
         if f.metadata["group"]:
             group = parser.add_argument_group(f.metadata["group"])
         if name == positional:
-            parser.add_argument(name, nargs="?", default=defaults[name], help=text)
+            parser.add_argument(name, nargs="*", default=[], help=text)
         elif _kind(f) is bool:
             group.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, default=defaults[name], help=text + shown)
         else:
             group.add_argument(flag, dest=name, type=_kind(f), default=defaults[name], metavar=_kind(f).__name__.upper(),
                                choices=f.metadata["choices"], help=text + shown)  # fmt: skip
     given = vars(parser.parse_args(argv))
+    if positional:
+        given[positional] = ",".join(given[positional]) or defaults[positional]
     options = cls(**{name: given[name] for name in fields})
     if given.get("print_config"):
         print(json.dumps(dataclasses.asdict(options), indent=2))
@@ -150,3 +153,8 @@ def write_atomic(path, content):
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
     os.replace(temporary, path)
+
+
+def colour():
+    """Whether to colour what is printed: on a terminal, unless NO_COLOR is set."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")

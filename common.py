@@ -73,16 +73,18 @@ def preset(script):
 
 
 def setup(device, seed, threads=0):
-    """Seed torch, choose the device ("auto": a GPU if there is one), print one banner line. Returns torch.device.
+    """Seed torch, choose the device ("auto": a GPU if there is one: CUDA, or Apple's), print one banner line. Returns torch.device.
 
     Raises UserError if a device is asked for that is not here.
     """
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device not in ("cpu", "cuda"):
-        raise cli.UserError(f"unknown device {device!r}: choose from auto, cpu, cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise cli.UserError("device cuda was asked for, but torch sees no GPU here; use --device cpu")
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if device not in ("cpu", "cuda", "mps"):
+        raise cli.UserError(f"unknown device {device!r}: choose from auto, cpu, cuda, mps")
+    if (device == "cuda" and not torch.cuda.is_available()) or (device == "mps" and not torch.backends.mps.is_available()):
+        raise cli.UserError(f"device {device} was asked for, but torch sees none here; use --device cpu")
+    if device == "cuda":  # one GPU for each process that torchrun starts here
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     if threads:
         torch.set_num_threads(threads)
     if device == "cpu" and platform.libc_ver()[0] == "glibc":
@@ -93,7 +95,8 @@ def setup(device, seed, threads=0):
     torch.manual_seed(seed)
     torch.set_float32_matmul_precision("high")
     name = torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()}, {torch.get_num_threads()} threads"
-    print(f"device {device} ({name}), torch {torch.__version__}, Python {platform.python_version()}, seed {seed}")
+    if os.environ.get("RANK", "0") == "0":
+        print(f"device {device} ({name}), torch {torch.__version__}, Python {platform.python_version()}, seed {seed}")
     return torch.device(device)
 
 
@@ -119,16 +122,16 @@ def run(main):
     cli.run(guarded)
 
 
-def describe_cost(model, tokens, steps, micro_batch, row_tokens):
+def describe_cost(model, tokens, steps, micro_batch, document, passes=3):
     """Print what a training run would take, without running it: parameters, FLOPs, memory, time on this machine.
 
-    FLOPs: 6 for each parameter that multiplies and token, and 6·L·C·T for the causal attention of rows without documents (an
-    upper bound). Memory: fp32 weights, gradients and two moments, and about 34 activations of width C (PaLM, Appendix B; Korthikanti
-    et al. 2022) of 4 bytes a layer and token of the micro-batch, and its logits.
+    micro_batch: its tokens; document: tokens of one. passes: forward passes' worth of work for each token; forward and backward are 3.
+    FLOPs: 2 for each pass, parameter and token, and 2·L·C·document for causal attention. Memory: fp32 weights, gradients and two moments;
+    activations of 34 numbers a layer, token and unit of width (Korthikanti et al. 2022, eq. 1, without the scores), and the logits.
     """
     config, device = model.config, next(model.parameters()).device
     n, layers, width = model.num_parameters(), config.num_hidden_layers, config.hidden_size
-    flops = tokens * (6 * n + 6 * layers * width * row_tokens)
+    flops = passes * tokens * (2 * n + 2 * layers * width * document)
     state = 16 * n
     activations = 4 * micro_batch * (34 * layers * width + 2 * config.vocab_size)
     a = torch.randn(2048, 2048, device=device, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32)

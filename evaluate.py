@@ -1,14 +1,17 @@
 """Evaluate checkpoints on the same held-out problems: pass@k by operations, band, mode and template.
 
-    python evaluate.py base=out/base/latest,grpo=out/grpo/latest --preset tiny --out out/eval
+    python evaluate.py base=out/base/latest grpo=out/grpo/latest --preset tiny --out out/eval --report out/eval/report.html
+    python evaluate.py --plot out/demo/*
 
 Every problem gets `samples` tries; each is judged as correct (every step and the answer), by its answer alone, and as faithful.
 Writes judged.jsonl (each problem's counts, as it goes), results.json and figure.png to --out, prints the table.
 """
 
 import json
+from base64 import b64encode
 from collections import Counter
 from dataclasses import asdict, dataclass
+from html import escape
 from itertools import pairwise
 from pathlib import Path
 
@@ -26,12 +29,12 @@ JUDGED = ("correct", "answer", "faithful")
 
 @dataclass(frozen=True)
 class Options:
-    checkpoints: str | None = cli.opt(None, "checkpoint folders, separated by commas; name=folder names one")
+    checkpoints: str | None = cli.opt(None, "checkpoint folders; name=folder names one (with --plot: run and evaluation folders)")
     preset: str = cli.opt("tiny", "defaults of all other options: " + ", ".join(common.PRESETS))
     out: str = cli.opt("out/eval", "folder for judged.jsonl, results.json and figure.png")
     resume: bool = cli.opt(False, "go on with the evaluation in --out, if there is one")
     seed: int = cli.opt(1, "seed of problems and samples")
-    device: str = cli.opt("auto", "auto, cpu or cuda")
+    device: str = cli.opt("auto", "auto, cpu, cuda or mps")
     threads: int = cli.opt(0, "CPU threads (0: torch's default)")
     bands: str = cli.opt("id=2-10,edge=11-14,hard=15-20", "name=operations of each band")
     mixture: str = cli.opt("op 2-20", "the world to draw from: see data.Mixture (its ops are replaced by the bands')")
@@ -43,11 +46,14 @@ class Options:
     max_new_tokens: int = cli.opt(1024, "longest completion, in tokens")
     sample_rows: int = cli.opt(512, "rows that are sampled together")
     show: int = cli.opt(1, "sample solutions to print, judged step by step")
+    report: str | None = cli.opt(None, "write one self-contained HTML page here: table, figure, judged solutions")
+    report_samples: int = cli.opt(100, "solutions of each checkpoint on that page")
+    plot: bool = cli.opt(False, "compare runs in one figure instead: pass@1 by operations, reward by step, NLL by operations")
 
     def __post_init__(self):
         if self.checkpoints is None:
-            raise cli.UserError("no checkpoint to evaluate: python evaluate.py name=folder,name=folder")
-        cli.at_least(self, 1, "samples", "max_new_tokens", "sample_rows")
+            raise cli.UserError("no checkpoint to evaluate: python evaluate.py name=folder name=folder")
+        cli.at_least(self, 1, "samples", "max_new_tokens", "sample_rows", "report_samples")
         cli.at_least(self, 2, "problems")
         cli.at_least(self, 0, "show", "threads", "temperature")
 
@@ -98,7 +104,7 @@ def judged_before(path, o):
     for number, line in cli.read_jsonl(path):
         if number == 1:
             for name, value in line["options"].items():
-                if name not in common.FREE | {"checkpoints", "show"} and getattr(o, name, value) != value:
+                if name not in common.FREE | {"checkpoints", "show", "report", "report_samples"} and getattr(o, name, value) != value:
                     raise cli.UserError(f"the evaluation in {o.out} has --{name.replace('_', '-')} {value}, not {getattr(o, name)}: choose another --out")
         else:
             done[line["name"], line["weights"], line["op"]] = line
@@ -137,16 +143,100 @@ def parse_bands(text):
     return bands
 
 
-def figure(results, bands, ks, path):
-    """Left: pass@1 by operations, with intervals, the bands shaded. Right: pass@k by k for each band."""
+def pyplot():
+    """matplotlib's pyplot without a display, or None (and a line that says so) where it is not installed."""
     try:
         import matplotlib
     except ImportError:
         print("no figure: matplotlib is not installed (pip install '.[figures]')")
-        return
+        return None
     matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib import pyplot
 
+    return pyplot
+
+
+def compare_runs(paths, out):
+    """One figure of many folders, of what each holds: evaluations (pass@1 by operations), GRPO runs (reward), training runs (NLL)."""
+    evaluations, rewards, nll = {}, {}, {}
+    for path in map(Path, paths):
+        if path.is_file():
+            continue  # of `out/demo/*`
+        if (path / "results.json").is_file():
+            for name, result in json.loads((path / "results.json").read_text())["results"].items():
+                evaluations[f"{path.name}/{name}"] = {int(op): s["correct@1"] for op, s in result["op"].items()}
+        elif (path / "metrics.jsonl").is_file():
+            for _, line in cli.read_jsonl(path / "metrics.jsonl"):
+                if "rollout/reward" in line:
+                    rewards.setdefault(path.name, []).append((line["step"], line["rollout/reward"]))
+                ops = {int(key.removeprefix("eval/nll_op")): value for key, value in line.items() if key.startswith("eval/nll_op")}
+                if ops:
+                    nll[path.name] = ops  # the last evaluation
+        else:
+            raise cli.UserError(f"{path} holds neither metrics.jsonl of a run nor results.json of an evaluation")
+    plt = pyplot()
+    if plt is None:
+        return
+    fig, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 4), layout="constrained")
+    for name, stats in evaluations.items():
+        ops = sorted(stats)
+        (line,) = left.plot(ops, [stats[op]["mean"] for op in ops], ".-", label=name)
+        left.fill_between(ops, [stats[op]["low"] for op in ops], [stats[op]["high"] for op in ops], color=line.get_color(), alpha=0.25, lw=0)
+    for name, points in rewards.items():
+        middle.plot(*zip(*points), label=name)
+    for name, ops in nll.items():
+        right.plot(sorted(ops), [ops[op] for op in sorted(ops)], ".-", label=name)
+    left.set(xlabel="operations", ylabel="pass@1 (every step correct)", ylim=(0, 1.05))
+    middle.set(xlabel="GRPO step", ylabel="mean reward")
+    right.set(xlabel="operations", ylabel="held-out NLL (nats per token)", yscale="log")
+    for axes, shown in ((left, evaluations), (middle, rewards), (right, nll)):
+        if shown:
+            axes.legend(fontsize="small")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    fig.savefig(out, dpi=120)
+    print(f"figure: {out}")
+
+
+PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Evaluation</title>
+<style>body{{font:15px/1.5 system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em}}table{{border-collapse:collapse}}
+td,th{{padding:.2em .7em;border-bottom:1px solid #ccc;text-align:left;vertical-align:top}}th{{cursor:pointer}}img{{max-width:100%}}
+pre{{white-space:pre-wrap;margin:0;font-size:13px}}.good{{color:#17702a}}.bad{{color:#b3261e}}.extra{{color:#777}}</style>
+<h1>Evaluation</h1><p>{caption}</p>{table}<p>{figure}</p><h2>Solutions, judged step by step</h2>
+<p>The first try at some problems of each number of operations. Show <select id="which"><option value="">all</option>{options}</select>;
+click a heading to sort.</p><table id="solutions"><thead><tr><th>checkpoint<th>op<th>verdict<th>process<th>problem and solution</thead>
+<tbody>{rows}</tbody></table>
+<script>
+const body = document.querySelector("#solutions tbody"), rows = [...body.rows];
+document.querySelectorAll("#solutions th").forEach((th, i) => {{ let up = 1; th.onclick = () => {{
+  rows.sort((a, b) => up * a.cells[i].textContent.localeCompare(b.cells[i].textContent, "en", {{numeric: true}})); up = -up; body.append(...rows); }}; }});
+document.querySelector("#which").onchange = e => rows.forEach(r => r.hidden = e.target.value && r.cells[2].textContent != e.target.value);
+</script></html>"""
+
+
+def write_report(path, caption, header, table, png, tries):
+    """One HTML page that needs nothing but itself. tries: (checkpoint, problem, text) of each solution to show."""
+    rows, kinds = [], set()
+    for name, p, text in tries:
+        verdict = verify.verify(text, p)
+        kind = "faithful" if verdict.faithful else "correct" if verdict.correct else "answer only" if verdict.answer_correct else "wrong"
+        kinds.add(kind)
+        judged = "".join(f'<div class="{dict(zip("✓✗·", ("good", "bad", "extra"))).get(line[0], "")}">{escape(line)}</div>'
+                         for line in verify.explain(text, p).splitlines())  # fmt: skip
+        rows.append(f"<tr><td>{escape(name)}<td>{p.op}<td>{kind}<td>{verdict.process:.2f}<td><pre>{escape(p.problem)}\n<b>{escape(p.question)}</b>\n\n"
+                    f"{escape(text.strip())}</pre>{judged}")  # fmt: skip
+    cells = "".join("<tr>" + "".join(f"<td>{escape(cell)}" for cell in row) for row in table)
+    image = f'<img alt="pass@1 by operations, pass@k by k" src="data:image/png;base64,{b64encode(png).decode()}">' if png else ""
+    cli.write_atomic(path, PAGE.format(
+        caption=escape(caption), table="<table><tr>" + "".join(f"<th>{escape(h)}" for h in header) + cells + "</table>", figure=image,
+        options="".join(f"<option>{kind}</option>" for kind in sorted(kinds)), rows="".join(rows)))  # fmt: skip
+    print(f"report: {path}")
+
+
+def figure(results, bands, ks, path):
+    """Left: pass@1 by operations, with intervals, the bands shaded. Right: pass@k by k for each band."""
+    plt = pyplot()
+    if plt is None:
+        return
     fig, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     colours = dict(zip(results, plt.rcParams["axes.prop_cycle"].by_key()["color"]))
     for (name, ops), shade in zip(bands.items(), ("0.93", "0.86", "0.79", "0.72")):
@@ -170,6 +260,9 @@ def figure(results, bands, ks, path):
 
 def main():
     o = cli.parse_options(Options, description=__doc__, presets=common.preset("evaluate"), positional="checkpoints")
+    if o.plot:
+        compare_runs(o.checkpoints.split(","), Path(o.out) / "runs.png")
+        return
     bands, ks = parse_bands(o.bands), [int(k) for k in o.k.split(",") if k.strip().isdigit()]
     if not ks or not 1 <= min(ks) <= max(ks) <= o.samples:
         raise cli.UserError(f"k {o.k!r} must be numbers from 1 to --samples {o.samples}")
@@ -219,22 +312,30 @@ def main():
     for i in range(min(o.show, len(problems))):
         which = groups["band"][list(bands)[min(1, len(bands) - 1)]][i]
         print(f"\n{name}, a try at op {problems[which].op}:\n{problems[which].problem}\n{problems[which].question}\n{texts[name][which].strip()}")
-        print(verify.explain(texts[name][which], problems[which]))
-    print(f"\n{len(problems)} problems, {o.samples} samples each, temperature {o.temperature}, seed {o.seed}; 95% intervals over problems")
+        print(verify.explain(texts[name][which], problems[which], cli.colour()))
+    caption = f"{len(problems)} problems, {o.samples} samples each, temperature {o.temperature}, seed {o.seed}; 95% intervals over problems"
     columns = [f"correct@{k}" for k in ks] + ["answer@1", "faithful@1"]
-    print(f"{'':6} {'':10} " + " ".join(f"{c:>19}" for c in columns) + f" {'guess floor':>12} {'NLL':>6}")
+    table = []
     for band, ops in bands.items():
         for name, result in results.items():
             stats = result["band"][band]
             cells = [f"{stats[c]['mean']:.3f} [{stats[c]['low']:.3f},{stats[c]['high']:.3f}]" for c in columns]
             nll = np.mean([result["nll"][str(op)] for op in ops])
-            print(f"{band:6} {name:10} " + " ".join(f"{c:>19}" for c in cells) + f" {stats['guess_floor']:12.3f} {nll:6.3f}")
+            table.append([band, name, *cells, f"{stats['guess_floor']:.3f}", f"{nll:.3f}"])
+    print(f"\n{caption}\n{'':6} {'':10} " + " ".join(f"{c:>19}" for c in columns) + f" {'guess floor':>12} {'NLL':>6}")
+    for band, name, *cells, floor, nll in table:
+        print(f"{band:6} {name:10} " + " ".join(f"{c:>19}" for c in cells) + f" {floor:>12} {nll:>6}")
     for before, name in pairwise(results):
         for band, chosen in groups["band"].items():
             mean, error = gain(counts[before]["correct"][chosen], counts[name]["correct"][chosen], o.samples)
             print(f"{name} - {before}, {band}: correct@1 {mean:+.3f}, standard error {error:.3f} ({mean / max(error, 1e-9):+.1f} SE)")
     print(f"results: {out / 'results.json'}")
     figure(results, bands, ks, out / "figure.png")
+    if o.report:
+        every = max(1, len(problems) // o.report_samples)
+        tries = [(name, problems[i], texts[name][i]) for name in results for i in range(0, len(problems), every)]
+        png = (out / "figure.png").read_bytes() if (out / "figure.png").exists() else None
+        write_report(o.report, caption, ["band", "checkpoint", *columns, "guess floor", "NLL"], table, png, tries)
 
 
 if __name__ == "__main__":

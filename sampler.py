@@ -1,4 +1,7 @@
-"""Batched generation with a KV cache.
+"""Batched generation with a KV cache; and from the command line, a talk with a checkpoint about one problem.
+
+    python sampler.py --ckpt out/demo/grpo/latest --op 5
+    echo "The bears in Fernhollow number 3. … What is …?" | python sampler.py --ckpt out/demo/grpo/latest
 
 Prompts are sorted by length and go through in batches. Each is prefilled once, at the right edge of its row (so that all rows
 of a batch write their next key and value to the same column), then forked to its group. Rows that have finished leave.
@@ -6,6 +9,7 @@ of a batch write their next key and value to the same column), then forked to it
 Shapes: R rows (samples) of a batch, S cache columns, L layers, K key/value heads, D head width, V vocabulary.
 """
 
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,7 +112,7 @@ def _generate_batch(model, prompts, chosen, group_size, max_new_tokens, temperat
     sample = np.array([i * group_size + g for i in chosen for g in range(group_size)])
     keys = sample if indices is None else [indices[i] * group_size + g for i in chosen for g in range(group_size)]
     uniforms = np.stack([np.random.Generator(np.random.Philox(key=[seed, int(key)])).random(max_new_tokens) for key in keys])
-    uniforms = torch.from_numpy(uniforms).to(device)  # (R, max_new_tokens)
+    uniforms = torch.from_numpy(uniforms).to(device, torch.float32 if device.type == "mps" else torch.float64)  # (R, max_new_tokens)
     ids = torch.zeros(len(sample), max_new_tokens, dtype=torch.long, device=device)
     logprobs = torch.zeros(len(sample), max_new_tokens, device=device)
     live = torch.arange(len(sample), device=device)  # which row of ids each row of the batch is
@@ -149,7 +153,7 @@ def _choose(logits, temperature, top_p, uniform):
     if temperature == 0:
         token = logp.argmax(-1)
     else:
-        p = logp.double().exp()
+        p = logp.to(uniform.dtype).exp()
         if top_p < 1:
             ranked, index = p.sort(-1, descending=True)
             beyond = ranked.cumsum(-1) - ranked >= top_p  # tokens that the more probable ones already make up for
@@ -158,3 +162,64 @@ def _choose(logits, temperature, top_p, uniform):
         token = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True)[:, 0]
         token = token.clamp(max=p.shape[-1] - 1)
     return token, logp.gather(-1, token[:, None])[:, 0]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Command line
+
+
+@dataclass(frozen=True)
+class Options:
+    ckpt: str | None = cli.opt(None, "checkpoint folder")
+    op: int = cli.opt(0, "operations of a problem to draw from the world it was trained in (0: problems come from stdin, one a line)")
+    n: int = cli.opt(1, "tries")
+    seed: int = cli.opt(0, "seed of the problem and of the samples")
+    temperature: float = cli.opt(1.0, "of sampling (0: greedy)")
+    top_p: float = cli.opt(1.0, "of sampling")
+    max_new_tokens: int = cli.opt(256, "longest completion, in tokens")
+    device: str = cli.opt("auto", "auto, cpu, cuda or mps")
+
+
+def main():
+    import common  # what only the command line needs stays out of the sampler proper
+    import data
+    import datagen
+    import verify
+
+    o = cli.parse_options(Options, description=__doc__)
+    if o.ckpt is None:
+        raise cli.UserError("no checkpoint: python sampler.py --ckpt out/demo/grpo/latest --op 5")
+    cli.at_least(o, 1, "n", "max_new_tokens")
+    device = common.setup(o.device, o.seed)
+    checkpoint = common.load_checkpoint(o.ckpt, device)
+    tokenizer = checkpoint.tokenizer
+
+    def solve(prompt):
+        samples = generate(checkpoint.model, [tokenizer.encode(prompt)], group_size=o.n, max_new_tokens=o.max_new_tokens, temperature=o.temperature,
+                           top_p=o.top_p, stop_id=tokenizer.eos_id, seed=o.seed)  # fmt: skip
+        for ids, logprobs in zip(samples.ids, samples.logprobs):
+            yield tokenizer.decode(ids).strip(), sum(logprobs)
+
+    if o.op:
+        mixture = data.Mixture.parse(checkpoint.options["mixture"])
+        arguments = {**mixture.arguments(np.random.default_rng(o.seed).random), "op": datagen.parse_ops(str(o.op))[0]}
+        problem = datagen.generate(o.seed, 0, split="eval", **arguments)
+        print(f"{problem.problem}\n{problem.question}")
+        for text, logp in solve(data.prompt_text(problem)):
+            print(f"\n{text}   (log-probability {logp:.2f})\n{verify.explain(text, problem, cli.colour())}")
+        return
+    if sys.stdin.isatty():
+        print("a problem and its question, on one line:")
+    for line in filter(str.strip, sys.stdin):
+        for text, logp in solve(data.prompt_text({"problem": line, "question": ""}).replace("  ", " ")):
+            parsed = verify.parse_solution(text)
+            print(f"\n{text}   (log-probability {logp:.2f})")
+            for step in parsed.steps:
+                print(f"{'✓' if step.faithful else '✗'} {step.name} = {step.value and verify.show(step.value)}   from {sorted(step.parents) or 'the text'}")
+            print(f"answer {parsed.answer}" + (f", errors: {', '.join(dict.fromkeys(parsed.errors))}" if parsed.errors else ""))
+
+
+if __name__ == "__main__":
+    from common import run
+
+    run(main)

@@ -81,7 +81,7 @@ class Options:
     resume: bool = cli.opt(False, "go on with the run in --out, with its options, if there is one")
     init_from: str = cli.opt("out/base/latest", "checkpoint folder of the policy to start from; also the frozen reference")
     seed: int = cli.opt(0, "seed of prompts and samples")
-    device: str = cli.opt("auto", "auto, cpu or cuda")
+    device: str = cli.opt("auto", "auto, cpu, cuda or mps")
     threads: int = cli.opt(0, "CPU threads (0: torch's default)")
     mixture: str = cli.opt("op 11-14", "problems to learn from (split rl): see data.Mixture")
     data: str | None = cli.opt(None, "take the problems from this JSONL file (GSM-Infinite keys) instead")
@@ -118,6 +118,7 @@ class Options:
     keep: int = cli.opt(2, "checkpoints to keep, besides the best")
     tensorboard: bool = cli.opt(False, "write metrics for TensorBoard too (if it is installed)")
     wandb: bool = cli.opt(False, "send metrics to Weights & Biases too (if it is installed)")
+    dry_run: bool = cli.opt(False, "print parameters, tokens (at most), FLOPs, memory and steps, and stop")
 
     def __post_init__(self):
         cli.at_least(self, 1, "steps", "prompts", "group", "max_new_tokens", "sample_rows", "minibatch", "micro_batch_size", "row_tokens", "select_samples",
@@ -257,6 +258,10 @@ def main():
     if o.kl:  # kept in the run folder, since the checkpoint we start from may be gone when the run is resumed
         reference = common.load_checkpoint(run.path / "reference", device).model if resumed else copy.deepcopy(model)
         reference.eval().requires_grad_(False)
+    if o.dry_run:  # a pass to sample, three to learn, one of the reference
+        longest = min(model.config.max_position_embeddings, 2 * o.max_new_tokens)
+        common.describe_cost(model, o.steps * o.prompts * o.group * longest, o.steps, o.micro_batch_size * o.row_tokens, longest, passes=5 if o.kl else 4)
+        return
     optimizer = torch.optim.AdamW(model.parameters(), lr=o.lr, betas=(0.9, o.beta2), weight_decay=o.weight_decay)
     first, updates, score, prompts_of, guard = 0, 0, [], Prompts(o, mixture, records), common.Guard(o.max_bad_steps)
     if resumed:

@@ -30,7 +30,7 @@ class Options:
     out: str = cli.opt("out/base", "run folder: checkpoints step_N, latest, best; metrics.jsonl, samples.txt")
     resume: bool = cli.opt(False, "go on with the run in --out, with its options, if there is one")
     seed: int = cli.opt(0, "seed of weights and data")
-    device: str = cli.opt("auto", "auto, cpu or cuda")
+    device: str = cli.opt("auto", "auto, cpu, cuda or mps")
     threads: int = cli.opt(0, "CPU threads (0: torch's default)")
     workers: int = cli.opt(1, "processes that prepare batches (0: none, in the training process)")
     mixture: str = cli.opt("op 2-10; tokens 10B", "what to train on, and how many tokens: see data.Mixture", group="what to train on")
@@ -156,7 +156,8 @@ def main():
     optimizers = make_optimizers(model, o)
     steps = max(1, mixture.tokens // (o.rows * o.row_tokens))
     if o.dry_run:
-        common.describe_cost(model, mixture.tokens, steps, micro_batch=(o.micro_batch_size or o.rows) // world.size * o.row_tokens, row_tokens=o.row_tokens)
+        document = sum(len(data.encode(tokenizer, p)[0]) for p in held_out) // len(held_out)
+        common.describe_cost(model, mixture.tokens, steps, (o.micro_batch_size or o.rows) * o.row_tokens // world.size, document)
         return
     mine = slice(world.rank * o.rows // world.size, (world.rank + 1) * o.rows // world.size)  # this process's rows of a batch
     micro_rows = o.micro_batch_size or o.rows

@@ -296,8 +296,8 @@ def expected_closing(letter, form, answer):
     """The end of a reverse solution: from the last quantity's form and its known value to x."""
     a, b = form
     known = a * answer + b
-    left = _show(normal_form(form))
-    moved = _show(normal_form((a, b - known)))
+    left = show(form)
+    moved = show((a, b - known))
     return (
         f"We know {letter} = {known}, so we have {left} = {known} and we solve it through the following steps: "
         f"Simplifying the equation: {left} = {known}. Move all terms to one side: {moved} = 0. "
@@ -305,8 +305,9 @@ def expected_closing(letter, form, answer):
     )
 
 
-def _show(tokens):
-    return "".join(f" {t} " if t in "+-" and i else t for i, t in enumerate(tokens))
+def show(value):
+    """A form as one writes it: 3*x + 4."""
+    return "".join(f" {t} " if t in "+-" and i else t for i, t in enumerate(normal_form(value)))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -413,23 +414,32 @@ def pass_at_k(n, c, k):
     return 1.0 - math.comb(n - c, k) / math.comb(n, k)
 
 
-def explain(text, record):
-    """A readable account of a verdict: one line a gold node, then what was defined beside them, the answer, the errors."""
+def explain(text, record, colour=False):
+    """A readable account of a verdict: one line a gold node with what was expected and found, then what was defined beside them, the
+    answer, the errors. colour: with the codes of a terminal."""
     verdict, (gold, answer) = verify(text, record), gold_graph(record)
     steps = {step.name: step for step in verdict.parsed.steps}
+
+    def mark(good, line):
+        line = f"{'✓' if good else '✗'} {line}"
+        return f"\033[{32 if good else 31}m{line}\033[0m" if colour else line
+
     lines = []
     for name, (parents, value) in gold.items():
         status, step = verdict.nodes[name], steps.get(name)
-        line = f"{'✓' if status == 'ok' else '✗'} {name} = {_show(normal_form(value))}"
+        line = f"{name} = {show(value)}"
         if status == "wrong_value":
-            line += f"   found {'nothing that computes' if step.value is None else _show(normal_form(step.value))}"
+            line += f"   found {'nothing that computes' if step.value is None else show(step.value)}"
+            line += ", and defined twice" if "contradiction" in verdict.errors else ""
         elif status == "wrong_parents":
             line += f"   found it from {sorted(step.parents)}, not {sorted(parents)}"
         elif status == "missing":
             line += "   never defined"
-        lines.append(line)
-    lines += [f"· {name}   not needed" for name in verdict.extra]
-    lines.append(f"{'✓' if verdict.answer_correct else '✗'} answer {answer}" + ("" if verdict.answer_correct else f"   found {verdict.parsed.answer}"))
+        elif not step.faithful:
+            line += "   but what is written there is not all true"
+        lines.append(mark(status == "ok", line))
+    lines += [f"\033[2m· {name}   not needed\033[0m" if colour else f"· {name}   not needed" for name in verdict.extra]
+    lines.append(mark(verdict.answer_correct, f"answer {answer}" + ("" if verdict.answer_correct else f"   found {verdict.parsed.answer}")))
     lines.append(f"process {verdict.process:.2f}, correct {verdict.correct}, faithful {verdict.faithful}"
                  + (f", errors: {', '.join(dict.fromkeys(verdict.errors))}" if verdict.errors else ""))  # fmt: skip
     return "\n".join(lines)
@@ -443,14 +453,14 @@ def explain(text, record):
 class Options:
     records: str | None = cli.opt(None, "JSONL file of records (GSM-Infinite keys; gold from `nodes` where there are any)")
     solution_key: str = cli.opt("solution", "key of the text to judge")
-    explain: int = cli.opt(0, "explain this many verdicts, step by step, the first ones that are not correct")
+    explain: bool = cli.opt(False, "explain the first verdict that is not correct (or the first), step by step; in colour on a terminal")
 
 
 def main():
     o = cli.parse_options(Options, description="Judge the solutions of a JSONL file.", positional="records")
     if o.records is None:
         raise cli.UserError("no records to judge: python verify.py records.jsonl")
-    total, rates, errors, nodes, left = 0, Counter(), Counter(), Counter(), o.explain
+    total, rates, errors, nodes, shown = 0, Counter(), Counter(), Counter(), None
     for number, record in cli.read_jsonl(o.records):
         text = record.get(o.solution_key)
         if not isinstance(text, str):
@@ -463,11 +473,13 @@ def main():
         rates.update(answer=verdict.answer_correct, process=verdict.process, correct=verdict.correct, faithful=verdict.faithful)
         errors.update(set(verdict.errors))
         nodes.update(status for status in verdict.nodes.values())
-        if left and not verdict.correct:
-            left -= 1
-            print(f"--- line {number}\n{explain(text, record)}\n")
+        if shown is None or (shown[1] and not verdict.correct):
+            shown = number, verdict.correct, text, record
     if not total:
         raise cli.UserError(f"{o.records} has no records")
+    if o.explain:
+        number, _, text, record = shown
+        print(f"line {number}: {text.strip()}\n\n{explain(text, record, cli.colour())}\n")
     print(f"{total} solutions: " + ", ".join(f"{name} {rates[name] / total:.4f}" for name in ("answer", "process", "correct", "faithful")))
     print("nodes: " + ", ".join(f"{status} {n}" for status, n in nodes.most_common()))
     print("errors: " + (", ".join(f"{kind} {n}" for kind, n in errors.most_common()) or "none"))

@@ -141,3 +141,54 @@ def test_nll_of_a_uniform_model_is_the_logarithm_of_the_vocabulary(runs):
     nll = common.held_out_nll(checkpoint.model, checkpoint.tokenizer, problems, torch.device("cpu"))
     assert nll["2"] == pytest.approx(math.log(checkpoint.tokenizer.vocab_size), rel=1e-4)
     assert data.encode(checkpoint.tokenizer, problems[0])[1] > 5
+
+
+def test_sampler_talks_about_a_problem(runs):
+    import os
+
+    checkpoint = runs / "base" / "latest"
+    out = ok("sampler", "--ckpt", checkpoint, "--op", 3, "--n", 2, "--max-new-tokens", 20)
+    assert out.stdout.count("log-probability") == 2 and "✗ answer" in out.stdout and "\033[" not in out.stdout
+    out = subprocess.run([sys.executable, "sampler.py", "--ckpt", str(checkpoint), "--max-new-tokens", "20"], cwd=ROOT, capture_output=True, text=True,
+                         input="The otters in Fernhollow number 3. What is the number of otters in Fernhollow?\n", env=os.environ)  # fmt: skip
+    assert out.returncode == 0 and "answer" in out.stdout, out.stderr
+
+
+def test_report_and_comparison_of_runs(runs, tmp_path):
+    from html.parser import HTMLParser
+
+    out = ok("evaluate", f"base={runs / 'base' / 'latest'}", "--out", tmp_path / "eval", "--bands", "id=2,edge=3", "--mixture", f"op 2; {WORLD}",
+             "--problems", 3, "--samples", 2, "--k", "1", "--max-new-tokens", 30, "--threads", 1, "--report", tmp_path / "r.html")  # fmt: skip
+    page = (tmp_path / "r.html").read_text()
+    assert f"report: {tmp_path / 'r.html'}" in out.stdout and page.count("<tr><td>base<td>") == 6 and "data:image/png;base64," in page
+    assert "http" not in page.replace("data:", "") and "<script src" not in page  # opens offline
+    opened = []
+
+    class Balanced(HTMLParser):
+        def handle_starttag(self, tag, attributes):
+            if tag in ("pre", "div", "b", "select", "script", "style", "table", "h1", "h2"):
+                opened.append(tag)
+
+        def handle_endtag(self, tag):
+            if tag in ("pre", "div", "b", "select", "script", "style", "table", "h1", "h2"):
+                assert opened.pop() == tag
+
+    Balanced().feed(page)
+    assert not opened
+    ok("evaluate", "--plot", tmp_path / "eval", runs / "base", "--out", tmp_path)
+    assert (tmp_path / "runs.png").stat().st_size > 5000
+    out = script("evaluate", "--plot", ROOT / "tests", "--out", tmp_path)
+    assert out.returncode == 2 and "neither" in out.stderr
+
+
+def test_dry_run_and_config_round_trip(runs, tmp_path):
+    out = ok("train_pretrain", "--preset", "paper", "--dry-run", "--vocab-size", 300, "--out", tmp_path / "x", "--layers", 2)
+    assert "FLOPs" in out.stdout and "GiB" in out.stdout and not (tmp_path / "x").exists()
+    out = ok("train_grpo", "--init-from", runs / "base" / "latest", "--dry-run", "--out", tmp_path / "x")
+    assert "FLOPs" in out.stdout and not (tmp_path / "x").exists()
+    config = ok("train_grpo", "--preset", "small", "--lr", "3e-5", "--print-config").stdout
+    (tmp_path / "c.json").write_text(config)
+    again = ok("train_grpo", "--config", tmp_path / "c.json", "--print-config").stdout
+    assert json.loads(again) == json.loads(config) and json.loads(config)["lr"] == 3e-5 and json.loads(config)["prompts"] == 128
+    (tmp_path / "c.json").write_text('{"lr": "fast"}')
+    assert "lr" in script("train_grpo", "--config", tmp_path / "c.json").stderr
