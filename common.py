@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 import cli
 import data
+from attention import choose
 from model import ModelConfig, Qwen2
 from tokenizer import Tokenizer
 
@@ -72,7 +73,7 @@ def preset(script):
 # Device
 
 
-def setup(device, seed, threads=0):
+def setup(device, seed, threads=0, attention="auto"):
     """Seed torch, choose the device ("auto": a GPU if there is one: CUDA, or Apple's), print one banner line. Returns torch.device.
 
     Raises UserError if a device is asked for that is not here.
@@ -92,6 +93,7 @@ def setup(device, seed, threads=0):
         libc, M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = ctypes.CDLL(None), -1, -3
         libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
         libc.mallopt(M_TRIM_THRESHOLD, 1 << 30)
+    choose(attention, torch.device(device))
     torch.manual_seed(seed)
     torch.set_float32_matmul_precision("high")
     name = torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()}, {torch.get_num_threads()} threads"
@@ -242,7 +244,7 @@ class Guard:
 
 
 # What may differ when a run is resumed: it changes speed and memory, not what is computed (but for rounding).
-FREE = {"out", "resume", "device", "threads", "workers", "micro_batch_size", "sample_rows", "keep", "tensorboard", "wandb", "attention", "compile", "dry_run"}
+FREE = {"out", "resume", "device", "threads", "workers", "micro_batch_size", "sample_rows", "keep", "tensorboard", "wandb", "attention", "dry_run"}
 
 
 def parse(cls, script, description):

@@ -23,6 +23,7 @@ import data
 import datagen
 import sampler
 import verify
+from attention import BACKENDS
 
 JUDGED = ("correct", "answer", "faithful")
 
@@ -36,6 +37,7 @@ class Options:
     seed: int = cli.opt(1, "seed of problems and samples")
     device: str = cli.opt("auto", "auto, cpu, cuda or mps")
     threads: int = cli.opt(0, "CPU threads (0: torch's default)")
+    attention: str = cli.opt("auto", "how attention is computed; results do not depend on it but for rounding", BACKENDS)
     bands: str = cli.opt("id=2-10,edge=11-14,hard=15-20", "name=operations of each band")
     mixture: str = cli.opt("op 2-20", "the world to draw from: see data.Mixture (its ops are replaced by the bands')")
     problems: int = cli.opt(100, "problems of each number of operations")
@@ -266,7 +268,7 @@ def main():
     bands, ks = parse_bands(o.bands), [int(k) for k in o.k.split(",") if k.strip().isdigit()]
     if not ks or not 1 <= min(ks) <= max(ks) <= o.samples:
         raise cli.UserError(f"k {o.k!r} must be numbers from 1 to --samples {o.samples}")
-    device = common.setup(o.device, o.seed, o.threads)
+    device = common.setup(o.device, o.seed, o.threads, o.attention)
     mixture = data.Mixture.parse(o.mixture)
     rand = np.random.default_rng(o.seed).random
     problems = [datagen.generate(o.seed, i, split="eval", **{**mixture.arguments(rand), "op": op})

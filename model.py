@@ -161,7 +161,7 @@ class Qwen2(nn.Module):
         """
         x = self.model.embed_tokens(tokens)  # (B, T, C)
         cos, sin = rotary(positions, self.config.head_dim, self.config.rope_theta)
-        if isinstance(layout, torch.Tensor) and torch.is_autocast_enabled(x.device.type):
+        if isinstance(layout, torch.Tensor) and layout.is_floating_point() and torch.is_autocast_enabled(x.device.type):
             layout = layout.to(torch.get_autocast_dtype(x.device.type))
         for i, layer in enumerate(self.model.layers):
             x = layer(x, cos, sin, layout, None if caches is None else caches[i])

@@ -17,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 import cli
+from attention import additive, decode_layout
 
 
 @dataclass
@@ -98,10 +99,9 @@ def _generate_batch(model, prompts, chosen, group_size, max_new_tokens, temperat
 
     # Prefill: one row a prompt. A padding column may look at itself alone, so that no softmax is over nothing.
     cache = KVCache(config, len(chosen), width + max_new_tokens, device, torch.bfloat16 if device.type == "cuda" else torch.float32)
-    column = torch.arange(width + max_new_tokens, device=device)
-    at = column[:width]
+    at = torch.arange(width, device=device)
     visible = (at <= at[:, None]) & (at >= pad[:, None, None]) | (at == at[:, None])  # (P, T, T)
-    x = model.hidden(tokens, (at - pad[:, None]).clamp(min=0), _additive(visible)[:, None], cache.layers(width))
+    x = model.hidden(tokens, (at - pad[:, None]).clamp(min=0), additive(visible)[:, None], cache.layers(width))
     logits = model.lm_head(x[:, -1])  # (P, V)
 
     # Fork to groups. `sample` is the number of each live row's sample.
@@ -133,18 +133,12 @@ def _generate_batch(model, prompts, chosen, group_size, max_new_tokens, temperat
             live, token, pad, stopped = live[keep], token[keep], pad[keep], stopped[keep]
             cache.select(keep)
         position = cache.filled - pad[:, None]  # (R, 1)
-        visible = column[: cache.filled + 1] >= pad[:, None]  # (R, S)
-        x = model.hidden(token[:, None], position, _additive(visible)[:, None, None], cache.layers(1))
+        x = model.hidden(token[:, None], position, decode_layout(pad, cache.filled + 1), cache.layers(1))
         cache.filled += 1
         logits = model.lm_head(x[:, 0])  # (R, V)
     bar.update(int((~stopped).sum()))
     for row, (i, p) in enumerate(zip(ids.tolist(), logprobs.tolist())):
         out.ids[sample[row]], out.logprobs[sample[row]] = i[: lengths[row]], p[: lengths[row]]
-
-
-def _additive(visible):
-    """True/False → 0/−inf."""
-    return torch.zeros(visible.shape, device=visible.device).masked_fill_(~visible, float("-inf"))
 
 
 def _choose(logits, temperature, top_p, uniform):

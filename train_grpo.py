@@ -22,6 +22,7 @@ import data
 import datagen
 import sampler
 import verify
+from attention import BACKENDS
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The mathematics
@@ -83,6 +84,7 @@ class Options:
     seed: int = cli.opt(0, "seed of prompts and samples")
     device: str = cli.opt("auto", "auto, cpu, cuda or mps")
     threads: int = cli.opt(0, "CPU threads (0: torch's default)")
+    attention: str = cli.opt("auto", "how attention is computed; results do not depend on it but for rounding", BACKENDS)
     mixture: str = cli.opt("op 11-14", "problems to learn from (split rl): see data.Mixture")
     data: str | None = cli.opt(None, "take the problems from this JSONL file (GSM-Infinite keys) instead")
     steps: int = cli.opt(100, "GRPO steps", group="rollouts")
@@ -245,7 +247,7 @@ def rollout(model, tokenizer, problems, indices, o, seed, group, device):
 
 def main():
     o = common.parse(Options, "grpo", __doc__)
-    device = common.setup(o.device, o.seed, o.threads)
+    device = common.setup(o.device, o.seed, o.threads, o.attention)
     world = common.World(device)
     run = common.Run(o, world)
     if min(o.minibatch, o.prompts) % world.size or o.prompts % o.minibatch % world.size:

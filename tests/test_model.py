@@ -149,3 +149,34 @@ def test_local_heads_look_as_far_back_as_they_say():
         q = rotate(attention_layer.q_proj.bias.view(1, 1, 4, 32)[:, :, h : h + 1].expand(1, 40, 1, 32), cos, sin)[0, -1, 0]
         weights = torch.softmax(k @ q / 32**0.5, 0)
         assert 39 - int(weights.argmax()) == 2 * (h + 1) and weights.max() > 0.4
+
+
+def test_the_three_ways_give_the_same_logits(monkeypatch):
+    """Of the whole model, packed and cached: sdpa, the reference, and, where Triton's interpreter can run them, the kernels."""
+    import attention as module
+    import sampler
+
+    torch.manual_seed(0)
+    model = randomise(Qwen2(ModelConfig(97, 64, 112, 2, 4, 2, 256))).eval()
+    tokens, doc_start = torch.randint(0, 97, (2, 40)), torch.cat((starts([7, 20, 13]), starts([40])))
+    ways = ["sdpa", "reference"]
+    if not torch.cuda.is_available():
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+        ways += ["triton"] if pytest.importorskip("triton") else []
+    out = []
+    for way in ways:
+        monkeypatch.setattr(module, "_backend", way)
+        with torch.no_grad():
+            logits = model(tokens, doc_start)[0], model(tokens)[0]
+        out.append((*logits, sampler.generate(model, [[5, 6, 7], [8, 9]], group_size=2, max_new_tokens=6, stop_id=3)))
+    for other in out[1:]:
+        torch.testing.assert_close(other[0], out[0][0], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(other[1], out[0][1], atol=1e-4, rtol=1e-4)
+        assert other[2].ids == out[0][2].ids
+
+
+def test_a_way_that_cannot_be_had_is_a_user_error():
+    from attention import choose
+
+    with pytest.raises(cli.UserError, match="CUDA"):
+        choose("triton", torch.device("cpu"))

@@ -1,0 +1,327 @@
+"""Flash attention in Triton (Dao 2023): causal, grouped-query, over packed documents; forward, backward, and one decoding step.
+
+`attention.reference` is the definition that these kernels must equal; tests/test_flash.py holds them to it, block size by block size.
+
+Shapes: B rows, T positions, S cache columns, H query heads, K key/value heads, G = H/K, D head width.
+q, out, dq (B, T, H, D); k, v, dk, dv (B, T, K, D); lse, delta (B, H, T) fp32. Scores are kept in base 2: p = exp2(s·scale·log2 e − lse).
+
+Documents cost nothing to skip: a query at position i sees keys from doc_start[i] to i. Both bounds grow with i, so a block of queries
+visits the key blocks from its first query's start to its last query, and a block of keys the query blocks from its first key to the end of
+its last key's document. Blocks in between that every query sees whole take a loop without masks.
+"""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+
+# (queries, keys of a block, warps, stages): what the tuner may choose from, by head width. A configuration is tried only once for a shape.
+CONFIGS = {
+    "forward": [(128, 64, 4, 3), (128, 128, 8, 2), (64, 64, 4, 3), (64, 32, 4, 3), (128, 32, 4, 4)],
+    "dq": [(64, 64, 4, 3), (128, 64, 8, 2), (64, 32, 4, 3), (32, 64, 4, 2)],
+    "dkdv": [(64, 64, 4, 2), (32, 64, 4, 3), (64, 128, 8, 2), (32, 128, 4, 3)],
+}
+
+
+@triton.jit
+def _rows(base, index, stride, D: tl.constexpr):
+    """Pointers to (rows, D) of a tensor whose rows are `stride` apart."""
+    return base + index[:, None] * stride + tl.arange(0, D)[None, :]
+
+
+@triton.jit
+def _scores(q, k, rows, columns, start, scale, T, MASKED: tl.constexpr):
+    """Scores in base 2, (M, N), −inf where the query (row) may not see the key (column)."""
+    s = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+    if MASKED:
+        visible = (columns[None, :] <= rows[:, None]) & (columns[None, :] >= start[:, None]) & (columns[None, :] < T)
+        s = tl.where(visible, s, float("-inf"))
+    return s
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Forward
+
+
+@triton.jit
+def _attend(acc, m, total, q, k_base, v_base, rows, start, low, high, scale, T, stride, D: tl.constexpr, N: tl.constexpr, MASKED: tl.constexpr):
+    """Online softmax over the keys of [low, high): acc (M, D), running maximum m and sum (M,)."""
+    for at in range(low, high, N):
+        columns = at + tl.arange(0, N)
+        if MASKED:
+            inside = (columns < T)[:, None]
+            k = tl.load(_rows(k_base, columns, stride, D), mask=inside, other=0.0)
+            v = tl.load(_rows(v_base, columns, stride, D), mask=inside, other=0.0)
+        else:
+            k = tl.load(_rows(k_base, columns, stride, D))
+            v = tl.load(_rows(v_base, columns, stride, D))
+        s = _scores(q, k, rows, columns, start, scale, T, MASKED)
+        new = tl.maximum(m, tl.max(s, 1))
+        if MASKED:  # a query that saw nothing yet: any finite maximum will do
+            shift = tl.where(new == float("-inf"), 0.0, new)
+        else:
+            shift = new
+        p = tl.exp2(s - shift[:, None])
+        fade = tl.exp2(m - shift)
+        total = total * fade + tl.sum(p, 1)
+        acc = tl.dot(p.to(v.dtype), v, acc * fade[:, None], input_precision="ieee")
+        m = new
+    return acc, m, total
+
+
+@triton.jit
+def _forward(q, k, v, doc_start, out, lse, scale, T, H, K, D: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
+    first, b, h = tl.program_id(0) * M, tl.program_id(1) // H, tl.program_id(1) % H
+    row = b.to(tl.int64) * T
+    rows = first + tl.arange(0, M)
+    inside = rows < T
+    start = tl.load(doc_start + row + rows, mask=inside, other=0)
+    k_base, v_base = k + (row * K + h // (H // K)) * D, v + (row * K + h // (H // K)) * D
+    queries = tl.load(_rows(q + (row * H + h) * D, rows, H * D, D), mask=inside[:, None], other=0.0)
+    acc = tl.zeros((M, D), tl.float32)
+    m = tl.full((M,), float("-inf"), tl.float32)
+    total = tl.zeros((M,), tl.float32)
+    # low ≤ whole ≤ diagonal ≤ high: masked by documents; seen by every query; masked by the diagonal
+    last = tl.minimum(first + M, T) - 1
+    low = tl.load(doc_start + row + first) // N * N
+    whole = (tl.load(doc_start + row + last) + N - 1) // N * N
+    diagonal = tl.maximum(first // N * N, low)
+    whole = tl.minimum(whole, diagonal)
+    acc, m, total = _attend(acc, m, total, queries, k_base, v_base, rows, start, low, whole, scale, T, K * D, D, N, True)
+    acc, m, total = _attend(acc, m, total, queries, k_base, v_base, rows, start, whole, diagonal, scale, T, K * D, D, N, False)
+    acc, m, total = _attend(acc, m, total, queries, k_base, v_base, rows, start, diagonal, last + 1, scale, T, K * D, D, N, True)
+    total = tl.where(inside, total, 1.0)
+    tl.store(_rows(out + (row * H + h) * D, rows, H * D, D), (acc / total[:, None]).to(out.dtype.element_ty), mask=inside[:, None])
+    tl.store(lse + (b * H + h).to(tl.int64) * T + rows, m + tl.log2(total), mask=inside)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Backward. dq: a program a query block. dk, dv: a program a key block, over the query heads of its group: no atomics, so that two
+# runs give the same bits.
+
+
+@triton.jit
+def _attend_dq(dq, q, do, lse, delta, k_base, v_base, rows, start, low, high, scale, T, stride, D: tl.constexpr, N: tl.constexpr, MASKED: tl.constexpr):
+    for at in range(low, high, N):
+        columns = at + tl.arange(0, N)
+        if MASKED:
+            inside = (columns < T)[:, None]
+            k = tl.load(_rows(k_base, columns, stride, D), mask=inside, other=0.0)
+            v = tl.load(_rows(v_base, columns, stride, D), mask=inside, other=0.0)
+        else:
+            k = tl.load(_rows(k_base, columns, stride, D))
+            v = tl.load(_rows(v_base, columns, stride, D))
+        p = tl.exp2(_scores(q, k, rows, columns, start, scale, T, MASKED) - lse[:, None])
+        dp = tl.dot(do, tl.trans(v), input_precision="ieee")
+        dq = tl.dot((p * (dp - delta[:, None])).to(k.dtype), k, dq, input_precision="ieee")
+    return dq
+
+
+@triton.jit
+def _backward_dq(q, k, v, doc_start, out, do, lse, delta, dq, scale, T, H, K, D: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
+    first, b, h = tl.program_id(0) * M, tl.program_id(1) // H, tl.program_id(1) % H
+    row = b.to(tl.int64) * T
+    rows = first + tl.arange(0, M)
+    inside = rows < T
+    start = tl.load(doc_start + row + rows, mask=inside, other=0)
+    k_base, v_base = k + (row * K + h // (H // K)) * D, v + (row * K + h // (H // K)) * D
+    head, statistics = (row * H + h) * D, (b * H + h).to(tl.int64) * T + rows
+    queries = tl.load(_rows(q + head, rows, H * D, D), mask=inside[:, None], other=0.0)
+    upstream = tl.load(_rows(do + head, rows, H * D, D), mask=inside[:, None], other=0.0)
+    result = tl.load(_rows(out + head, rows, H * D, D), mask=inside[:, None], other=0.0)
+    d = tl.sum(upstream.to(tl.float32) * result.to(tl.float32), 1)  # Σ p·dp, since out = Σ p·v
+    tl.store(delta + statistics, d, mask=inside)
+    normaliser = tl.load(lse + statistics, mask=inside, other=0.0)
+    acc = tl.zeros((M, D), tl.float32)
+    last = tl.minimum(first + M, T) - 1
+    low = tl.load(doc_start + row + first) // N * N
+    whole = (tl.load(doc_start + row + last) + N - 1) // N * N
+    diagonal = tl.maximum(first // N * N, low)
+    whole = tl.minimum(whole, diagonal)
+    acc = _attend_dq(acc, queries, upstream, normaliser, d, k_base, v_base, rows, start, low, whole, scale, T, K * D, D, N, True)
+    acc = _attend_dq(acc, queries, upstream, normaliser, d, k_base, v_base, rows, start, whole, diagonal, scale, T, K * D, D, N, False)
+    acc = _attend_dq(acc, queries, upstream, normaliser, d, k_base, v_base, rows, start, diagonal, last + 1, scale, T, K * D, D, N, True)
+    tl.store(_rows(dq + head, rows, H * D, D), (acc * (scale * 0.6931471805599453)).to(dq.dtype.element_ty), mask=inside[:, None])
+
+
+@triton.jit
+def _attend_dkdv(dk, dv, k, v, q_base, do_base, doc_start, lse, delta, columns, low, high, scale, T, stride, D: tl.constexpr, M: tl.constexpr,
+                 MASKED: tl.constexpr):  # fmt: skip
+    for at in range(low, high, M):
+        rows = at + tl.arange(0, M)
+        inside = rows < T
+        q = tl.load(_rows(q_base, rows, stride, D), mask=inside[:, None], other=0.0)
+        do = tl.load(_rows(do_base, rows, stride, D), mask=inside[:, None], other=0.0)
+        normaliser = tl.load(lse + rows, mask=inside, other=float("inf"))  # exp2(−inf) = 0: rows beyond the end add nothing
+        d = tl.load(delta + rows, mask=inside, other=0.0)
+        s = tl.dot(k, tl.trans(q), input_precision="ieee") * scale  # (N, M): transposed, so that no first operand of a dot is
+        if MASKED:
+            start = tl.load(doc_start + rows, mask=inside, other=0)
+            s = tl.where((columns[:, None] <= rows[None, :]) & (columns[:, None] >= start[None, :]), s, float("-inf"))
+        p = tl.exp2(s - normaliser[None, :])
+        dv = tl.dot(p.to(do.dtype), do, dv, input_precision="ieee")
+        dp = tl.dot(v, tl.trans(do), input_precision="ieee")
+        dk = tl.dot((p * (dp - d[None, :])).to(q.dtype), q, dk, input_precision="ieee")
+    return dk, dv
+
+
+@triton.jit
+def _backward_dkdv(q, k, v, doc_start, doc_end, do, lse, delta, dk, dv, scale, T, H, K, D: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
+    first, b, kv = tl.program_id(0) * N, tl.program_id(1) // K, tl.program_id(1) % K
+    row = b.to(tl.int64) * T
+    columns = first + tl.arange(0, N)
+    inside = columns < T
+    head = (row * K + kv) * D
+    keys = tl.load(_rows(k + head, columns, K * D, D), mask=inside[:, None], other=0.0)
+    values = tl.load(_rows(v + head, columns, K * D, D), mask=inside[:, None], other=0.0)
+    dk_acc, dv_acc = tl.zeros((N, D), tl.float32), tl.zeros((N, D), tl.float32)
+    # low ≤ whole ≤ part ≤ high: masked by the diagonal; queries that see every key; queries of the last keys' document alone
+    low = first // M * M
+    high = tl.load(doc_end + row + tl.minimum(first + N, T) - 1)
+    whole = tl.minimum((first + N - 1 + M - 1) // M * M, high)
+    part = tl.maximum(tl.load(doc_end + row + first) // M * M, whole)
+    for g in range(H // K):
+        h = kv * (H // K) + g
+        q_base, do_base = q + (row * H + h) * D, do + (row * H + h) * D
+        statistics = (b * H + h).to(tl.int64) * T
+        dk_acc, dv_acc = _attend_dkdv(dk_acc, dv_acc, keys, values, q_base, do_base, doc_start + row, lse + statistics, delta + statistics, columns,
+                                      low, whole, scale, T, H * D, D, M, True)  # fmt: skip
+        dk_acc, dv_acc = _attend_dkdv(dk_acc, dv_acc, keys, values, q_base, do_base, doc_start + row, lse + statistics, delta + statistics, columns,
+                                      whole, part, scale, T, H * D, D, M, False)  # fmt: skip
+        dk_acc, dv_acc = _attend_dkdv(dk_acc, dv_acc, keys, values, q_base, do_base, doc_start + row, lse + statistics, delta + statistics, columns,
+                                      part, high, scale, T, H * D, D, M, True)  # fmt: skip
+    tl.store(_rows(dk + head, columns, K * D, D), (dk_acc * (scale * 0.6931471805599453)).to(dk.dtype.element_ty), mask=inside[:, None])
+    tl.store(_rows(dv + head, columns, K * D, D), dv_acc.to(dv.dtype.element_ty), mask=inside[:, None])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Decoding: one query a row against its cache
+
+
+@triton.jit
+def _decode(q, k, v, first, out, scale, end, stride, H, K, D: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
+    """All query heads of a KV head together: M ≥ G query rows, the rest idle. Row r sees columns [first[r], end)."""
+    r, kv, group = tl.program_id(0), tl.program_id(1), H // K
+    heads = tl.arange(0, M)
+    live = heads < group
+    base = r.to(tl.int64) * stride + kv * D
+    queries = tl.load(_rows(q + (r * H + kv * group) * D, heads, D, D), mask=live[:, None], other=0.0)
+    acc = tl.zeros((M, D), tl.float32)
+    m = tl.full((M,), float("-inf"), tl.float32)
+    total = tl.zeros((M,), tl.float32)
+    low = tl.load(first + r)
+    start, rows = tl.full((M,), 0, tl.int32) + low, tl.full((M,), 0, tl.int32) + end
+    acc, m, total = _attend(acc, m, total, queries, k + base, v + base, rows, start, low // N * N, end, scale, end, K * D, D, N, True)
+    tl.store(_rows(out + (r * H + kv * group) * D, heads, D, D), (acc / total[:, None]).to(out.dtype.element_ty), mask=live[:, None])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Launching
+
+
+_chosen = {}  # (kernel, shape) → configuration
+
+
+def _launch(kernel, kind, grid, arguments, shape, config=None):
+    """Run a kernel in a configuration: the given one, else the fastest for this shape, measured the first time it is seen.
+
+    grid: configuration → grid. Under the interpreter, where time means nothing, the first configuration.
+    """
+
+    def run(c):
+        kernel[grid(c)](*arguments, M=c[0], N=c[1], num_warps=c[2], num_stages=c[3])
+
+    key = (kind, *shape)
+    if config is None and key not in _chosen:
+        if arguments[0].is_cuda:
+            from triton.testing import do_bench
+
+            _chosen[key] = min(CONFIGS[kind], key=lambda c: _time(do_bench, run, c))
+        else:
+            _chosen[key] = CONFIGS[kind][0]
+    run(config or _chosen[key])
+
+
+def _time(do_bench, run, config):
+    try:
+        return do_bench(lambda: run(config), warmup=5, rep=20)
+    except triton.runtime.errors.OutOfResources:  # more shared memory than this GPU has
+        return math.inf
+
+
+def doc_ends(doc_start):
+    """doc_start (B, T) → doc_end (B, T) int32: one past the last position of each token's document."""
+    B, T = doc_start.shape
+    position = torch.arange(T, device=doc_start.device, dtype=torch.int32).expand(B, T)
+    following = torch.cat((doc_start[:, 1:], doc_start.new_full((B, 1), T)), 1)
+    last = torch.where(following != doc_start, position + 1, T)  # at a document's last token its end, elsewhere no less than that
+    return last.flip(1).cummin(1).values.flip(1).to(torch.int32).contiguous()
+
+
+@torch.library.custom_op("lab::flash_forward", mutates_args=())
+def flash_forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, doc_start: torch.Tensor, doc_end: torch.Tensor,
+                  config: list[int] | None = None) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """→ out (B, T, H, D) and lse (B, H, T) in base 2. config: (queries, keys, warps, stages) of a block, for tests."""
+    B, T, H, D = q.shape
+    K = k.shape[2]
+    out, lse = torch.empty_like(q), torch.empty(B, H, T, device=q.device, dtype=torch.float32)
+    scale = D**-0.5 * math.log2(math.e)
+    _launch(_forward, "forward", lambda c: (triton.cdiv(T, c[0]), B * H), (q, k, v, doc_start, out, lse, scale, T, H, K, D), (D, H // K, T, q.dtype), config)
+    return out, lse
+
+
+@flash_forward.register_fake
+def _(q, k, v, doc_start, doc_end, config=None):
+    B, T, H, _ = q.shape
+    return torch.empty_like(q), torch.empty(B, H, T, device=q.device, dtype=torch.float32)
+
+
+@torch.library.custom_op("lab::flash_backward", mutates_args=())
+def flash_backward(do: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, doc_start: torch.Tensor, doc_end: torch.Tensor, out: torch.Tensor,
+                   lse: torch.Tensor, config: list[int] | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    """→ dq, dk, dv."""
+    B, T, H, D = q.shape
+    K = k.shape[2]
+    dq, dk, dv, delta = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), torch.empty_like(lse)
+    scale, shape = D**-0.5 * math.log2(math.e), (D, H // K, T, q.dtype)
+    _launch(_backward_dq, "dq", lambda c: (triton.cdiv(T, c[0]), B * H), (q, k, v, doc_start, out, do, lse, delta, dq, scale, T, H, K, D), shape, config)
+    _launch(_backward_dkdv, "dkdv", lambda c: (triton.cdiv(T, c[1]), B * K),
+            (q, k, v, doc_start, doc_end, do, lse, delta, dk, dv, scale, T, H, K, D), shape, config)  # fmt: skip
+    return dq, dk, dv
+
+
+@flash_backward.register_fake
+def _(do, q, k, v, doc_start, doc_end, out, lse, config=None):
+    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+
+
+def _save(ctx, inputs, output):
+    q, k, v, doc_start, doc_end, ctx.config = inputs
+    ctx.save_for_backward(q, k, v, doc_start, doc_end, *output)
+
+
+def _backward(ctx, do, _):
+    return *flash_backward(do.contiguous(), *ctx.saved_tensors, ctx.config), None, None, None
+
+
+flash_forward.register_autograd(_backward, setup_context=_save)
+
+
+def flash_attention(q, k, v, layout, config=None):
+    """attention.attention on these kernels. layout: (doc_start, doc_end), int32 (B, T) each."""
+    return flash_forward(q.contiguous(), k.contiguous(), v.contiguous(), *layout, config)[0]
+
+
+def flash_decode(q, k, v, first, end, config=(16, 64, 4, 2)):
+    """One step of every row: q (R, 1, H, D) against columns [first[r], end) of its cache k, v (R, S, K, D) → (R, 1, H, D).
+
+    first: int32 (R,). end: columns filled, an int.
+    """
+    R, _, H, D = q.shape
+    K = k.shape[2]
+    M = max(config[0], triton.next_power_of_2(H // K))
+    out = torch.empty_like(q)
+    _decode[R, K](q.contiguous(), k, v, first, out, D**-0.5 * math.log2(math.e), end, k.stride(0), H, K, D, M=M, N=config[1], num_warps=config[2],
+                  num_stages=config[3])  # fmt: skip
+    return out

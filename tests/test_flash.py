@@ -1,0 +1,117 @@
+"""The Triton kernels against attention.reference in float64: through Triton's interpreter on a CPU in fp32, and, where there is a GPU, on it in bf16."""
+
+import os
+
+import pytest
+import torch
+
+GPU = torch.cuda.is_available()
+if not GPU:
+    os.environ["TRITON_INTERPRET"] = "1"
+pytest.importorskip("triton")
+
+from attention import reference  # noqa: E402
+from flash import CONFIGS, doc_ends, flash_attention, flash_decode  # noqa: E402
+
+DEVICE, DTYPE = ("cuda", torch.bfloat16) if GPU else ("cpu", torch.float32)
+TOLERANCE = 1e-2 if GPU else 2e-6  # relative to the largest entry (or 1)
+
+
+def starts(lengths):
+    return torch.tensor([[sum(lengths[:i]) for i, n in enumerate(lengths) for _ in range(n)]], dtype=torch.int32)
+
+
+def close(got, want):
+    error = float((got.double().cpu() - want.cpu()).abs().max() / want.abs().max().clamp(min=1))
+    assert error <= TOLERANCE, error
+
+
+def check(lengths, H=2, K=1, D=16, config=None, fill=None):
+    """Forward, dq, dk, dv of a batch of two rows: these documents, and the same backwards."""
+    torch.manual_seed(0)
+    T = sum(lengths)
+    doc_start = torch.cat((starts(lengths), starts(lengths[::-1])))
+    q, k, v, g = (torch.randn(2, T, h, D, dtype=torch.float64) if fill is None else fill(2, T, h, D) for h in (H, K, K, H))
+    exact = [x.to(DTYPE).double().requires_grad_() for x in (q, k, v)]  # the reference gets what the kernel gets
+    want = reference(*exact, doc_start)
+    want_grads = torch.autograd.grad(want, exact, g.to(DTYPE).double())
+    mine = [x.detach().to(DEVICE, DTYPE).requires_grad_() for x in exact]
+    doc_start = doc_start.to(DEVICE)
+    got = flash_attention(*mine, (doc_start, doc_ends(doc_start)), config)
+    grads = torch.autograd.grad(got, mine, g.to(DEVICE, DTYPE))
+    for a, b in zip((got, *grads), (want, *want_grads)):
+        close(a, b)
+    return got, grads
+
+
+def test_doc_ends():
+    assert doc_ends(starts([3, 1, 2])).tolist() == [[3, 3, 3, 4, 6, 6]]
+    assert doc_ends(starts([5])).tolist() == [[5] * 5] and doc_ends(starts([1, 1])).tolist() == [[1, 2]]
+
+
+EVERY = sorted({c for configs in CONFIGS.values() for c in configs})
+
+
+@pytest.mark.parametrize("config", EVERY, ids=str)
+def test_every_configuration_that_the_tuner_may_choose(config):
+    check([50, 1, 130, 17, 3], config=config)
+    check([201], config=config)
+
+
+@pytest.mark.parametrize("heads", [(1, 1), (3, 3), (4, 2), (6, 1), (8, 2)], ids=str)
+def test_heads(heads):
+    check([7, 40, 1, 22], *heads, config=(32, 32, 4, 2))
+
+
+@pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 31, 33, 63, 65, 100])
+def test_odd_lengths(length):
+    check([length], config=(32, 16, 4, 2))
+    check([1] * length, config=(16, 32, 4, 2))
+
+
+@pytest.mark.parametrize("end", range(1, 33))
+def test_a_document_that_ends_at_every_position_of_a_block(end):
+    """Blocks of 16: the boundary falls on each place of the second and third."""
+    check([15 + end, 64 - end], config=(16, 16, 4, 2))
+
+
+@pytest.mark.parametrize("width", [16, 32, 64, 128])
+def test_head_widths(width):
+    check([20, 45], D=width, config=(32, 32, 4, 2))
+
+
+@pytest.mark.parametrize("fill", [lambda *s: torch.ones(s, dtype=torch.float64), lambda *s: torch.randint(-3, 4, s).double()], ids=["ones", "integers"])
+def test_ones_and_integers(fill):
+    """Exact inputs: what a miscompiled dot(trans(x), y) gets visibly wrong."""
+    for config in EVERY if GPU else EVERY[:2]:
+        check([33, 64, 20], D=64, config=config, fill=fill)
+
+
+def test_two_runs_give_the_same_bits():
+    first, second = (check([50, 1, 77], H=4, K=2) for _ in range(2))
+    assert torch.equal(first[0], second[0]) and all(torch.equal(a, b) for a, b in zip(first[1], second[1]))
+
+
+def test_many_random_layouts():
+    g = torch.Generator().manual_seed(1)
+    for _ in range(12):
+        lengths = torch.randint(1, 40, (int(torch.randint(1, 6, (1,), generator=g)),), generator=g).tolist()
+        m, n = (2 ** int(torch.randint(4, 7, (1,), generator=g)) for _ in range(2))
+        check(lengths, config=(m, n, 4, 2))
+
+
+@pytest.mark.parametrize("heads", [(1, 1), (4, 2), (12, 2), (6, 1)], ids=str)
+def test_decode(heads):
+    """One query a row against columns [first, end) of its cache, whatever lies outside them."""
+    torch.manual_seed(0)
+    (H, K), R, S, D, end = heads, 5, 150, 32, 131
+    q, k, v = torch.randn(R, 1, H, D), torch.randn(R, S, K, D), torch.randn(R, S, K, D)
+    first = torch.tensor([0, 1, 64, 100, 130], dtype=torch.int32)
+    q, k, v = (x.to(DTYPE) for x in (q, k, v))
+    want = torch.cat([
+        torch.nn.functional.scaled_dot_product_attention(q[r : r + 1].double().transpose(1, 2), *(x[r : r + 1, f:end].double().transpose(1, 2) for x in (k, v)),
+                                                         enable_gqa=True).transpose(1, 2) for r, f in enumerate(first.tolist())])  # fmt: skip
+    k[:, end:], v[:, end:] = float("nan"), float("nan")
+    for r, f in enumerate(first.tolist()):
+        k[r, :f], v[r, :f] = 1e3, 1e3
+    close(flash_decode(*(x.to(DEVICE) for x in (q, k, v)), first.to(DEVICE), end), want)
