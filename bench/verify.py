@@ -46,7 +46,7 @@ def main():
             problems = [datagen.generate(0, i, op=10, mode=mode, layers=layers) for i in range(500)]
             print(f"generated op 10, {mode}, {layers} layers: {verdicts_per_second(problems):,.0f} verdicts/s")
     for size in (judge.MAX_TEXT, 1 << 16):
-        slowest = max((seconds(lambda: judge.verify((h + u * size)[:size], problems[0])), h + u) for h in HEADS for u in UNITS)  # noqa: B023
+        slowest = max((seconds(lambda: judge.verify((h + u * size)[:size], problems[0])), h + u) for h in HEADS for u in UNITS)
         print(f"garbage of {size:,} characters, {len(HEADS) * len(UNITS)} kinds: slowest {slowest[0] * 1e3:.1f} ms ({slowest[1]!r} …)")
 
 

@@ -1,0 +1,117 @@
+"""Attention beside torch's own kernels in the same run: milliseconds, forward and forward with backward, dense and packed documents.
+
+python bench/attention.py                      # on a CPU: the tiny preset's row, documents one by one against one masked call
+python bench/attention.py --attention triton   # on a GPU: our kernels against FLASH, CUDNN, FlexAttention and varlen
+"""
+
+import random
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:1] = [str(ROOT)]  # not bench/, where this file has the name of another
+
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
+
+import cli  # noqa: E402
+import common  # noqa: E402
+from attention import BACKENDS, attention, document_layout, document_mask  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Options:
+    device: str = cli.opt("auto", "auto, cpu or cuda")
+    attention: str = cli.opt("auto", "ours", BACKENDS)
+    shape: str = cli.opt("", "B,T,H,K,D (default: 16,2048,12,2,64 on a GPU, 1,1536,4,4,32 on a CPU)")
+    mean: int = cli.opt(0, "mean tokens of a document (default: 340 on a GPU, 150 on a CPU)")
+    rounds: int = cli.opt(21, "measurements of each, interleaved")
+
+
+def documents(B, T, mean, rand):
+    """doc_start (B, T): documents of mean ± half, packed."""
+    out = []
+    for _ in range(B):
+        row, at = [], 0
+        while at < T:
+            n = min(T - at, rand.randint(mean // 2, 3 * mean // 2))
+            row += [at] * n
+            at += n
+        out.append(row)
+    return torch.tensor(out, dtype=torch.int32)
+
+
+def contenders(q, k, v, doc_start):
+    """{name: attention of q, k, v (B, T, heads, D)} dense, and over the documents."""
+    layout, gpu = document_layout(doc_start), q.is_cuda
+
+    def sdpa(backend=None, mask=None):
+        def call():
+            with sdpa_kernel(backend) if backend else sdpa_kernel(list(SDPBackend.__members__.values())[1:4]):
+                out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, is_causal=mask is None,
+                                                     enable_gqa=True)  # fmt: skip
+                return out.transpose(1, 2)
+
+        return call
+
+    dense = {"ours": lambda: attention(q, k, v)}
+    packed = {"ours": lambda: attention(q, k, v, layout=layout), "SDPA, masked": sdpa(mask=document_mask(doc_start, q.dtype))}
+    if gpu:
+        dense |= {"SDPA-FLASH": sdpa(SDPBackend.FLASH_ATTENTION), "SDPA-CUDNN": sdpa(SDPBackend.CUDNN_ATTENTION)}
+        packed["SDPA-CUDNN, dense"] = dense["SDPA-CUDNN"]
+        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+        B, T = doc_start.shape
+        mask = create_block_mask(lambda b, h, i, j: (j <= i) & (j >= doc_start[b, i]), B, None, T, T, device="cuda")
+        flex = torch.compile(flex_attention)
+        packed["FlexAttention"] = lambda: flex(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), block_mask=mask, enable_gqa=True).transpose(1, 2)
+    else:
+        dense["SDPA"] = packed["SDPA, dense"] = sdpa()
+    return dense, packed
+
+
+def measure(calls, inputs, rounds):
+    """Median milliseconds of each call, forward and with backward, interleaved after a warm-up."""
+    forward, both = {n: [] for n in calls}, {n: [] for n in calls}
+
+    def clock(work):
+        if inputs[0].is_cuda:
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        work()
+        if inputs[0].is_cuda:
+            torch.cuda.synchronize()
+        return 1e3 * (time.perf_counter() - start)
+
+    gradient = torch.randn_like(inputs[0])
+    for turn in range(rounds + 3):
+        for name, call in random.sample(list(calls.items()), len(calls)):
+            times = clock(call), clock(lambda: torch.autograd.grad(call(), inputs, gradient))
+            if turn >= 3:
+                forward[name].append(times[0])
+                both[name].append(times[1])
+    return {n: (statistics.median(forward[n]), statistics.median(both[n])) for n in calls}
+
+
+def main():
+    o = cli.parse_options(Options, description=__doc__.splitlines()[0])
+    device = common.setup(o.device, 0, attention=o.attention)
+    gpu = device.type == "cuda"
+    B, T, H, K, D = map(int, (o.shape or ("16,2048,12,2,64" if gpu else "1,1536,4,4,32")).split(","))
+    mean = o.mean or (340 if gpu else 150)
+    inputs = [torch.randn(B, T, h, D, device=device, dtype=torch.bfloat16 if gpu else torch.float32, requires_grad=True) for h in (H, K, K)]
+    doc_start = documents(B, T, mean, random.Random(0)).to(device)
+    for title, calls in zip(("dense", f"documents of {mean} tokens on average"), contenders(*inputs, doc_start)):
+        times = measure(calls, inputs, o.rounds)
+        print(f"\nB={B} T={T} H={H} K={K} D={D}, {title}; median of {o.rounds}")
+        print(f"{'':22}{'forward ms':>12}{'it / ours':>11}{'with backward':>15}{'it / ours':>11}")
+        for name, (f, b) in times.items():
+            print(f"{name:22}{f:12.3f}{f / times['ours'][0]:11.2f}{b:15.3f}{b / times['ours'][1]:11.2f}")
+
+
+if __name__ == "__main__":
+    common.run(main)
