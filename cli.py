@@ -49,8 +49,8 @@ def parse_options(cls, argv=None, *, description="", presets=None, positional=No
     saved: {field: value} that stand in for preset and config.
     Raises UserError on an unknown flag, a bad value or an unknown preset.
     """
-    parser = _Parser(prog=os.path.basename(sys.argv[0]), description=description, allow_abbrev=False,
-                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = _Parser(prog=os.path.basename(sys.argv[0]), description=description, allow_abbrev=False, usage="%(prog)s [options]",
+                     formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=34, width=150))  # fmt: skip
     fields = {f.name: f for f in dataclasses.fields(cls)}
     defaults = {name: f.default for name, f in fields.items()}
     if presets is not None:
@@ -75,6 +75,7 @@ def parse_options(cls, argv=None, *, description="", presets=None, positional=No
         if f.metadata["group"]:
             group = parser.add_argument_group(f.metadata["group"])
         if name == positional:
+            parser.usage = f"%(prog)s [options] {name}"
             parser.add_argument(name, nargs="*", default=[], help=text)
         elif _kind(f) is bool:
             group.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, default=defaults[name], help=text + shown)

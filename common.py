@@ -40,7 +40,7 @@ PRESETS = {
         },
         "grpo": {
             "mixture": f"op 5-6; {TINY_WORLD}", "steps": 32, "prompts": 32, "group": 8, "minibatch": 16, "max_new_tokens": 200,
-            "lr": 1e-4, "row_tokens": 1536, "micro_rows": 8, "sample_rows": 256,
+            "lr": 1e-4, "row_tokens": 1536, "micro_batch_size": 8, "sample_rows": 256,
         },
         "evaluate": {
             "mixture": f"op 2-8; {TINY_WORLD}", "bands": "id=2-4,edge=5-6,hard=7-8", "problems": 100, "samples": 8, "k": "1,8",
@@ -279,6 +279,8 @@ class Run:
         self.path, self.o, self.world, self.stopping, self.sinks = Path(o.out), o, world, False, []
         if not o.resume and (any(self.path.glob("step_*")) or any((self.path / name).exists() for name in self.TEXTS)):
             raise cli.UserError(f"{self.path} already holds a run: add --resume to continue it, or choose another --out")
+        if o.resume and any(self.path.glob("step_???????")) and self.newest() is None:
+            raise cli.UserError(f"no checkpoint in {self.path} is intact: move the folder away and start again without --resume")
         self.started = time.perf_counter()
 
     def open(self, checkpoint=None):

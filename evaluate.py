@@ -37,7 +37,7 @@ class Options:
     seed: int = cli.opt(1, "seed of problems and samples")
     device: str = cli.opt("auto", "auto, cpu, cuda or mps")
     threads: int = cli.opt(0, "CPU threads (0: torch's default)")
-    attention: str = cli.opt("auto", "how attention is computed; results do not depend on it but for rounding", BACKENDS)
+    attention: str = cli.opt("auto", "auto (sdpa), triton, sdpa or reference; results differ in rounding only", BACKENDS)
     bands: str = cli.opt("id=2-10,edge=11-14,hard=15-20", "name=operations of each band")
     mixture: str = cli.opt("op 2-20", "the world to draw from: see data.Mixture (its ops are replaced by the bands')")
     problems: int = cli.opt(100, "problems of each number of operations")
@@ -80,8 +80,8 @@ def judge(checkpoint, problems, first, o, device):
     texts = [tokenizer.decode(ids) for ids in samples.ids]
     verdicts = [verify.verify(text, problems[i // o.samples]) for i, text in enumerate(texts)]
     shape = (len(problems), o.samples)
-    errors = Counter(kind for v in verdicts for kind in set(v.errors))
-    errors.update(f"node_{status}" for v in verdicts for status in set(v.nodes.values()) if status != "ok")
+    errors = Counter(kind for v in verdicts for kind in dict.fromkeys(v.errors))  # not a set: its order would depend on the hash seed
+    errors.update(f"node_{status}" for v in verdicts for status in dict.fromkeys(v.nodes.values()) if status != "ok")
     errors["unfinished"] = len(verdicts) - sum(samples.finished)
     return {
         "correct": np.array([v.correct for v in verdicts]).reshape(shape).sum(1).tolist(),

@@ -84,7 +84,7 @@ class Options:
     seed: int = cli.opt(0, "seed of prompts and samples")
     device: str = cli.opt("auto", "auto, cpu, cuda or mps")
     threads: int = cli.opt(0, "CPU threads (0: torch's default)")
-    attention: str = cli.opt("auto", "how attention is computed; results do not depend on it but for rounding", BACKENDS)
+    attention: str = cli.opt("auto", "auto (sdpa), triton, sdpa or reference; results differ in rounding only", BACKENDS)
     mixture: str = cli.opt("op 11-14", "problems to learn from (split rl): see data.Mixture")
     data: str | None = cli.opt(None, "take the problems from this JSONL file (GSM-Infinite keys) instead")
     steps: int = cli.opt(100, "GRPO steps", group="rollouts")

@@ -33,7 +33,7 @@ class Options:
     seed: int = cli.opt(0, "seed of weights and data")
     device: str = cli.opt("auto", "auto, cpu, cuda or mps")
     threads: int = cli.opt(0, "CPU threads (0: torch's default)")
-    attention: str = cli.opt("auto", "how attention is computed; results do not depend on it but for rounding", BACKENDS)
+    attention: str = cli.opt("auto", "auto (sdpa), triton, sdpa or reference; results differ in rounding only", BACKENDS)
     workers: int = cli.opt(1, "processes that prepare batches (0: none, in the training process)")
     mixture: str = cli.opt("op 2-10; tokens 10B", "what to train on, and how many tokens: see data.Mixture", group="what to train on")
     data: str | None = cli.opt(None, "train on the records of this JSONL file (GSM-Infinite keys) instead; the mixture gives tokens and eval ops")

@@ -471,7 +471,7 @@ def main():
             raise cli.UserError(f"{o.records}, line {number}: {error}") from None
         total += 1
         rates.update(answer=verdict.answer_correct, process=verdict.process, correct=verdict.correct, faithful=verdict.faithful)
-        errors.update(set(verdict.errors))
+        errors.update(dict.fromkeys(verdict.errors, 1))
         nodes.update(status for status in verdict.nodes.values())
         if shown is None or (shown[1] and not verdict.correct):
             shown = number, verdict.correct, text, record

@@ -192,3 +192,15 @@ def test_dry_run_and_config_round_trip(runs, tmp_path):
     assert json.loads(again) == json.loads(config) and json.loads(config)["lr"] == 3e-5 and json.loads(config)["prompts"] == 128
     (tmp_path / "c.json").write_text('{"lr": "fast"}')
     assert "lr" in script("train_grpo", "--config", tmp_path / "c.json").stderr
+
+
+def test_presets_name_options_that_exist():
+    import dataclasses
+
+    import evaluate
+    import train_grpo
+    import train_pretrain
+
+    for sections in common.PRESETS.values():
+        for name, module in (("pretrain", train_pretrain), ("grpo", train_grpo), ("evaluate", evaluate)):
+            assert sections[name].keys() <= {f.name for f in dataclasses.fields(module.Options)}

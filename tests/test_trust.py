@@ -189,6 +189,15 @@ def test_a_damaged_checkpoint_is_passed_over_when_resuming(whole, tmp_path):
     same(record(whole / "base"), record(tmp_path / "run"))
 
 
+def test_a_run_without_an_intact_checkpoint_is_not_started_over(whole, tmp_path):
+    shutil.copytree(whole / "base", tmp_path / "run", symlinks=True)
+    for step in (tmp_path / "run").glob("step_*"):
+        truncate(step)
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    out = script(PRETRAIN, "--resume", "--out", tmp_path / "run", check=False)
+    assert out.returncode == 2 and "no checkpoint in" in out.stderr and (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
 @pytest.mark.parametrize("fits, words", [("samples.txt", "cannot write checkpoint"), ("metrics.jsonl", "cannot write")])
 def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(whole, tmp_path, fits, words):
     """A file size limit makes the real write fail, of the weights or of the samples, as a full disk does."""
