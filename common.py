@@ -177,7 +177,7 @@ def held_out_nll(model, tokenizer, problems, device, row_tokens=2048, rows=4):
             micro = data.Batch(*(a[i : i + rows] for a in batch))
             tokens, targets, doc_start = to_device(micro, device)
             with autocast(device):
-                total += float(model(tokens, doc_start, targets)[1]) * int((micro.targets != data.IGNORE).sum())
+                total += float(model(tokens, doc_start, targets, loss_only=True)[1]) * int((micro.targets != data.IGNORE).sum())
         out[str(op)] = total / count
     return out
 

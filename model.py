@@ -167,11 +167,11 @@ class Qwen2(nn.Module):
             x = layer(x, cos, sin, layout, None if caches is None else caches[i])
         return self.model.norm(x)
 
-    def forward(self, tokens, doc_start=None, targets=None):
-        """tokens (B, T) → (logits (B, T, V), None), or with targets (B, T) → (None, mean loss over the targets ≥ 0).
+    def forward(self, tokens, doc_start=None, targets=None, *, loss_only=False):
+        """tokens (B, T) → (logits (B, T, V), None), or with targets (B, T) → (logits, mean loss over the targets ≥ 0).
 
         doc_start (B, T): first position of each token's document; positions count from there, so that a packed document
-        sees exactly what it would see alone. With targets, logits are formed only where there is one.
+        sees exactly what it would see alone. loss_only: form logits only where there is a target, and return (None, loss).
         """
         B, T = tokens.shape
         index = torch.arange(T, device=tokens.device)
@@ -182,4 +182,7 @@ class Qwen2(nn.Module):
         if targets is None:
             return self.lm_head(x), None
         keep = targets >= 0
-        return None, F.cross_entropy(self.lm_head(x[keep]).float(), targets[keep])
+        if loss_only:
+            return None, F.cross_entropy(self.lm_head(x[keep]).float(), targets[keep])
+        logits = self.lm_head(x)
+        return logits, F.cross_entropy(logits[keep].float(), targets[keep])

@@ -196,9 +196,12 @@ def main():
         batch, loss = data.Batch(*(a[mine] for a in batch)), 0.0
         for i in range(0, len(batch.tokens), micro_rows):
             micro = data.Batch(*(a[i : i + micro_rows] for a in batch))
+            trained = int((micro.targets != data.IGNORE).sum())
+            if not trained:
+                continue
             tokens, targets, doc_start = common.to_device(micro, device)
             with common.autocast(device):
-                micro_loss = model(tokens, doc_start, targets)[1] * (int((micro.targets != data.IGNORE).sum()) / count)
+                micro_loss = model(tokens, doc_start, targets, loss_only=True)[1] * (trained / count)
             micro_loss.backward()
             loss += micro_loss.detach()
         world.sum_gradients(model)

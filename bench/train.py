@@ -78,7 +78,7 @@ def contenders(o, p, vocab, device, batches):
 
     config = ModelConfig(vocab_size=vocab, hidden_size=p.hidden_size, intermediate_size=p.intermediate_size, num_hidden_layers=p.layers,
                          num_attention_heads=p.heads, num_key_value_heads=p.kv_heads, max_position_embeddings=p.row_tokens)  # fmt: skip
-    add("ours", Qwen2(config), lambda m, tokens, every, solution, starts: m(tokens, starts, every)[1])
+    add("ours", Qwen2(config), lambda m, tokens, every, solution, starts: m(tokens, starts, every, loss_only=True)[1])
     if o.nanogpt:
         spec = importlib.util.spec_from_file_location("nanogpt", o.nanogpt)
         nanogpt = importlib.util.module_from_spec(spec)
@@ -101,7 +101,8 @@ def contenders(o, p, vocab, device, batches):
     except ImportError:
         print("transformers is not installed: left out")
     preset = Qwen2(config).to(device)
-    add("ours, as the preset trains", preset, lambda m, tokens, every, solution, starts: m(tokens, starts, solution)[1], trainer.make_optimizers(preset, p))
+    add("ours, as the preset trains", preset, lambda m, tokens, every, solution, starts: m(tokens, starts, solution, loss_only=True)[1],
+        trainer.make_optimizers(preset, p))  # fmt: skip
     return steps, sizes
 
 

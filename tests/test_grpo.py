@@ -76,6 +76,42 @@ def test_policy_equal_to_the_reference_has_no_kl_and_ratio_one():
     assert float(stats["kl"]) == 0 and float(stats["ratio"]) == 15 and float(stats["clip_fraction"]) == 0
 
 
+def test_gradient_of_the_kl_term_is_that_of_its_formula():
+    """k3 = exp(d) − d − 1 with d = ref − logp: its derivative by logp is 1 − exp(d); and its mean is the KL where samples are the policy's."""
+    torch.manual_seed(3)
+    logp, ref = (-torch.rand(3, 4)).requires_grad_(), -torch.rand(3, 4)
+    loss, _ = grpo_loss(logp, logp.detach(), ref, torch.zeros(3, 1), torch.ones(3, 4), kl_coef=0.7)
+    loss.backward()
+    torch.testing.assert_close(logp.grad, 0.7 * (1 - torch.exp(ref - logp.detach())) / 12)
+    p, q = torch.softmax(torch.randn(6), 0), torch.softmax(torch.randn(6), 0)
+    _, stats = grpo_loss(p.log(), p.log(), q.log(), torch.zeros(6), torch.ones(6))
+    d = q.log() - p.log()
+    assert float((p * (d.exp() - d - 1)).sum()) == pytest.approx(float((p * (p / q).log()).sum()), rel=1e-4)
+    assert float(stats["kl"]) == pytest.approx(float((d.exp() - d - 1).sum()), rel=1e-4)
+
+
+def test_permuting_a_minibatch_changes_nothing():
+    after = []
+    for order in (range(8), [5, 2, 7, 0, 1, 6, 3, 4]):
+        model = make()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        rows = samples()
+        train_grpo.update(model, make(1), optimizer, [rows[i] for i in order], Options(row_tokens=16, kl=0.1), 0, ONE, always)
+        after.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    torch.testing.assert_close(*after, atol=1e-6, rtol=1e-5)
+
+
+def test_an_update_that_is_not_finite_leaves_the_weights():
+    model = make()
+    before = [p.detach().clone() for p in model.parameters()]
+    rows = samples()
+    rows[0] = (*rows[0][:3], float("nan"))
+    seen = []
+    train_grpo.update(model, None, torch.optim.SGD(model.parameters(), lr=0.1), rows, Options(row_tokens=16, kl=0.0), 0, ONE,
+                      lambda *numbers: seen.append(numbers) or all(map(math.isfinite, numbers)))  # fmt: skip
+    assert not math.isfinite(seen[0][0]) and all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
+
+
 def test_zero_variance_groups_contribute_only_the_kl():
     torch.manual_seed(0)
     logp, old, ref = (-torch.rand(4, 6) for _ in range(3))

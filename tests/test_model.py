@@ -180,3 +180,16 @@ def test_a_way_that_cannot_be_had_is_a_user_error():
 
     with pytest.raises(cli.UserError, match="CUDA"):
         choose("triton", torch.device("cpu"))
+
+
+def test_loss_with_and_without_logits():
+    torch.manual_seed(0)
+    model = randomise(Qwen2(ModelConfig(97, 64, 112, 2, 4, 2, 256)))
+    tokens, targets = torch.randint(0, 97, (2, 20)), torch.randint(0, 97, (2, 20))
+    targets[:, ::3] = -100
+    logits, loss = model(tokens, targets=targets)
+    assert logits.shape == (2, 20, 97)
+    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten()))
+    none, same = model(tokens, targets=targets, loss_only=True)
+    assert none is None
+    torch.testing.assert_close(same, loss)

@@ -189,6 +189,41 @@ def test_a_damaged_checkpoint_is_passed_over_when_resuming(whole, tmp_path):
     same(record(whole / "base"), record(tmp_path / "run"))
 
 
+@pytest.mark.parametrize("call", ["fsync", "rename", "replace", "mkdir"])
+def test_death_at_any_moment_of_a_save_leaves_latest_complete(whole, tmp_path, monkeypatch, call):
+    """The process ends at the n-th system call of a save, for every n; `latest` and the newest checkpoint are always whole."""
+    import train_pretrain
+
+    class Death(BaseException):
+        pass
+
+    n, died = 0, True
+    while died:
+        folder = tmp_path / str(n)
+        shutil.copytree(whole / "base", folder, symlinks=True)
+        checkpoint = common.load_checkpoint(folder / "latest", CPU)
+        o = train_pretrain.Options(out=str(folder), resume=True)
+        run, calls, died = common.Run(o, common.World(CPU)), iter(range(1000)), False
+        real = getattr(os, call)
+
+        def fatal(*arguments, real=real, calls=calls, n=n, **kwargs):
+            if next(calls) == n:
+                raise Death
+            return real(*arguments, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, fatal)
+            try:
+                run.save(70, checkpoint.model, checkpoint.tokenizer, {}, [], score=0.0)
+            except Death:
+                died = True
+        newest = common.newest_checkpoint(folder)
+        assert newest is not None and common.damage(folder / "latest") is None and common.damage(folder / "best") is None
+        assert died or (newest.name == "step_0000070" == os.readlink(folder / "latest"))
+        n += 1
+    assert n > {"fsync": 8, "rename": 1, "replace": 1, "mkdir": 1}[call]
+
+
 def test_a_run_without_an_intact_checkpoint_is_not_started_over(whole, tmp_path):
     shutil.copytree(whole / "base", tmp_path / "run", symlinks=True)
     for step in (tmp_path / "run").glob("step_*"):
