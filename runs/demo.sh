@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source runs/setup.sh
-export PATH="$PWD/.venv/bin:$PATH"
+export PATH="$PWD/.venv/bin:$PATH" TQDM_MININTERVAL=1
 WORLD="template zoo; mode forward; distractors 2-4; literals 1-9; bound 99; letters ordered"
 python train_pretrain.py --preset tiny --out out/demo/base --resume
 python train_pretrain.py --preset tiny --out out/demo/mid --resume --init-from out/demo/base/latest --mixture "op 2-4:0.6, 5-6:0.4; $WORLD; tokens 1M"
