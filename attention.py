@@ -53,6 +53,8 @@ def attention(q, k, v, doc_start=None, *, layout=None):
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, H or K, T or S, D)
     if T == 1:  # decoding: the query heads of a KV head see the same keys, so they stand in as its queries
         return F.scaled_dot_product_attention(q.reshape(B, k.shape[1], -1, D), k, v, attn_mask=layout).reshape(B, 1, H, D)
+    if layout is not None and q.device.type != "cpu" and k.shape[1] < H:  # of the GPU's fused kernels none takes both a mask and shared heads
+        k, v = (x.repeat_interleave(H // k.shape[1], 1) for x in (k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=layout, is_causal=layout is None, enable_gqa=True).transpose(1, 2)
 
 

@@ -241,10 +241,27 @@ class Source:
     replay: Mixture | None = None  # an earlier stage's mixture …
     replay_share: float = 0.0  # … and its share of the documents
     records: tuple = ()  # instead of a mixture: external records
+    rank: int = 0  # of `size` processes, each of which gets its own share of a batch's rows
+    size: int = 1
 
     @property
     def batches_per_chunk(self):
         return max(1, CHUNK_TOKENS // (self.rows * self.row_tokens))
+
+    @property
+    def chunks_per_batch(self):
+        """A large batch is made of several chunks, of equally many rows."""
+        most = max(1, self.rows * self.row_tokens // CHUNK_TOKENS)
+        return next(n for n in range(most, 0, -1) if self.rows % n == 0)
+
+    def share(self, step):
+        """This process's rows of the batches from chunk `step` on: Batch with a leading axis of batches. All shares in order are the whole."""
+        n = self.chunks_per_batch
+        if n % self.size == 0:  # whole chunks: a process makes only its own
+            mine = range(step * n + self.rank * n // self.size, step * n + (self.rank + 1) * n // self.size)
+            return Batch(*(np.concatenate(arrays, 1) for arrays in zip(*map(self.chunk, mine))))
+        whole = Batch(*(np.concatenate(arrays, 1) for arrays in zip(*map(self.chunk, range(step * n, (step + 1) * n)))))
+        return Batch(*(a[:, self.rank * self.rows // self.size : (self.rank + 1) * self.rows // self.size] for a in whole))
 
     def documents(self, chunk):
         """The endless documents of one chunk: (ids, prompt length). Pure function of (self, chunk)."""
@@ -263,9 +280,9 @@ class Source:
             yield ids, prompt
 
     def chunk(self, chunk):
-        """`batches_per_chunk` batches, packed together. Returns Batch with a leading axis of batches."""
+        """`batches_per_chunk` batches, or a part of one, packed together. Returns Batch with a leading axis of batches."""
         n, capacity, documents = self.batches_per_chunk, 0, []
-        rows = n * self.rows
+        rows = n * self.rows // self.chunks_per_batch
         stream = self.documents(chunk)
         while capacity <= rows * self.row_tokens:  # the last few find no room
             documents.append(next(stream))
@@ -274,11 +291,11 @@ class Source:
         packed = fill(documents, places, rows, self.row_tokens, self.tokenizer.pad_id, self.solution_only)
         # Best fit leaves like lengths together: deal the rows out at random.
         order = np.random.default_rng([self.seed, chunk]).permutation(rows)
-        return Batch(*(a[order].reshape(n, self.rows, self.row_tokens) for a in packed))
+        return Batch(*(a[order].reshape(n, rows // n, self.row_tokens) for a in packed))
 
 
 def batches(source, step=0, workers=0):
-    """Yield Batch (B, T) for step, step + 1, …; with workers > 0, processes prepare chunks ahead."""
+    """Yield this process's rows of the batch of step, step + 1, …: Batch (B / size, T). With workers > 0, processes prepare them ahead."""
     n = source.batches_per_chunk
     chunk, skip = divmod(step, n)
     for packed in _chunks(source, chunk, workers):
@@ -290,7 +307,7 @@ def batches(source, step=0, workers=0):
 def _chunks(source, chunk, workers):
     if not workers:
         while True:
-            yield source.chunk(chunk)
+            yield source.share(chunk)
             chunk += 1
     # spawn: a forked child of a process with torch's threads may hang
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, (source, os.getpid())) as pool:
@@ -326,7 +343,7 @@ def _end_with(trainer):
 
 
 def _work(chunk):
-    return _source.chunk(chunk)
+    return _source.share(chunk)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

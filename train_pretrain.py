@@ -151,7 +151,8 @@ def main():
         length = len(data.encode(tokenizer, record)[0])
         if length > o.row_tokens:
             raise cli.UserError(f"{o.data}: record {n} has {length} tokens but a row only {o.row_tokens}; raise --row-tokens")
-    source = data.Source(mixture, tokenizer, o.seed, o.rows, o.row_tokens, o.solution_only, replay=replay, replay_share=o.replay, records=records)
+    source = data.Source(mixture, tokenizer, o.seed, o.rows, o.row_tokens, o.solution_only, replay=replay, replay_share=o.replay, records=records,
+                         rank=world.rank, size=world.size)  # fmt: skip
     rand = random.Random(o.seed).random
     held_out = [datagen.generate(o.seed, i, split="eval", **{**mixture.arguments(rand), "op": op})
                 for op, _ in mixture.ops for i in range(o.eval_documents)]  # fmt: skip
@@ -161,7 +162,6 @@ def main():
         document = sum(len(data.encode(tokenizer, p)[0]) for p in held_out) // len(held_out)
         common.describe_cost(model, mixture.tokens, steps, (o.micro_batch_size or o.rows) * o.row_tokens // world.size, document)
         return
-    mine = slice(world.rank * o.rows // world.size, (world.rank + 1) * o.rows // world.size)  # this process's rows of a batch
     micro_rows = o.micro_batch_size or o.rows
     first, tokens_seen, guard = 0, 0, common.Guard(o.max_bad_steps)
     if resumed:
@@ -192,8 +192,7 @@ def main():
             break
         # train: one global count of trained tokens divides the loss, so micro-batches and processes change nothing
         batch = next(stream)
-        count = int((batch.targets != data.IGNORE).sum())
-        batch, loss = data.Batch(*(a[mine] for a in batch)), 0.0
+        count, loss = world.sum([(batch.targets != data.IGNORE).sum()])[0], 0.0
         for i in range(0, len(batch.tokens), micro_rows):
             micro = data.Batch(*(a[i : i + micro_rows] for a in batch))
             trained = int((micro.targets != data.IGNORE).sum())

@@ -180,3 +180,17 @@ def test_a_dead_worker_is_one_line():
     with pytest.raises(cli.UserError, match="--workers 0"):
         for _ in range(1000):
             next(stream)
+
+
+@pytest.mark.parametrize("rows, row_tokens, chunks", [(2, 512, 1), (64, 2048, 4), (48, 2048, 3)])
+def test_the_shares_of_processes_make_the_batch(rows, row_tokens, chunks):
+    mixture = Mixture.parse("op 2-3; distractors 1-2")
+    whole = Source(mixture, TOKENIZER, 3, rows, row_tokens)
+    assert whole.chunks_per_batch == chunks
+    for size in (2, 4):
+        if rows % size:
+            continue
+        streams = [islice(batches(Source(mixture, TOKENIZER, 3, rows, row_tokens, rank=rank, size=size), step=5), 3) for rank in range(size)]
+        for batch, *parts in zip(islice(batches(whole, step=5), 3), *streams):
+            for a, shares in zip(batch, zip(*parts)):
+                assert a.shape == (rows, row_tokens) and np.array_equal(a, np.concatenate(shares))

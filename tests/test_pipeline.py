@@ -204,3 +204,26 @@ def test_presets_name_options_that_exist():
     for sections in common.PRESETS.values():
         for name, module in (("pretrain", train_pretrain), ("grpo", train_grpo), ("evaluate", evaluate)):
             assert sections[name].keys() <= {f.name for f in dataclasses.fields(module.Options)}
+
+
+def test_sinks_get_the_metrics(tmp_path, monkeypatch):
+    """TensorBoard's and wandb's calls, on stand-ins; and one line where they are not installed."""
+    from types import SimpleNamespace
+    from unittest.mock import MagicMock
+
+    import cli
+    import train_pretrain
+
+    options = train_pretrain.Options(tensorboard=True, wandb=True)
+    boards, wandb = MagicMock(), MagicMock()
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=boards))
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    for sink in common.sinks(options, tmp_path / "run"):
+        sink(7, {"train/loss": 0.5})
+    boards.return_value.add_scalar.assert_called_once_with("train/loss", 0.5, 7)
+    wandb.log.assert_called_once_with({"train/loss": 0.5}, step=7)
+    assert wandb.init.call_args.kwargs["name"] == "run"
+    for name, module in (("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")):
+        monkeypatch.setitem(sys.modules, module, None)
+        with pytest.raises(cli.UserError, match=f"pip install {name}"):
+            common.sinks(train_pretrain.Options(**{name: True}), tmp_path)
