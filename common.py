@@ -289,6 +289,7 @@ class Run:
         signal.signal(signal.SIGINT, self._stop)
         if self.world.rank:
             return
+        self.sinks = sinks(self.o, self.path)  # before anything is written: one may be missing
         self.path.mkdir(parents=True, exist_ok=True)
         for unfinished in self.path.glob("step_*.tmp"):
             shutil.rmtree(unfinished)
@@ -296,7 +297,6 @@ class Run:
             file, length = self.path / name, checkpoint.state["lengths"][name] if checkpoint else 0
             if file.exists() and file.stat().st_size > length:
                 os.truncate(file, length)
-        self.sinks = sinks(self.o, self.path)
         if checkpoint:
             print(f"resuming {self.path} at step {checkpoint.state['step']}")
             if checkpoint.state["code"] != code_hash():
@@ -377,6 +377,7 @@ def sinks(o, path):
             import wandb
         except ImportError:
             raise cli.UserError("--wandb needs the package wandb: pip install wandb") from None
+        path.mkdir(parents=True, exist_ok=True)
         wandb.init(project="reasoning-lab", name=path.name, dir=str(path), config=dataclasses.asdict(o))
         out.append(lambda step, values: wandb.log(values, step=step))
     return out

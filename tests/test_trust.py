@@ -70,7 +70,7 @@ def same(a, b):
 def test_twenty_kills_change_no_bit(whole, tmp_path, name, command):
     """kill -9 at 20 random moments, resuming each time: weights, optimizer, metrics and samples of an uninterrupted run."""
     start = ["--init-from", whole / "base" / "latest"] if name == "rl" else []
-    out = python("tests/crash.py", 20, 3.0 if name == "base" else 6.0, *command, *start, "--out", tmp_path / "run")
+    out = python("tests/crash.py", 20, 3.0 if name == "base" else 4.0, *command, *start, "--out", tmp_path / "run")
     assert out.stdout.count("killed") == 20 and out.stdout.count("resuming") >= 5, out.stdout
     same(record(whole / name), record(tmp_path / "run"))
     assert not list((tmp_path / "run").glob("*.tmp"))
@@ -189,7 +189,7 @@ def test_a_damaged_checkpoint_is_passed_over_when_resuming(whole, tmp_path):
     same(record(whole / "base"), record(tmp_path / "run"))
 
 
-@pytest.mark.parametrize("call", ["fsync", "rename", "replace", "mkdir"])
+@pytest.mark.parametrize("call", ["fsync", "rename", "replace"])
 def test_death_at_any_moment_of_a_save_leaves_latest_complete(whole, tmp_path, monkeypatch, call):
     """The process ends at the n-th system call of a save, for every n; `latest` and the newest checkpoint are always whole."""
     import train_pretrain
@@ -221,7 +221,7 @@ def test_death_at_any_moment_of_a_save_leaves_latest_complete(whole, tmp_path, m
         assert newest is not None and common.damage(folder / "latest") is None and common.damage(folder / "best") is None
         assert died or (newest.name == "step_0000070" == os.readlink(folder / "latest"))
         n += 1
-    assert n > {"fsync": 8, "rename": 1, "replace": 1, "mkdir": 1}[call]
+    assert n > {"fsync": 8, "rename": 1, "replace": 1}[call]
 
 
 def test_a_run_without_an_intact_checkpoint_is_not_started_over(whole, tmp_path):
