@@ -300,6 +300,15 @@ def test_no_dependence_on_hash_seed_locale_or_time_zone(whole, tmp_path):
     same(record(whole / "rl"), record(tmp_path / "rl"))
 
 
+def test_nothing_reaches_for_the_network(whole, tmp_path):
+    code = ("import runpy, socket, sys\n"
+            "def refuse(*a, **k): raise SystemExit('the network was reached for')\n"
+            "socket.socket.connect = socket.getaddrinfo = socket.create_connection = refuse\n"
+            "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')")  # fmt: skip
+    python("-c", code, "train_pretrain.py", *PRETRAIN[1:], "--out", tmp_path / "base")
+    same(record(whole / "base"), record(tmp_path / "base"))
+
+
 def test_worker_processes_end_with_their_trainer(tmp_path):
     process = subprocess.Popen([sys.executable, "train_pretrain.py", *PRETRAIN[1:-2], "--workers", "2", "--out", tmp_path / "run"], cwd=ROOT,
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
