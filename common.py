@@ -277,9 +277,10 @@ class Run:
 
     def __init__(self, o, world):
         self.path, self.o, self.world, self.stopping, self.sinks = Path(o.out), o, world, False, []
-        if not o.resume and (any(self.path.glob("step_*")) or any((self.path / name).exists() for name in self.TEXTS)):
+        if not (o.resume or o.dry_run) and (any(self.path.glob("step_*")) or any((self.path / name).exists() for name in self.TEXTS)):
             raise cli.UserError(f"{self.path} already holds a run: add --resume to continue it, or choose another --out")
-        if o.resume and any(self.path.glob("step_???????")) and self.newest() is None:
+        self.found = newest_checkpoint(self.path) if o.resume else None  # what to go on from
+        if o.resume and any(self.path.glob("step_???????")) and self.found is None:
             raise cli.UserError(f"no checkpoint in {self.path} is intact: move the folder away and start again without --resume")
         self.started = time.perf_counter()
 

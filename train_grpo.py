@@ -254,7 +254,7 @@ def main():
         raise cli.UserError(f"--prompts {o.prompts} and --minibatch {o.minibatch} must be multiples of the {world.size} processes")
     mixture = data.Mixture.parse(o.mixture)
     records = data.read_records(o.data) if o.data else None
-    resumed = common.load_checkpoint(run.newest(), device) if o.resume and run.newest() else None
+    resumed = common.load_checkpoint(run.found, device) if run.found else None
     start = resumed or common.load_checkpoint(o.init_from, device)
     model, tokenizer, reference = start.model, start.tokenizer, None
     if o.kl:  # kept in the run folder, since the checkpoint we start from may be gone when the run is resumed

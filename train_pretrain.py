@@ -131,7 +131,7 @@ def main():
     if o.rows % world.size:
         raise cli.UserError(f"--rows {o.rows} must be a multiple of the {world.size} processes")
     records = tuple(data.read_records(o.data)) if o.data else ()
-    resumed = common.load_checkpoint(run.newest(), device) if o.resume and run.newest() else None
+    resumed = common.load_checkpoint(run.found, device) if run.found else None
     start = resumed or (common.load_checkpoint(o.init_from, device) if o.init_from else None)
     if o.replay and not o.init_from:
         raise cli.UserError("--replay needs --init-from: it repeats the mixture of that checkpoint")

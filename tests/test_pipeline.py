@@ -186,6 +186,7 @@ def test_dry_run_and_config_round_trip(runs, tmp_path):
     assert "FLOPs" in out.stdout and "GiB" in out.stdout and not (tmp_path / "x").exists()
     out = ok("train_grpo", "--init-from", runs / "base" / "latest", "--dry-run", "--out", tmp_path / "x")
     assert "FLOPs" in out.stdout and not (tmp_path / "x").exists()
+    ok("train_pretrain", "--dry-run", "--out", runs / "base")  # a folder that holds a run is in nobody's way
     config = ok("train_grpo", "--preset", "small", "--lr", "3e-5", "--print-config").stdout
     (tmp_path / "c.json").write_text(config)
     again = ok("train_grpo", "--config", tmp_path / "c.json", "--print-config").stdout
