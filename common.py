@@ -50,14 +50,14 @@ PRESETS = {
     "small": {
         "pretrain": {
             "mixture": "op 2-10; template zoo, school, festival; tokens 500M", "hidden_size": 512, "layers": 6, "heads": 8, "kv_heads": 2,
-            "intermediate_size": 1536, "rows": 32, "row_tokens": 2048, "optimizer": "muon", "lr": 1e-3, "min_lr": 1e-4, "muon_lr": 5e-3,
+            "intermediate_size": 1536, "rows": 32, "micro_batch_size": 16, "row_tokens": 2048, "optimizer": "muon", "lr": 1e-3, "min_lr": 1e-4, "muon_lr": 5e-3,
             "local_heads": True, "solution_only": True,
         },
         "grpo": {"mixture": "op 11-14; template zoo, school, festival", "prompts": 128, "group": 8, "minibatch": 64, "lr": 1e-5},
         "evaluate": {"mixture": "op 2-20; template zoo, school, festival", "samples": 32, "k": "1,8,32"},
     },
     "paper": {
-        "pretrain": {"mixture": "op 2-10; template zoo:0.99, school:0.01; tokens 10B"},
+        "pretrain": {"mixture": "op 2-10; template zoo:0.99, school:0.01; tokens 10B", "micro_batch_size": 16},
         "grpo": {"mixture": "op 11-14"},
         "evaluate": {},
     },
