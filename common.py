@@ -21,6 +21,8 @@ from tqdm import tqdm
 
 import cli
 import data
+import sampler
+import verify
 from attention import choose
 from model import ModelConfig, Qwen2
 from tokenizer import Tokenizer
@@ -182,6 +184,17 @@ def held_out_nll(model, tokenizer, problems, device, row_tokens=2048, rows=4):
     return out
 
 
+def solve(model, tokenizer, problems, group_size, **sampling):
+    """Sample a group of solutions of each problem and judge them → prompts (ids), samples, texts, verdicts; the last three prompt-major.
+
+    sampling: as sampler.generate's.
+    """
+    prompts = [tokenizer.encode(data.prompt_text(p)) for p in problems]
+    samples = sampler.generate(model, prompts, group_size=group_size, stop_id=tokenizer.eos_id, **sampling)
+    texts = [tokenizer.decode(ids) for ids in samples.ids]
+    return prompts, samples, texts, [verify.verify(text, problems[i // group_size]) for i, text in enumerate(texts)]
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Processes
 
@@ -247,22 +260,29 @@ class Guard:
 FREE = {"out", "resume", "device", "threads", "workers", "micro_batch_size", "sample_rows", "keep", "tensorboard", "wandb", "attention", "dry_run"}
 
 
-def parse(cls, script, description):
-    """The options of a training script; with --resume those of the run in --out, if there is one.
+def keeps_options(o, saved, what, free=FREE):
+    """Raise UserError if an option that is not in `free` differs from the saved one of what is resumed."""
+    for name, value in saved.items():
+        if name not in free and getattr(o, name, value) != value:
+            raise cli.UserError(f"the {what} in {o.out} has --{name.replace('_', '-')} {value}, not {getattr(o, name)}: resumed, it keeps its options; "
+                                "start another with another --out")  # fmt: skip
 
-    Raises UserError for a flag that contradicts the run that is resumed.
+
+def parse(cls, script, description):
+    """The options of a training script, and the checkpoint folder to go on from: with --resume those of the run in --out, if there is one.
+
+    Raises UserError for a flag that contradicts the run that is resumed, and if none of its checkpoints is intact.
     """
     o = cli.parse_options(cls, description=description, presets=preset(script))
     path = newest_checkpoint(o.out) if o.resume else None
+    if o.resume and path is None and any(Path(o.out).glob("step_???????")):
+        raise cli.UserError(f"no checkpoint in {o.out} is intact: move the folder away and start again without --resume")
     if path is None:
-        return o
+        return o, None
     saved = json.loads((path / "config.json").read_text())["options"]
     o = cli.parse_options(cls, description=description, presets=preset(script), saved={**saved, "resume": True, "out": o.out})
-    for name, value in saved.items():
-        if name not in FREE and getattr(o, name, value) != value:
-            raise cli.UserError(f"the run in {o.out} has --{name.replace('_', '-')} {value}, not {getattr(o, name)}: a resumed run keeps its options; "
-                                "start another with another --out")  # fmt: skip
-    return o
+    keeps_options(o, saved, "run")
+    return o, path
 
 
 class Run:
@@ -279,9 +299,6 @@ class Run:
         self.path, self.o, self.world, self.stopping, self.sinks = Path(o.out), o, world, False, []
         if not (o.resume or o.dry_run) and (any(self.path.glob("step_*")) or any((self.path / name).exists() for name in self.TEXTS)):
             raise cli.UserError(f"{self.path} already holds a run: add --resume to continue it, or choose another --out")
-        self.found = newest_checkpoint(self.path) if o.resume else None  # what to go on from
-        if o.resume and any(self.path.glob("step_???????")) and self.found is None:
-            raise cli.UserError(f"no checkpoint in {self.path} is intact: move the folder away and start again without --resume")
         self.started = time.perf_counter()
 
     def open(self, checkpoint=None):

@@ -257,11 +257,12 @@ class Source:
     def share(self, step):
         """This process's rows of the batches from chunk `step` on: Batch with a leading axis of batches. All shares in order are the whole."""
         n = self.chunks_per_batch
-        if n % self.size == 0:  # whole chunks: a process makes only its own
-            mine = range(step * n + self.rank * n // self.size, step * n + (self.rank + 1) * n // self.size)
-            return Batch(*(np.concatenate(arrays, 1) for arrays in zip(*map(self.chunk, mine))))
-        whole = Batch(*(np.concatenate(arrays, 1) for arrays in zip(*map(self.chunk, range(step * n, (step + 1) * n)))))
-        return Batch(*(a[:, self.rank * self.rows // self.size : (self.rank + 1) * self.rows // self.size] for a in whole))
+        # A process makes only its own chunks, or, where they cannot be shared out evenly, all of them and keeps its own rows.
+        even = n % self.size == 0
+        chunks, rows = (range(of)[self.rank * of // self.size : (self.rank + 1) * of // self.size] for of in (n, self.rows))
+        made = [self.chunk(step * n + i) for i in (chunks if even else range(n))]
+        batch = Batch(*(np.concatenate(arrays, 1) for arrays in zip(*made)))
+        return batch if even else Batch(*(a[:, rows.start : rows.stop] for a in batch))
 
     def documents(self, chunk):
         """The endless documents of one chunk: (ids, prompt length). Pure function of (self, chunk)."""
@@ -371,7 +372,7 @@ def audit(mixture, n, seed=0):
         for i in tqdm(range(n), desc=split, leave=False):
             p = datagen.generate(seed, i, split=split, **mixture.arguments(rand))
             keys[split]["exact"].add((p.problem, p.question))
-            keys[split]["canonical"].add((p.template, p.mode, p.question, tuple(sorted(p.problem.split(". ")))))
+            keys[split]["canonical"].add((p.template, p.mode, p.question, tuple(sorted(datagen.statements_of(p.problem)))))
             if p.op >= 5:
                 keys[split]["structural"].add(structure(p))
     return {(a, b): {kind: len(keys[a][kind] & keys[b][kind]) for kind in keys[a]} for a, b in combinations(keys, 2)}

@@ -575,10 +575,14 @@ def canonical_hash(template, mode, question, statements):
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
+def statements_of(text):
+    """The statements of a problem text, each with its full stop."""
+    return [s.strip() + "." for s in text.split(".") if s.strip()]
+
+
 def split_of(problem):
     """The split a problem belongs to, from its text alone."""
-    statements = [s.strip() + "." for s in problem.problem.split(".") if s.strip()]
-    bucket = canonical_hash(problem.template, problem.mode, problem.question, statements) % 8
+    bucket = canonical_hash(problem.template, problem.mode, problem.question, statements_of(problem.problem)) % 8
     return next(name for name, buckets in SPLITS.items() if bucket in buckets)
 
 

@@ -21,7 +21,6 @@ import cli
 import common
 import data
 import datagen
-import sampler
 import verify
 from attention import BACKENDS
 
@@ -73,12 +72,9 @@ def judge(checkpoint, problems, first, o, device):
     first: index of the first of them, which their samples' randomness depends on. Counts are of tries that pass, one a problem.
     """
     model, tokenizer = checkpoint.model, checkpoint.tokenizer
-    prompts = [tokenizer.encode(data.prompt_text(p)) for p in problems]
-    samples = sampler.generate(model, prompts, group_size=o.samples, max_new_tokens=o.max_new_tokens, temperature=o.temperature, top_p=o.top_p,
-                               stop_id=tokenizer.eos_id, seed=o.seed, batch_size=o.sample_rows, indices=range(first, first + len(problems)),
-                               progress=f"op {problems[0].op}")  # fmt: skip
-    texts = [tokenizer.decode(ids) for ids in samples.ids]
-    verdicts = [verify.verify(text, problems[i // o.samples]) for i, text in enumerate(texts)]
+    _, samples, texts, verdicts = common.solve(
+        model, tokenizer, problems, o.samples, max_new_tokens=o.max_new_tokens, temperature=o.temperature, top_p=o.top_p, seed=o.seed,
+        batch_size=o.sample_rows, indices=range(first, first + len(problems)), progress=f"op {problems[0].op}")  # fmt: skip
     shape = (len(problems), o.samples)
     errors = Counter(kind for v in verdicts for kind in dict.fromkeys(v.errors))  # not a set: its order would depend on the hash seed
     errors.update(f"node_{status}" for v in verdicts for status in dict.fromkeys(v.nodes.values()) if status != "ok")
@@ -105,9 +101,7 @@ def judged_before(path, o):
     path.write_bytes(content[: content.rfind(b"\n") + 1])  # a line that was being written is done again
     for number, line in cli.read_jsonl(path):
         if number == 1:
-            for name, value in line["options"].items():
-                if name not in common.FREE | {"checkpoints", "show", "report", "report_samples"} and getattr(o, name, value) != value:
-                    raise cli.UserError(f"the evaluation in {o.out} has --{name.replace('_', '-')} {value}, not {getattr(o, name)}: choose another --out")
+            common.keeps_options(o, line["options"], "evaluation", common.FREE | {"checkpoints", "show", "report", "report_samples"})
         else:
             done[line["name"], line["weights"], line["op"]] = line
     return done
@@ -220,11 +214,10 @@ def write_report(path, caption, header, table, png, tries):
     rows, kinds = [], set()
     for name, p, text in tries:
         verdict = verify.verify(text, p)
-        kind = "faithful" if verdict.faithful else "correct" if verdict.correct else "answer only" if verdict.answer_correct else "wrong"
-        kinds.add(kind)
+        kinds.add(verdict.kind)
         judged = "".join(f'<div class="{dict(zip("✓✗·", ("good", "bad", "extra"))).get(line[0], "")}">{escape(line)}</div>'
                          for line in verify.explain(text, p).splitlines())  # fmt: skip
-        rows.append(f"<tr><td>{escape(name)}<td>{p.op}<td>{kind}<td>{verdict.process:.2f}<td><pre>{escape(p.problem)}\n<b>{escape(p.question)}</b>\n\n"
+        rows.append(f"<tr><td>{escape(name)}<td>{p.op}<td>{verdict.kind}<td>{verdict.process:.2f}<td><pre>{escape(p.problem)}\n<b>{escape(p.question)}</b>\n\n"
                     f"{escape(text.strip())}</pre>{judged}")  # fmt: skip
     cells = "".join("<tr>" + "".join(f"<td>{escape(cell)}" for cell in row) for row in table)
     image = f'<img alt="pass@1 by operations, pass@k by k" src="data:image/png;base64,{b64encode(png).decode()}">' if png else ""

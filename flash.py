@@ -40,6 +40,27 @@ def _scores(q, k, rows, columns, start, scale, T, MASKED: tl.constexpr):
     return s
 
 
+@triton.jit
+def _load(base, index, T, stride, D: tl.constexpr, MASKED: tl.constexpr):
+    """Keys or values (N, D) at these positions; MASKED: 0 for those beyond the end."""
+    if MASKED:
+        x = tl.load(_rows(base, index, stride, D), mask=(index < T)[:, None], other=0.0)
+    else:
+        x = tl.load(_rows(base, index, stride, D))
+    return x
+
+
+@triton.jit
+def _key_bounds(doc_start, first, T, M: tl.constexpr, N: tl.constexpr):
+    """Of the queries [first, first + M): low ≤ whole ≤ diagonal ≤ high. Keys from low on are masked by documents, from whole on seen by every
+    query, from diagonal on masked by the diagonal."""
+    high = tl.minimum(first + M, T)
+    low = tl.load(doc_start + first) // N * N
+    diagonal = tl.maximum(first // N * N, low)
+    whole = tl.minimum((tl.load(doc_start + high - 1) + N - 1) // N * N, diagonal)
+    return low, whole, diagonal, high
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Forward
 
@@ -49,13 +70,7 @@ def _attend(acc, m, total, q, k_base, v_base, rows, start, low, high, scale, T, 
     """Online softmax over the keys of [low, high): acc (M, D), running maximum m and sum (M,)."""
     for at in range(low, high, N):
         columns = at + tl.arange(0, N)
-        if MASKED:
-            inside = (columns < T)[:, None]
-            k = tl.load(_rows(k_base, columns, stride, D), mask=inside, other=0.0)
-            v = tl.load(_rows(v_base, columns, stride, D), mask=inside, other=0.0)
-        else:
-            k = tl.load(_rows(k_base, columns, stride, D))
-            v = tl.load(_rows(v_base, columns, stride, D))
+        k, v = _load(k_base, columns, T, stride, D, MASKED), _load(v_base, columns, T, stride, D, MASKED)
         s = _scores(q, k, rows, columns, start, scale, T, MASKED)
         new = tl.maximum(m, tl.max(s, 1))
         if MASKED:  # a query that saw nothing yet: any finite maximum will do
@@ -82,15 +97,10 @@ def _forward(q, k, v, doc_start, out, lse, scale, T, H, K, D: tl.constexpr, M: t
     acc = tl.zeros((M, D), tl.float32)
     m = tl.full((M,), float("-inf"), tl.float32)
     total = tl.zeros((M,), tl.float32)
-    # low ≤ whole ≤ diagonal ≤ high: masked by documents; seen by every query; masked by the diagonal
-    last = tl.minimum(first + M, T) - 1
-    low = tl.load(doc_start + row + first) // N * N
-    whole = (tl.load(doc_start + row + last) + N - 1) // N * N
-    diagonal = tl.maximum(first // N * N, low)
-    whole = tl.minimum(whole, diagonal)
+    low, whole, diagonal, high = _key_bounds(doc_start + row, first, T, M, N)
     acc, m, total = _attend(acc, m, total, queries, k_base, v_base, rows, start, low, whole, scale, T, K * D, D, N, True)
     acc, m, total = _attend(acc, m, total, queries, k_base, v_base, rows, start, whole, diagonal, scale, T, K * D, D, N, False)
-    acc, m, total = _attend(acc, m, total, queries, k_base, v_base, rows, start, diagonal, last + 1, scale, T, K * D, D, N, True)
+    acc, m, total = _attend(acc, m, total, queries, k_base, v_base, rows, start, diagonal, high, scale, T, K * D, D, N, True)
     total = tl.where(inside, total, 1.0)
     tl.store(_rows(out + (row * H + h) * D, rows, H * D, D), (acc / total[:, None]).to(out.dtype.element_ty), mask=inside[:, None])
     tl.store(lse + (b * H + h).to(tl.int64) * T + rows, m + tl.log2(total), mask=inside)
@@ -105,13 +115,7 @@ def _forward(q, k, v, doc_start, out, lse, scale, T, H, K, D: tl.constexpr, M: t
 def _attend_dq(dq, q, do, lse, delta, k_base, v_base, rows, start, low, high, scale, T, stride, D: tl.constexpr, N: tl.constexpr, MASKED: tl.constexpr):
     for at in range(low, high, N):
         columns = at + tl.arange(0, N)
-        if MASKED:
-            inside = (columns < T)[:, None]
-            k = tl.load(_rows(k_base, columns, stride, D), mask=inside, other=0.0)
-            v = tl.load(_rows(v_base, columns, stride, D), mask=inside, other=0.0)
-        else:
-            k = tl.load(_rows(k_base, columns, stride, D))
-            v = tl.load(_rows(v_base, columns, stride, D))
+        k, v = _load(k_base, columns, T, stride, D, MASKED), _load(v_base, columns, T, stride, D, MASKED)
         p = tl.exp2(_scores(q, k, rows, columns, start, scale, T, MASKED) - lse[:, None])
         dp = tl.dot(do, tl.trans(v), input_precision="ieee")
         dq = tl.dot((p * (dp - delta[:, None])).to(k.dtype), k, dq, input_precision="ieee")
@@ -134,14 +138,10 @@ def _backward_dq(q, k, v, doc_start, out, do, lse, delta, dq, scale, T, H, K, D:
     tl.store(delta + statistics, d, mask=inside)
     normaliser = tl.load(lse + statistics, mask=inside, other=0.0)
     acc = tl.zeros((M, D), tl.float32)
-    last = tl.minimum(first + M, T) - 1
-    low = tl.load(doc_start + row + first) // N * N
-    whole = (tl.load(doc_start + row + last) + N - 1) // N * N
-    diagonal = tl.maximum(first // N * N, low)
-    whole = tl.minimum(whole, diagonal)
+    low, whole, diagonal, high = _key_bounds(doc_start + row, first, T, M, N)
     acc = _attend_dq(acc, queries, upstream, normaliser, d, k_base, v_base, rows, start, low, whole, scale, T, K * D, D, N, True)
     acc = _attend_dq(acc, queries, upstream, normaliser, d, k_base, v_base, rows, start, whole, diagonal, scale, T, K * D, D, N, False)
-    acc = _attend_dq(acc, queries, upstream, normaliser, d, k_base, v_base, rows, start, diagonal, last + 1, scale, T, K * D, D, N, True)
+    acc = _attend_dq(acc, queries, upstream, normaliser, d, k_base, v_base, rows, start, diagonal, high, scale, T, K * D, D, N, True)
     tl.store(_rows(dq + head, rows, H * D, D), (acc * (scale * 0.6931471805599453)).to(dq.dtype.element_ty), mask=inside[:, None])
 
 

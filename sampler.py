@@ -75,6 +75,7 @@ def generate(model, prompts, *, group_size=1, max_new_tokens, temperature=1.0, t
     if longest + max_new_tokens > config.max_position_embeddings:
         raise cli.UserError(f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the model's context of "
                             f"{config.max_position_embeddings}; lower --max-new-tokens")  # fmt: skip
+    indices = range(len(prompts)) if indices is None else indices
     n = len(prompts) * group_size
     out = Samples([None] * n, [None] * n, [False] * n)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
@@ -110,8 +111,8 @@ def _generate_batch(model, prompts, chosen, group_size, max_new_tokens, temperat
     cache.select(rows)
     logits, pad = logits[rows], pad[rows]
     sample = np.array([i * group_size + g for i in chosen for g in range(group_size)])
-    keys = sample if indices is None else [indices[i] * group_size + g for i in chosen for g in range(group_size)]
-    uniforms = np.stack([np.random.Generator(np.random.Philox(key=[seed, int(key)])).random(max_new_tokens) for key in keys])
+    keys = [indices[i] * group_size + g for i in chosen for g in range(group_size)]
+    uniforms = np.stack([np.random.Generator(np.random.Philox(key=[seed, key])).random(max_new_tokens) for key in keys])
     uniforms = torch.from_numpy(uniforms).to(device, torch.float32 if device.type == "mps" else torch.float64)  # (R, max_new_tokens)
     ids = torch.zeros(len(sample), max_new_tokens, dtype=torch.long, device=device)
     logprobs = torch.zeros(len(sample), max_new_tokens, device=device)

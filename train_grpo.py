@@ -20,7 +20,6 @@ import cli
 import common
 import data
 import datagen
-import sampler
 import verify
 from attention import BACKENDS
 
@@ -233,20 +232,8 @@ def update(model, reference, optimizer, samples, o, pad_id, world, passes):
     return {"grad_norm": norm, **totals}
 
 
-def rollout(model, tokenizer, problems, indices, o, seed, group, device):
-    """Sample a group for each problem and judge it. Returns prompts (ids), samples (prompt-major) and verdicts.
-
-    indices: the number of each problem within the step, which its samples' randomness depends on.
-    """
-    prompts = [tokenizer.encode(data.prompt_text(p)) for p in problems]
-    samples = sampler.generate(model, prompts, group_size=group, max_new_tokens=o.max_new_tokens, temperature=o.temperature,
-                               stop_id=tokenizer.eos_id, seed=seed, batch_size=o.sample_rows, indices=indices)  # fmt: skip
-    verdicts = [verify.verify(tokenizer.decode(ids), problems[i // group]) for i, ids in enumerate(samples.ids)]
-    return prompts, samples, verdicts
-
-
 def main():
-    o = common.parse(Options, "grpo", __doc__)
+    o, found = common.parse(Options, "grpo", __doc__)
     device = common.setup(o.device, o.seed, o.threads, o.attention)
     world = common.World(device)
     run = common.Run(o, world)
@@ -254,7 +241,7 @@ def main():
         raise cli.UserError(f"--prompts {o.prompts} and --minibatch {o.minibatch} must be multiples of the {world.size} processes")
     mixture = data.Mixture.parse(o.mixture)
     records = data.read_records(o.data) if o.data else None
-    resumed = common.load_checkpoint(run.found, device) if run.found else None
+    resumed = common.load_checkpoint(found, device) if found else None
     start = resumed or common.load_checkpoint(o.init_from, device)
     model, tokenizer, reference = start.model, start.tokenizer, None
     if o.kl:  # kept in the run folder, since the checkpoint we start from may be gone when the run is resumed
@@ -275,9 +262,13 @@ def main():
     if o.kl and not resumed and world.rank == 0:
         common.save_checkpoint(run.path / "reference", model, tokenizer, o, {"step": 0})
 
+    def rollout(problems, indices, seed, group):
+        return common.solve(model, tokenizer, problems, group, max_new_tokens=o.max_new_tokens, temperature=o.temperature, seed=seed,
+                            batch_size=o.sample_rows, indices=indices)  # fmt: skip
+
     def pass_rates(problems):
         mine = range(world.rank, len(problems), world.size)
-        _, _, verdicts = rollout(model, tokenizer, [problems[i] for i in mine], mine, o, o.seed, o.select_samples, device)
+        *_, verdicts = rollout([problems[i] for i in mine], mine, o.seed, o.select_samples)
         rates = np.zeros(len(problems))
         rates[mine] = np.array([v.correct for v in verdicts]).reshape(len(mine), -1).mean(1)
         return world.sum(rates)
@@ -296,7 +287,7 @@ def main():
             run.log(step, {"select/yield": prompts_of.refresh(pass_rates)})
         mine = range(world.rank, o.prompts, world.size)  # this process's prompts
         problems = [prompts_of.step(step)[i] for i in mine]
-        prompts, samples, verdicts = rollout(model, tokenizer, problems, mine, o, o.seed + 1 + step, o.group, device)
+        prompts, samples, texts, verdicts = rollout(problems, mine, o.seed + 1 + step, o.group)
         sampled = time.perf_counter()
         rewards = torch.tensor([verify.reward(v, o.reward, o.alpha) for v in verdicts]).view(-1, o.group)  # (P, G)
         advantages = group_advantages(rewards, o.advantage)  # (P, G)
@@ -313,7 +304,7 @@ def main():
 
         if world.rank == 0 and ((step + 1) % o.save_every == 0 or step + 1 == o.steps):
             for n in range(min(o.show, len(problems))):
-                p, text = problems[n], tokenizer.decode(samples.ids[n * o.group])
+                p, text = problems[n], texts[n * o.group]
                 run.append("samples.txt", f"--- step {step}, reward {rewards[n, 0]:.2f}, advantage {advantages[n, 0]:+.2f}\n{data.get(p, 'problem')}\n"
                                   f"{data.get(p, 'question')}\n{text.strip()}\n{verify.explain(text, p)}\n\n")  # fmt: skip
         lengths = [len(ids) for ids in samples.ids]

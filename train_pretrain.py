@@ -121,7 +121,7 @@ def sample(model, tokenizer, problems, step):
 
 
 def main():
-    o = common.parse(Options, "pretrain", __doc__)
+    o, found = common.parse(Options, "pretrain", __doc__)
     device = common.setup(o.device, o.seed, o.threads, o.attention)
     world = common.World(device)
     run = common.Run(o, world)
@@ -131,7 +131,7 @@ def main():
     if o.rows % world.size:
         raise cli.UserError(f"--rows {o.rows} must be a multiple of the {world.size} processes")
     records = tuple(data.read_records(o.data)) if o.data else ()
-    resumed = common.load_checkpoint(run.found, device) if run.found else None
+    resumed = common.load_checkpoint(found, device) if found else None
     start = resumed or (common.load_checkpoint(o.init_from, device) if o.init_from else None)
     if o.replay and not o.init_from:
         raise cli.UserError("--replay needs --init-from: it repeats the mixture of that checkpoint")
@@ -206,7 +206,8 @@ def main():
         world.sum_gradients(model)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), o.clip)
         factor = learning_rate(step, steps, o)
-        taken = guard.passes(step, run, *world.sum([float(loss)]), float(norm))
+        loss = world.sum([float(loss)])[0]
+        taken = guard.passes(step, run, loss, float(norm))
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
@@ -218,7 +219,7 @@ def main():
         bar.update()
         if (step + 1) % o.log_every == 0:
             rate = clock_tokens / (time.perf_counter() - clock)
-            values = {"train/loss": world.sum([float(loss)])[0], "train/grad_norm": float(norm), "train/lr": o.lr * factor,
+            values = {"train/loss": loss, "train/grad_norm": float(norm), "train/lr": o.lr * factor,
                       "train/skipped": guard.skipped, "train/tokens": tokens_seen, "time/tokens_per_second": rate}  # fmt: skip
             run.log(step + 1, values)
             bar.set_postfix(loss=f"{values['train/loss']:.3f}", tok_s=f"{rate:,.0f}")

@@ -66,6 +66,11 @@ class Verdict:
     errors: list  # kinds
     parsed: ParsedSolution
 
+    @property
+    def kind(self):
+        """The best that can be said of it: "faithful", "correct", "answer only" or "wrong"."""
+        return "faithful" if self.faithful else "correct" if self.correct else "answer only" if self.answer_correct else "wrong"
+
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Expressions

@@ -40,7 +40,7 @@ def compare(seed):
     mine = (verdict.nodes, verdict.answer_correct, verdict.correct, verdict.faithful)
     if mine != oracle.judge(text, p):
         return "disagreement", took, seed
-    return "faithful" if verdict.faithful else "correct" if verdict.correct else "answer only" if verdict.answer_correct else "wrong", took, seed
+    return verdict.kind, took, seed
 
 
 def main():

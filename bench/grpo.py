@@ -56,7 +56,7 @@ def main():
     for turn in range(o.rounds + 1):
         begin = time.perf_counter()
         problems = prompts_of.step(turn)
-        prompts = [tokenizer.encode(data.prompt_text(q)) for q in problems]
+        prompts = [tokenizer.encode(data.prompt_text(q)) for q in problems]  # common.solve, with a clock on each part
         samples = clock("sampling", lambda: sampler.generate(
             model, prompts, group_size=p.group, max_new_tokens=p.max_new_tokens, stop_id=tokenizer.eos_id, seed=turn, batch_size=p.sample_rows))
         verdicts = clock("judging", lambda: [verify.verify(tokenizer.decode(ids), problems[i // p.group]) for i, ids in enumerate(samples.ids)])

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from itertools import islice
 from pathlib import Path
@@ -194,3 +195,13 @@ def test_the_shares_of_processes_make_the_batch(rows, row_tokens, chunks):
         for batch, *parts in zip(islice(batches(whole, step=5), 3), *streams):
             for a, shares in zip(batch, zip(*parts)):
                 assert a.shape == (rows, row_tokens) and np.array_equal(a, np.concatenate(shares))
+
+
+def test_the_audit_sees_a_problem_whose_statements_are_reordered(monkeypatch):
+    p = datagen.generate(4, 0, op=4)
+    turned = " ".join(reversed(datagen.statements_of(p.problem)))
+    assert turned != p.problem and datagen.split_of(p) == "train"
+    told = {"train": p, "mid": dataclasses.replace(p, problem=turned)}
+    monkeypatch.setattr(datagen, "SPLITS", told)
+    monkeypatch.setattr(datagen, "generate", lambda seed, i, split, **k: told[split])
+    assert data.audit(Mixture.parse("op 4"), 1)["train", "mid"] == {"exact": 0, "canonical": 1, "structural": 0}
