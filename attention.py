@@ -1,6 +1,6 @@
 """Causal attention within packed documents: one function, three ways to compute it that must agree.
 
-Shapes: B rows, T positions, S cache positions, H query heads, K key/value heads (H a multiple of K), D head width.
+Shapes: B rows, T positions, H query heads, K key/value heads (H a multiple of K), D head width.
 `reference` is the definition in plain torch; "sdpa" calls torch's fused kernels; "triton" the kernels of flash.py, imported only then.
 """
 
@@ -29,11 +29,13 @@ def choose(name, device):
 def attention(q, k, v, doc_start=None, *, layout=None):
     """softmax(q·kᵀ/√D)·v over the earlier positions of the same document.
 
-    q (B, T, H, D); k, v (B, S, K, D); doc_start (B, T): first position of each token's document (None: a row is one
-    document). layout: `document_layout(doc_start)` or `decode_layout(…)`, so that a model works it out once for all its layers; or any
-    additive mask (B or 1, 1, T, S). S = T unless decoding or with such a mask. Returns (B, T, H, D).
+    q (B, T, H, D); k, v (B, T, K, D); doc_start (B, T): first position of each token's document (None: a row is one document).
+    layout: `document_layout(doc_start)`, so that a model works it out once for all its layers. Returns (B, T, H, D).
     """
     B, T, H, D = q.shape
+    if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):  # the fused kernel there takes twice as long in bf16
+        with torch.autocast("cpu", enabled=False):
+            return attention(q.float(), k.float(), v.float(), doc_start, layout=layout)
     if layout is None and (doc_start is not None or _backend != "sdpa"):
         layout = document_layout(torch.zeros(B, T, dtype=torch.int32, device=q.device) if doc_start is None else doc_start)
     if isinstance(layout, tuple):
@@ -44,18 +46,51 @@ def attention(q, k, v, doc_start=None, *, layout=None):
         q, k, v = (x.reshape(B * T, -1, D).transpose(0, 1).split(layout, 1) for x in (q, k, v))  # of (H or K, length, D)
         out = [F.scaled_dot_product_attention(*(x[None] for x in qkv), is_causal=True, enable_gqa=True)[0] for qkv in zip(q, k, v)]
         return torch.cat(out, 1).transpose(0, 1).reshape(B, T, H, D)
-    if layout is not None and not layout.is_floating_point():
-        if layout.ndim == 1:
-            from flash import flash_decode
-
-            return flash_decode(q, k, v, layout, k.shape[1])
+    if _backend == "reference":
         return reference(q, k, v, layout)
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, H or K, T or S, D)
-    if T == 1:  # decoding: the query heads of a KV head see the same keys, so they stand in as its queries
-        return F.scaled_dot_product_attention(q.reshape(B, k.shape[1], -1, D), k, v, attn_mask=layout).reshape(B, 1, H, D)
-    if layout is not None and q.device.type != "cpu" and k.shape[1] < H:  # of the GPU's fused kernels none takes both a mask and shared heads
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, H or K, T, D)
+    if layout is not None and k.shape[1] < H:  # of the GPU's fused kernels none takes both a mask and shared heads
         k, v = (x.repeat_interleave(H // k.shape[1], 1) for x in (k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=layout, is_causal=layout is None, enable_gqa=True).transpose(1, 2)
+
+
+def decode(q, own, prompt, lengths, rows, group, filled, window):
+    """One query a row, over its prompt's keys and then its own: sampling with a cache, where the samples of a group share their prompt's part.
+
+    q (R, H, D). own (2, R, K, S, D): keys and values of each row, of which the first `filled` columns count. prompt (2, P, K, W, D): those of
+    each prompt, of which the first lengths[p] count. rows (R,) int64, ascending: the numbers of these rows among all P * group; number n
+    belongs to prompt n // group. lengths (P,) and filled (1,) are integer tensors, so that a CUDA graph can hold a call; window, an int:
+    columns of `own` to look at, filled or more. Returns (R, H, D).
+    A group's queries stand together as one matrix product with their prompt's keys, which are read once for all of them.
+    """
+    (R, H, D), (P, K, W) = q.shape, prompt.shape[1:4]
+    if _backend == "triton":
+        from flash import flash_decode
+
+        return flash_decode(q, own, prompt, lengths, rows, group, filled)
+
+    def together(x):  # (R, K, H/K, ·) → (P, K, group * H/K, ·)
+        x = x.new_zeros(P * group, *x.shape[1:]).index_copy_(0, rows, x)
+        return x.unflatten(0, (P, group)).transpose(1, 2).flatten(2, 3)
+
+    def apart(x):  # and back
+        return x.unflatten(2, (group, H // K)).transpose(1, 2).flatten(0, 1)[rows]
+
+    with torch.autocast(q.device.type, enabled=False):
+        q = q.float().view(R, K, H // K, D) * D**-0.5
+        (k, v), (prompt_k, prompt_v) = own[:, :, :, :window].float(), prompt.float()
+        column = torch.arange(max(W, window), device=q.device)
+        shared = apart(together(q) @ prompt_k.mT + additive(column[:W] < lengths[:, None])[:, None, None])  # (R, K, H/K, W)
+        scores = torch.cat((shared, q @ k.mT + additive(column[:window] < filled)), -1)
+        shared, alone = scores.softmax(-1).split((W, window), -1)
+        return (apart(together(shared) @ prompt_v) + alone @ v).view(R, H, D)
+
+
+def decode_window(filled, columns, device):
+    """Columns for `decode` to look at when so many of all the columns are filled. Few values on a GPU, where each needs a graph of its own."""
+    if _backend == "triton":  # its kernel stops by itself
+        return columns
+    return filled if device.type == "cpu" else min(columns, -(-filled // 128) * 128)
 
 
 def document_layout(doc_start):
@@ -72,17 +107,10 @@ def document_layout(doc_start):
     if _backend == "reference":
         return doc_start
     if doc_start.device.type != "cpu":
-        return document_mask(doc_start)
+        half = torch.is_autocast_enabled(doc_start.device.type)
+        return document_mask(doc_start, torch.get_autocast_dtype(doc_start.device.type) if half else torch.float32)
     first = doc_start + T * torch.arange(B, dtype=doc_start.dtype)[:, None]
     return torch.unique_consecutive(first.reshape(-1), return_counts=True)[1].tolist()
-
-
-def decode_layout(first, columns):
-    """One query a row, each over columns [first[r], columns) of its cache: first (R,) → the layout of that."""
-    if _backend == "triton":
-        return first.to(torch.int32)
-    visible = torch.arange(columns, device=first.device) >= first[:, None]  # (R, S)
-    return additive(visible)[:, None, None]
 
 
 def additive(visible):

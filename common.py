@@ -152,11 +152,6 @@ def describe_cost(model, tokens, steps, micro_batch, document, passes=3):
           f"time       about {seconds / 3600:.2f} hours at 40% of this machine's {max(rates) / 1e9:,.0f} GFLOP/s")  # fmt: skip
 
 
-def autocast(device):
-    """bfloat16 matrix products on a GPU; fp32 on a CPU."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
-
-
 def to_device(batch, device):
     """numpy arrays → torch tensors on the device: tokens, doc_start int; targets int64."""
     tensors = [torch.from_numpy(np.ascontiguousarray(a)) for a in batch]
@@ -178,8 +173,7 @@ def held_out_nll(model, tokenizer, problems, device, row_tokens=2048, rows=4):
         for i in range(0, n, rows):
             micro = data.Batch(*(a[i : i + rows] for a in batch))
             tokens, targets, doc_start = to_device(micro, device)
-            with autocast(device):
-                total += float(model(tokens, doc_start, targets, loss_only=True)[1]) * int((micro.targets != data.IGNORE).sum())
+            total += float(model(tokens, doc_start, targets, loss_only=True)[1]) * int((micro.targets != data.IGNORE).sum())
         out[str(op)] = total / count
     return out
 

@@ -196,24 +196,51 @@ def _backward_dkdv(q, k, v, doc_start, doc_end, do, lse, delta, dk, dv, scale, T
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Decoding: one query a row against its cache
+# Decoding: one query a row, over the keys of its prompt, which the rows of a group share, and then its own. A program a prompt and KV head
+# takes the queries of all rows and heads there as one block, so that the prompt is read once; it leaves the running softmax in memory, where
+# a program a row and KV head takes it up.
 
 
 @triton.jit
-def _decode(q, k, v, first, out, scale, end, stride, H, K, D: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
-    """All query heads of a KV head together: M ≥ G query rows, the rest idle. Row r sees columns [first[r], end)."""
-    r, kv, group = tl.program_id(0), tl.program_id(1), H // K
-    heads = tl.arange(0, M)
-    live = heads < group
-    base = r.to(tl.int64) * stride + kv * D
-    queries = tl.load(_rows(q + (r * H + kv * group) * D, heads, D, D), mask=live[:, None], other=0.0)
-    acc = tl.zeros((M, D), tl.float32)
-    m = tl.full((M,), float("-inf"), tl.float32)
-    total = tl.zeros((M,), tl.float32)
-    low = tl.load(first + r)
-    start, rows = tl.full((M,), 0, tl.int32) + low, tl.full((M,), 0, tl.int32) + end
-    acc, m, total = _attend(acc, m, total, queries, k + base, v + base, rows, start, low // N * N, end, scale, end, K * D, D, N, True)
-    tl.store(_rows(out + (r * H + kv * group) * D, heads, D, D), (acc / total[:, None]).to(out.dtype.element_ty), mask=live[:, None])
+def _decode_prompt(q, k, v, lengths, bounds, acc_out, m_out, total_out, scale, stride, head_stride, H, K, D: tl.constexpr, M: tl.constexpr,
+                   N: tl.constexpr):  # fmt: skip
+    p, kv, heads = tl.program_id(0), tl.program_id(1), H // K
+    end, length = tl.load(bounds + p + 1), tl.load(lengths + p)
+    base = p.to(tl.int64) * stride + kv * head_stride
+    j = tl.arange(0, M)
+    for row in range(tl.load(bounds + p), end, M // heads):
+        index = (row + j // heads) * H + kv * heads + j % heads  # of a row and head
+        inside = (j // heads < M // heads) & (row + j // heads < end)
+        queries = tl.load(_rows(q, index, D, D), mask=inside[:, None], other=0.0)
+        acc = tl.zeros((M, D), tl.float32)
+        m = tl.full((M,), float("-inf"), tl.float32)
+        total = tl.zeros((M,), tl.float32)
+        start, last = tl.zeros((M,), tl.int32), tl.zeros((M,), tl.int32) + length
+        whole = length // N * N
+        acc, m, total = _attend(acc, m, total, queries, k + base, v + base, last, start, 0, whole, scale, length, D, D, N, False)
+        acc, m, total = _attend(acc, m, total, queries, k + base, v + base, last, start, whole, length, scale, length, D, D, N, True)
+        tl.store(_rows(acc_out, index, D, D), acc, mask=inside[:, None])
+        tl.store(m_out + index, m, mask=inside)
+        tl.store(total_out + index, total, mask=inside)
+
+
+@triton.jit
+def _decode_own(q, k, v, filled, acc_in, m_in, total_in, out, scale, stride, head_stride, H, K, D: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
+    r, kv, heads = tl.program_id(0), tl.program_id(1), H // K
+    end = tl.load(filled).to(tl.int32)
+    base = r.to(tl.int64) * stride + kv * head_stride
+    j = tl.arange(0, M)
+    index = r * H + kv * heads + j
+    inside = j < heads
+    queries = tl.load(_rows(q, index, D, D), mask=inside[:, None], other=0.0)
+    acc = tl.load(_rows(acc_in, index, D, D), mask=inside[:, None], other=0.0)
+    m = tl.load(m_in + index, mask=inside, other=float("-inf"))
+    total = tl.load(total_in + index, mask=inside, other=0.0)
+    start, last = tl.zeros((M,), tl.int32), tl.zeros((M,), tl.int32) + end
+    whole = end // N * N
+    acc, m, total = _attend(acc, m, total, queries, k + base, v + base, last, start, 0, whole, scale, end, D, D, N, False)
+    acc, m, total = _attend(acc, m, total, queries, k + base, v + base, last, start, whole, end, scale, end, D, D, N, True)
+    tl.store(_rows(out, index, D, D), (acc / total[:, None]).to(out.dtype.element_ty), mask=inside[:, None])
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -313,15 +340,16 @@ def flash_attention(q, k, v, layout, config=None):
     return flash_forward(q.contiguous(), k.contiguous(), v.contiguous(), *layout, config)[0]
 
 
-def flash_decode(q, k, v, first, end, config=(16, 64, 4, 2)):
-    """One step of every row: q (R, 1, H, D) against columns [first[r], end) of its cache k, v (R, S, K, D) → (R, 1, H, D).
-
-    first: int32 (R,). end: columns filled, an int.
-    """
-    R, _, H, D = q.shape
-    K = k.shape[2]
-    M = max(config[0], triton.next_power_of_2(H // K))
-    out = torch.empty_like(q)
-    _decode[R, K](q.contiguous(), k, v, first, out, D**-0.5 * math.log2(math.e), end, k.stride(0), H, K, D, M=M, N=config[1], num_warps=config[2],
-                  num_stages=config[3])  # fmt: skip
+def flash_decode(q, own, prompt, lengths, rows, group, filled, config=((64, 64, 4, 3), (16, 64, 4, 3))):
+    """attention.decode on these kernels. config: (queries, keys, warps, stages) of a block, of the prompts' part and of the rows' own."""
+    (R, H, D), (P, K) = q.shape, prompt.shape[1:3]
+    q, out, scale, heads = q.contiguous(), torch.empty_like(q), D**-0.5 * math.log2(math.e), H // K
+    bounds = torch.searchsorted(rows, torch.arange(P + 1, device=q.device) * group, out_int32=True)  # rows [bounds[p], bounds[p + 1]) have prompt p
+    acc, m, total = (q.new_empty(R, H, n, dtype=torch.float32) for n in (D, 1, 1))
+    for kernel, grid, c, (k, v), arguments in (
+        (_decode_prompt, (P, K), config[0], prompt, (lengths, bounds, acc, m, total, scale, *prompt.stride()[1:3], H, K, D)),
+        (_decode_own, (R, K), config[1], own, (filled, acc, m, total, out, scale, *own.stride()[1:3], H, K, D)),
+    ):
+        M = max(c[0], triton.next_power_of_2(heads))
+        kernel[grid](q, k, v, *arguments, M=M, N=c[1], num_warps=c[2], num_stages=c[3])
     return out

@@ -5,6 +5,7 @@ state_dict keys are those of transformers' Qwen2ForCausalLM, so weights travel b
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -78,13 +79,10 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(C, config.num_key_value_heads * D)
         self.o_proj = nn.Linear(config.num_attention_heads * D, C, bias=False)
 
-    def forward(self, x, cos, sin, layout, cache):
+    def forward(self, x, cos, sin, attend):
         B, T, _ = x.shape
         q, k, v = (p(x).view(B, T, -1, self.head_dim) for p in (self.q_proj, self.k_proj, self.v_proj))  # (B, T, H or K, D)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        if cache is not None:
-            k, v = cache(k, v)  # (B, S, K, D)
-        return self.o_proj(attention(q, k, v, layout=layout).reshape(B, T, -1))  # (B, T, C)
+        return self.o_proj(attend(rotate(q, cos, sin), rotate(k, cos, sin), v).reshape(B, T, -1))  # (B, T, C)
 
 
 class MLP(nn.Module):
@@ -106,8 +104,8 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x, cos, sin, layout, cache):
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, layout, cache)
+    def forward(self, x, cos, sin, attend):
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, attend)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -123,6 +121,7 @@ class Qwen2(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
+        self.compute_dtype = torch.float32  # of matrix products; weights, sums and norms stay fp32
         self.model = Body(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
@@ -153,18 +152,20 @@ class Qwen2(nn.Module):
     def num_parameters(self):
         return sum(p.numel() for p in self.parameters())
 
-    def hidden(self, tokens, positions, layout=None, caches=None):
+    def autocast(self):
+        """Within it, matrix products are taken in `compute_dtype`."""
+        return torch.autocast(self.lm_head.weight.device.type, self.compute_dtype, enabled=self.compute_dtype != torch.float32)
+
+    def hidden(self, tokens, positions, attend):
         """The last layer's normed output, (B, T, C). positions (B, T): of each token in its document.
 
-        layout: as attention's; caches: one function per layer, given the new keys and values (B, T, K, D) it returns all
-        those to attend to (B, S, K, D).
+        attend: one function for each layer, of its q (B, T, H, D), k and v (B, T, K, D) → (B, T, H, D): attention, or, in the sampler, over
+        what came before too.
         """
         x = self.model.embed_tokens(tokens)  # (B, T, C)
         cos, sin = rotary(positions, self.config.head_dim, self.config.rope_theta)
-        if isinstance(layout, torch.Tensor) and layout.is_floating_point() and torch.is_autocast_enabled(x.device.type):
-            layout = layout.to(torch.get_autocast_dtype(x.device.type))
-        for i, layer in enumerate(self.model.layers):
-            x = layer(x, cos, sin, layout, None if caches is None else caches[i])
+        for layer, look in zip(self.model.layers, attend):
+            x = layer(x, cos, sin, look)
         return self.model.norm(x)
 
     def forward(self, tokens, doc_start=None, targets=None, *, loss_only=False):
@@ -175,14 +176,13 @@ class Qwen2(nn.Module):
         """
         B, T = tokens.shape
         index = torch.arange(T, device=tokens.device)
-        if doc_start is None:
-            x = self.hidden(tokens, index.expand(B, T))
-        else:
-            x = self.hidden(tokens, index - doc_start, document_layout(doc_start))
-        if targets is None:
-            return self.lm_head(x), None
-        keep = targets >= 0
-        if loss_only:
-            return None, F.cross_entropy(self.lm_head(x[keep]).float(), targets[keep])
-        logits = self.lm_head(x)
-        return logits, F.cross_entropy(logits[keep].float(), targets[keep])
+        with self.autocast():
+            layout = None if doc_start is None else document_layout(doc_start)
+            attend = partial(attention, layout=layout)
+            x = self.hidden(tokens, index.expand(B, T) if doc_start is None else index - doc_start, [attend] * self.config.num_hidden_layers)
+            if targets is None:
+                return self.lm_head(x), None
+            keep = targets >= 0
+            logits = self.lm_head(x[keep] if loss_only else x)
+        loss = F.cross_entropy((logits if loss_only else logits[keep]).float(), targets[keep])
+        return None if loss_only else logits, loss

@@ -9,15 +9,17 @@ of a batch write their next key and value to the same column), then forked to it
 Shapes: R rows (samples) of a batch, S cache columns, L layers, K key/value heads, D head width, V vocabulary.
 """
 
+import copy
 import sys
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 import cli
-from attention import additive, decode_layout
+from attention import attention, decode, decode_window
 
 
 @dataclass
@@ -29,31 +31,8 @@ class Samples:
     finished: list  # whether the stop token came before max_new_tokens
 
 
-class KVCache:
-    """Keys and values at a fixed shape: (L, R, S, K, D) each. Columns left of `filled` hold earlier positions."""
-
-    def __init__(self, config, rows, columns, device, dtype):
-        shape = (config.num_hidden_layers, rows, columns, config.num_key_value_heads, config.head_dim)
-        self.k, self.v = (torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
-        self.filled = 0
-
-    def layers(self, columns):
-        """One function per layer, for Qwen2.hidden: store the new keys and values of `columns` more columns, return all."""
-
-        def layer(i):
-            def store(k, v):  # (R, T, K, D)
-                end = self.filled + columns
-                self.k[i, :, self.filled : end] = k
-                self.v[i, :, self.filled : end] = v
-                return self.k[i, :, :end].to(k.dtype), self.v[i, :, :end].to(v.dtype)
-
-            return store
-
-        return [layer(i) for i in range(len(self.k))]
-
-    def select(self, rows):
-        """The cache of these rows only, repeated where a row is named again."""
-        self.k, self.v = self.k[:, rows], self.v[:, rows]
+PREFILL_TOKENS = 1 << 16  # of prompts that go through the model at once
+LOOK_EVERY = {False: 1, True: 8}  # steps between looks at which rows have finished, without and with a GPU
 
 
 @torch.inference_mode()
@@ -66,80 +45,184 @@ def generate(model, prompts, *, group_size=1, max_new_tokens, temperature=1.0, t
     progress: text of a tqdm bar.
     Raises UserError where prompt and max_new_tokens do not fit the model's context, or an argument is out of range.
     """
-    device, config = next(model.parameters()).device, model.config
     if not prompts or min(map(len, prompts)) == 0:
         raise cli.UserError("nothing to sample: there is no prompt, or an empty one")
     if temperature < 0 or not 0 < top_p <= 1:
         raise cli.UserError(f"temperature must be >= 0 and top_p within (0, 1], not {temperature} and {top_p}")
     longest = max(map(len, prompts))
-    if longest + max_new_tokens > config.max_position_embeddings:
-        raise cli.UserError(f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the model's context of "
-                            f"{config.max_position_embeddings}; lower --max-new-tokens")  # fmt: skip
+    context = model.config.max_position_embeddings
+    if longest + max_new_tokens > context:
+        raise cli.UserError(f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the model's context of {context}; "
+                            "lower --max-new-tokens")  # fmt: skip
     indices = range(len(prompts)) if indices is None else indices
     n = len(prompts) * group_size
     out = Samples([None] * n, [None] * n, [False] * n)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    per_batch = max(1, batch_size // group_size)
+    per_batch = min(len(prompts), max(1, batch_size // group_size))
+    decoder = Decoder(model, per_batch, group_size, longest, max_new_tokens, temperature, top_p, stop_id)
     bar = tqdm(total=n, desc=progress, unit="sample", leave=False, disable=progress is None)
-    for first in range(0, len(order), per_batch):
+    for first in range(0, n // group_size, per_batch):
         chosen = order[first : first + per_batch]
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            _generate_batch(model, prompts, chosen, group_size, max_new_tokens, temperature, top_p, stop_id, seed, indices, out, bar)
+        keys = [indices[i] * group_size + g for i in chosen for g in range(group_size)]
+        uniforms = np.stack([np.random.Generator(np.random.Philox(key=[seed, key])).random(max_new_tokens) for key in keys])
+        decoder.start([prompts[i] for i in chosen], uniforms)
+        flags, finished = Flags(decoder.stopped[: len(keys)]), bar.n
+        for column in range(1, max_new_tokens):
+            if column % LOOK_EVERY[decoder.on_gpu] == 0 and (stopped := flags.look()) is not None:
+                bar.update(finished + int(stopped.sum()) - bar.n)
+                if stopped.all():
+                    break
+                decoder.leave(stopped, column - 1)
+            decoder.step(column)
+        bar.update(finished + len(keys) - bar.n)
+        ids, logprobs = decoder.ids[: len(keys)].cpu().numpy(), decoder.logprobs[: len(keys)].cpu().numpy()
+        stops = ids == stop_id
+        lengths = np.where(stops.any(1), stops.argmax(1) + 1, max_new_tokens)
+        for row, length in enumerate(lengths.tolist()):
+            sample = chosen[row // group_size] * group_size + row % group_size
+            out.ids[sample], out.logprobs[sample] = ids[row, :length].tolist(), logprobs[row, :length].tolist()
+            out.finished[sample] = bool(stops[row].any())
     bar.close()
     return out
 
 
-def _generate_batch(model, prompts, chosen, group_size, max_new_tokens, temperature, top_p, stop_id, seed, indices, out, bar):
-    device, config = next(model.parameters()).device, model.config
-    width = max(len(prompts[i]) for i in chosen)
-    tokens = torch.zeros(len(chosen), width, dtype=torch.long)
-    pad = torch.tensor([width - len(prompts[i]) for i in chosen])  # columns before the prompt
-    for row, i in enumerate(chosen):
-        tokens[row, pad[row] :] = torch.tensor(prompts[i])
-    tokens, pad = tokens.to(device), pad.to(device)
+class Decoder:
+    """Writes one token a step to every row of a batch, at fixed shapes and addresses: on a GPU a step is one CUDA graph.
 
-    # Prefill: one row a prompt. A padding column may look at itself alone, so that no softmax is over nothing.
-    cache = KVCache(config, len(chosen), width + max_new_tokens, device, torch.bfloat16 if device.type == "cuda" else torch.float32)
-    at = torch.arange(width, device=device)
-    visible = (at <= at[:, None]) & (at >= pad[:, None, None]) | (at == at[:, None])  # (P, T, T)
-    x = model.hidden(tokens, (at - pad[:, None]).clamp(min=0), additive(visible)[:, None], cache.layers(width))
-    logits = model.lm_head(x[:, -1])  # (P, V)
+    Finished rows leave now and then, and the others move together to the front, as many as the next of the `buckets`: the numbers of rows
+    that a step is made for. A row is known by its number n in the whole batch, sample n % G of prompt n // G.
+    """
 
-    # Fork to groups. `sample` is the number of each live row's sample.
-    cache.filled = width
-    rows = torch.arange(len(chosen), device=device).repeat_interleave(group_size)
-    cache.select(rows)
-    logits, pad = logits[rows], pad[rows]
-    sample = np.array([i * group_size + g for i in chosen for g in range(group_size)])
-    keys = [indices[i] * group_size + g for i in chosen for g in range(group_size)]
-    uniforms = np.stack([np.random.Generator(np.random.Philox(key=[seed, key])).random(max_new_tokens) for key in keys])
-    uniforms = torch.from_numpy(uniforms).to(device, torch.float32 if device.type == "mps" else torch.float64)  # (R, max_new_tokens)
-    ids = torch.zeros(len(sample), max_new_tokens, dtype=torch.long, device=device)
-    logprobs = torch.zeros(len(sample), max_new_tokens, device=device)
-    live = torch.arange(len(sample), device=device)  # which row of ids each row of the batch is
-    stopped = torch.zeros(len(sample), dtype=torch.bool, device=device)
-    lengths = np.full(len(sample), max_new_tokens)
-    for t in range(max_new_tokens):
-        token, logp = _choose(logits, temperature, top_p, uniforms[live, t])
-        ids[live, t], logprobs[live, t] = token, logp
-        for row in live[(token == stop_id) & ~stopped].tolist():
-            out.finished[sample[row]] = True
-            lengths[row] = t + 1
-            bar.update()
-        stopped |= token == stop_id
-        if t + 1 == max_new_tokens or stopped.all():
-            break
-        if stopped.sum() > len(live) // 6:  # finished rows leave, some at a time: it copies the cache
-            keep = (~stopped).nonzero()[:, 0]
-            live, token, pad, stopped = live[keep], token[keep], pad[keep], stopped[keep]
-            cache.select(keep)
-        position = cache.filled - pad[:, None]  # (R, 1)
-        x = model.hidden(token[:, None], position, decode_layout(pad, cache.filled + 1), cache.layers(1))
-        cache.filled += 1
-        logits = model.lm_head(x[:, 0])  # (R, V)
-    bar.update(int((~stopped).sum()))
-    for row, (i, p) in enumerate(zip(ids.tolist(), logprobs.tolist())):
-        out.ids[sample[row]], out.logprobs[sample[row]] = i[: lengths[row]], p[: lengths[row]]
+    def __init__(self, model, prompts, group, width, columns, temperature, top_p, stop_id):
+        """For batches of at most `prompts` prompts of at most `width` tokens, `group` samples of each, and `columns` new tokens of each sample."""
+        self.device, config = next(model.parameters()).device, model.config
+        self.model, self.group, self.columns, self.temperature, self.top_p, self.stop_id = model, group, columns, temperature, top_p, stop_id
+        self.on_gpu, rows, heads = self.device.type == "cuda", prompts * group, (config.num_key_value_heads,)
+        if self.on_gpu:  # the weights as autocast would make them at every call; what is not multiplied stays fp32
+            self.model = copy.deepcopy(model).requires_grad_(False)
+            for module in self.model.modules():
+                if isinstance(module, torch.nn.Linear):
+                    for name, p in module.named_parameters():  # the head's is no longer the embedding's
+                        setattr(module, name, torch.nn.Parameter(p.to(model.compute_dtype), requires_grad=False))
+        dtype = model.compute_dtype if self.on_gpu else torch.float32
+
+        def empty(*shape, dtype=dtype):
+            return torch.zeros(shape, dtype=dtype, device=self.device)
+
+        shape = (config.num_hidden_layers, 2)  # keys and values
+        self.prompt = empty(*shape, prompts, *heads, width, config.head_dim)  # (L, 2, P, K, W, D)
+        self.own = empty(*shape, rows, *heads, columns, config.head_dim)  # (L, 2, R, K, S, D)
+        self.ids, self.logprobs = empty(rows, columns, dtype=torch.long), empty(rows, columns, dtype=torch.float32)
+        self.uniforms = empty(rows, columns, dtype=torch.float32 if self.device.type == "mps" else torch.float64)
+        self.stopped = empty(rows, dtype=torch.bool)
+        self.lengths, self.at = empty(prompts, dtype=torch.int32), empty(1, dtype=torch.long)  # of the prompts; column to write
+        self.rows = empty(rows, dtype=torch.long)  # the numbers of the rows still in the batch, ascending
+        self.buckets, self.graphs = [rows], {}
+        while self.buckets[-1] > 8:
+            self.buckets.append(max(8, self.buckets[-1] * 3 // 4 // 8 * 8))
+
+    def start(self, prompts, uniforms):
+        """Prefill the prompts (lists of ids), and sample the first token of each row. uniforms (R, columns): the randomness of each."""
+        P, W, G = len(prompts), max(map(len, prompts)), self.group
+        tokens = torch.zeros(P, W, dtype=torch.long)
+        for i, ids in enumerate(prompts):
+            tokens[i, : len(ids)] = torch.tensor(ids)
+        tokens = tokens.to(self.device)
+        self.shape, self.live = self.prompt.shape[2:5:2] if self.on_gpu else (P, W), np.arange(P * G)
+        self.lengths[:P] = torch.tensor([len(ids) for ids in prompts])
+        self.rows[: P * G] = torch.arange(P * G)
+        self.uniforms[: P * G] = torch.from_numpy(uniforms)
+        self.stopped.zero_(), self.at.zero_()
+        for some in range(0, P, per := max(1, PREFILL_TOKENS // W)):
+            part = slice(some, min(P, some + per))
+
+            def attend(q, k, v, layer):  # causal, and what pads a prompt stands after it: nobody sees it
+                self.prompt[layer, 0, part, :, :W], self.prompt[layer, 1, part, :, :W] = k.transpose(1, 2), v.transpose(1, 2)  # noqa: B023
+                return attention(q, k, v)
+
+            positions = torch.arange(W, device=self.device).expand(part.stop - part.start, W)
+            with self.model.autocast():
+                x = self.model.hidden(tokens[part], positions, self._layers(attend))
+                logits = self.model.lm_head(x[torch.arange(len(x), device=self.device), self.lengths[part] - 1])
+            self._write(logits.repeat_interleave(G, 0), self.rows[part.start * G : part.stop * G])
+
+    def _layers(self, attend):
+        return [partial(attend, layer=i) for i in range(len(self.own))]
+
+    def _write(self, logits, rows):
+        """Sample a token of each row from its logits, into its place."""
+        at = self.at.expand(len(rows))
+        token, logp = _choose(logits, self.temperature, self.top_p, self.uniforms[rows, at])
+        self.ids[rows, at], self.logprobs[rows, at] = token, logp
+        self.stopped[rows] |= token == self.stop_id
+
+    def _step(self, n, window):
+        """The rows' next token, column `at`, from the one before. Doing it twice changes nothing."""
+        (P, W), rows, before = self.shape, self.rows[:n], self.at - 1
+        lengths = self.lengths[:P]
+
+        def attend(q, k, v, layer):  # (R, 1, H or K, D)
+            own = self.own[layer, :, :n]
+            own.index_copy_(3, before, torch.stack((k, v)).transpose(2, 3).to(own.dtype))
+            return decode(q[:, 0], own, self.prompt[layer, :, :P, :, :W], lengths, rows, self.group, self.at, window)
+
+        with self.model.autocast():
+            positions = lengths[rows // self.group] + before
+            x = self.model.hidden(self.ids[rows, before.expand(n)][:, None], positions[:, None], self._layers(attend))
+            logits = self.model.lm_head(x[:, 0])
+        self._write(logits, rows)
+
+    def step(self, column):
+        """Write this column of every row that is still in the batch."""
+        n = len(self.live)
+        self.at.fill_(column)
+        window = decode_window(column, self.columns, self.device)
+        if not self.on_gpu:
+            return self._step(n, window)
+        if (n, window) in self.graphs:
+            return self.graphs[n, window].replay()
+        stream = torch.cuda.Stream()  # once as it is, and off the main stream: a capture must find everything set up
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            self._step(n, window)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=next(iter(self.graphs.values())).pool() if self.graphs else None):
+            self._step(n, window)
+        self.graphs[n, window] = graph
+
+    def leave(self, stopped, filled):
+        """Rows that have stopped may leave, given the flags of all rows on the host, until the batch is a smaller bucket. filled: columns to keep."""
+        done = stopped[self.live]
+        n = next(b for b in reversed(self.buckets) if b >= len(done) - done.sum())
+        if n >= len(self.live):
+            return
+        stay = np.sort(np.argsort(done, kind="stable")[:n])  # all live ones, and some that have stopped to fill the bucket
+        moved = torch.from_numpy(stay).to(self.device)
+        self.live = self.live[stay]
+        for layer in self.own:
+            layer[:, :n, :, :filled] = layer[:, moved, :, :filled]
+        self.rows[:n] = self.rows[moved]
+
+
+class Flags:
+    """The rows' done flags on the host. A GPU is not waited for: what one look asks for, the next one gets."""
+
+    def __init__(self, stopped):
+        self.stopped, self.asked = stopped, None
+
+    def look(self):
+        """→ numpy bools, or None if there are none yet."""
+        if self.stopped.device.type != "cuda":
+            return self.stopped.cpu().numpy()
+        before = self.asked
+        self.asked = torch.empty(self.stopped.shape, dtype=torch.bool, pin_memory=True), torch.cuda.Event()
+        self.asked[0].copy_(self.stopped, non_blocking=True)
+        self.asked[1].record()
+        if before is None:
+            return None
+        before[1].synchronize()
+        return before[0].numpy()
 
 
 def _choose(logits, temperature, top_p, uniform):

@@ -189,8 +189,7 @@ def pack_samples(prompts, completions, per_token, per_sample, row_tokens, pad_id
 def token_logprobs(model, batch, temperature, device):
     """log p of each target at this temperature, and the entropy there: (B, T), 0 where there is no target."""
     tokens, targets, doc_start = common.to_device(batch, device)
-    with common.autocast(device):
-        logits, _ = model(tokens, doc_start)
+    logits, _ = model(tokens, doc_start)
     mask = targets != data.IGNORE
     logp = torch.log_softmax(logits[mask].float() / temperature, -1)
     out = torch.zeros(targets.shape, device=device).masked_scatter(mask, logp.gather(-1, targets[mask][:, None])[:, 0])

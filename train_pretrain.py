@@ -199,8 +199,7 @@ def main():
             if not trained:
                 continue
             tokens, targets, doc_start = common.to_device(micro, device)
-            with common.autocast(device):
-                micro_loss = model(tokens, doc_start, targets, loss_only=True)[1] * (trained / count)
+            micro_loss = model(tokens, doc_start, targets, loss_only=True)[1] * (trained / count)
             micro_loss.backward()
             loss += micro_loss.detach()
         world.sum_gradients(model)

@@ -1,17 +1,14 @@
 """The Triton kernels against attention.reference in float64: through Triton's interpreter on a CPU in fp32, and, where there is a GPU, on it in bf16."""
 
-import os
-
 import pytest
 import torch
 
 GPU = torch.cuda.is_available()
-if not GPU:
-    os.environ["TRITON_INTERPRET"] = "1"
 pytest.importorskip("triton")
 
-from attention import reference  # noqa: E402
-from flash import CONFIGS, doc_ends, flash_attention, flash_decode  # noqa: E402
+import attention
+from attention import reference
+from flash import CONFIGS, doc_ends, flash_attention
 
 DEVICE, DTYPE = ("cuda", torch.bfloat16) if GPU else ("cpu", torch.float32)
 TOLERANCE = 1e-2 if GPU else 2e-6  # relative to the largest entry (or 1)
@@ -100,18 +97,24 @@ def test_many_random_layouts():
         check(lengths, config=(m, n, 4, 2))
 
 
-@pytest.mark.parametrize("heads", [(1, 1), (4, 2), (12, 2), (6, 1)], ids=str)
-def test_decode(heads):
-    """One query a row against columns [first, end) of its cache, whatever lies outside them."""
+@pytest.mark.parametrize("way", ["sdpa", "triton"])
+@pytest.mark.parametrize("heads", [(1, 1), (4, 2), (12, 2), (6, 1), (40, 1)], ids=str)
+def test_decode(heads, way, monkeypatch):
+    """Some rows of five groups of four, each over its prompt and its own columns, whatever lies outside them."""
+    monkeypatch.setattr(attention, "_backend", way)
     torch.manual_seed(0)
-    (H, K), R, S, D, end = heads, 5, 150, 32, 131
-    q, k, v = torch.randn(R, 1, H, D), torch.randn(R, S, K, D), torch.randn(R, S, K, D)
-    first = torch.tensor([0, 1, 64, 100, 130], dtype=torch.int32)
-    q, k, v = (x.to(DTYPE) for x in (q, k, v))
-    want = torch.cat([
-        torch.nn.functional.scaled_dot_product_attention(q[r : r + 1].double().transpose(1, 2), *(x[r : r + 1, f:end].double().transpose(1, 2) for x in (k, v)),
-                                                         enable_gqa=True).transpose(1, 2) for r, f in enumerate(first.tolist())])  # fmt: skip
-    k[:, end:], v[:, end:] = float("nan"), float("nan")
-    for r, f in enumerate(first.tolist()):
-        k[r, :f], v[r, :f] = 1e3, 1e3
-    close(flash_decode(*(x.to(DEVICE) for x in (q, k, v)), first.to(DEVICE), end), want)
+    (H, K), G, P, D, filled = heads, 4, 5, 32, 70
+    rows = torch.tensor([0, 1, 2, 3, 5, 12, 13, 16, 17, 19])  # of the third group none is left
+    lengths = torch.tensor([1, 64, 7, 150, 130], dtype=torch.int32)
+    q, own, prompt = torch.randn(len(rows), H, D), torch.randn(2, 20, K, 90, D)[:, : len(rows)], torch.randn(2, 8, K, 160, D)[:, :P, :, :150]
+    q, own, prompt = (x.to(DTYPE) for x in (q, own, prompt))
+    want = []
+    for i, row in enumerate(rows.tolist()):
+        k, v = (torch.cat((prompt[part, row // G, :, : lengths[row // G]], own[part, i, :, :filled]), 1)[None].double() for part in (0, 1))
+        want.append(torch.nn.functional.scaled_dot_product_attention(q[i, None, :, None].double(), k, v, enable_gqa=True)[0, :, 0])
+    own[:, :, :, filled:] = 1e3
+    for p, length in enumerate(lengths):
+        prompt[:, p, :, length:] = 1e3
+    arguments = [x.to(DEVICE) for x in (q, own, prompt, lengths, rows)]
+    for window in (filled, 90):
+        close(attention.decode(*arguments, G, torch.tensor([filled], device=DEVICE), window), torch.stack(want))

@@ -4,7 +4,6 @@ import torch
 from test_model import hugging_face, randomise
 
 import cli
-import sampler
 from model import ModelConfig, Qwen2
 from sampler import generate
 
@@ -50,19 +49,6 @@ def test_a_row_does_not_depend_on_its_neighbours_or_the_batch_size():
     assert generate(MODEL, other, group_size=4, max_new_tokens=30, stop_id=STOP, seed=2).ids[:4] == together.ids[:4]
     assert generate(MODEL, PROMPTS, group_size=4, max_new_tokens=30, stop_id=STOP, seed=3).ids != together.ids
     assert len({tuple(ids) for ids in together.ids[:4]}) > 1  # a group is not four copies
-
-
-def test_cached_logits_are_those_of_the_full_forward():
-    tokens = torch.tensor([PROMPTS[4]])
-    want = MODEL(tokens)[0]
-    cache = sampler.KVCache(MODEL.config, 1, 40, "cpu", torch.float32)
-    with torch.no_grad():
-        got = []
-        for t in range(tokens.shape[1]):
-            visible = torch.zeros(1, 1, 1, t + 1)
-            got.append(MODEL.lm_head(MODEL.hidden(tokens[:, t : t + 1], torch.tensor([[t]]), visible, cache.layers(1))))
-            cache.filled += 1
-    torch.testing.assert_close(torch.cat(got, 1), want, rtol=1e-5, atol=1e-5)
 
 
 def test_greedy_is_the_argmax_and_that_of_transformers():
