@@ -14,16 +14,29 @@ _backend = "sdpa"
 
 
 def choose(name, device):
-    """Which way `attention` computes from here on, in this process. auto: sdpa. Raises UserError for one that cannot be had here."""
+    """Which way `attention` computes from here on, in this process. auto: on a CUDA GPU the Triton kernels if they can be used, else sdpa.
+
+    Returns its name, with the reason if auto did without the kernels. Raises UserError for a way that is asked for and cannot be used here.
+    """
     global _backend
-    if name == "triton":
-        if device.type != "cuda":
-            raise cli.UserError(f"--attention triton needs a CUDA GPU, and the device is {device.type}; choose sdpa")
-        try:
-            import flash  # noqa: F401
-        except ImportError as error:
-            raise cli.UserError(f"--attention triton needs the package triton ({error}); choose sdpa") from None
-    _backend = "sdpa" if name == "auto" else name
+    why = why_not_triton(device) if name == "triton" or (name == "auto" and device.type == "cuda") else ""
+    if why and name == "triton":
+        raise cli.UserError(f"--attention triton cannot be used: {why}; choose sdpa")
+    _backend = name if name != "auto" else "triton" if device.type == "cuda" and not why else "sdpa"
+    return f"{_backend} (no Triton kernels: {why})" if why else _backend
+
+
+def why_not_triton(device):
+    """Why the Triton kernels cannot be used on this device, or "" if they can and agree with the reference."""
+    if device.type != "cuda":
+        return f"it needs a CUDA GPU, and the device is {device.type}"
+    try:
+        import flash
+
+        right = flash.agrees("forward", flash.CONFIGS["forward"][0], (4, 2, 64, 256, torch.bfloat16), device)
+        return "" if right else "its results here are not those of the reference"
+    except Exception as error:  # no package, no C compiler, no such GPU: each has a type of its own
+        return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
 
 
 def attention(q, k, v, doc_start=None, *, layout=None):

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import platform
+import re
 import shutil
 import signal
 import sys
@@ -95,13 +96,33 @@ def setup(device, seed, threads=0, attention="auto"):
         libc, M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = ctypes.CDLL(None), -1, -3
         libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
         libc.mallopt(M_TRIM_THRESHOLD, 1 << 30)
-    choose(attention, torch.device(device))
+    attention = choose(attention, torch.device(device))
     torch.manual_seed(seed)
     torch.set_float32_matmul_precision("high")
     name = torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()}, {torch.get_num_threads()} threads"
     if os.environ.get("RANK", "0") == "0":
-        print(f"device {device} ({name}), torch {torch.__version__}, Python {platform.python_version()}, seed {seed}")
+        print(f"device {device} ({name}), attention {attention}, torch {torch.__version__}, Python {platform.python_version()}, seed {seed}")
     return torch.device(device)
+
+
+DTYPES = ("auto", "float32", "bfloat16")
+
+
+def compute_dtype(name, device):
+    """What matrix products are taken in: "auto" is bfloat16 on a GPU and on a CPU that multiplies it by itself (three times as fast), else float32."""
+    if name == "auto":
+        cpu = Path("/proc/cpuinfo")  # where it is missing, so is what we look for
+        native = device.type == "cuda" or (device.type == "cpu" and cpu.exists() and re.search("avx512_bf16|amx_bf16", cpu.read_text()))
+        name = "bfloat16" if native else "float32"
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def compile_layers(model, o, device):
+    """With --compile, as Qwen2.compile_layers. Raises UserError on a CPU, where documents of other lengths would be compiled anew each step."""
+    if o.compile and device.type != "cuda":
+        raise cli.UserError(f"--compile is for a CUDA GPU, and the device is {device.type}: leave it out")
+    if o.compile:
+        model.compile_layers()
 
 
 def run(main):
@@ -251,7 +272,7 @@ class Guard:
 
 
 # What may differ when a run is resumed: it changes speed and memory, not what is computed (but for rounding).
-FREE = {"out", "resume", "device", "threads", "workers", "micro_batch_size", "sample_rows", "keep", "tensorboard", "wandb", "attention", "dry_run"}
+FREE = {"out", "resume", "device", "threads", "workers", "micro_batch_size", "sample_rows", "keep", "tensorboard", "wandb", "attention", "compile", "dry_run"}
 
 
 def keeps_options(o, saved, what, free=FREE):
@@ -500,8 +521,8 @@ def weights_hash(checkpoint):
     return json.loads((checkpoint.path / "manifest.json").read_text())["weights.pt"]
 
 
-def load_checkpoint(path, device):
-    """Read a checkpoint folder → Checkpoint with the model on `device`.
+def load_checkpoint(path, device, dtype="float32"):
+    """Read a checkpoint folder → Checkpoint with the model on `device`. dtype: of matrix products, see compute_dtype.
 
     Raises UserError, one line, for a missing or damaged file, weights of another shape, or another tokenizer's weights; it names
     another checkpoint of the run that can be used instead.
@@ -519,6 +540,7 @@ def load_checkpoint(path, device):
                 wrong = f"it was trained with tokenizer {state['tokenizer_hash']}, but its tokenizer.json is {tokenizer.hash}"
             else:
                 model.load_state_dict(torch.load(path / "weights.pt", map_location="cpu", weights_only=True))
+                model.compute_dtype = compute_dtype(dtype, device)
                 return Checkpoint(path, model.to(device), tokenizer, config["options"], state)
         except Exception as error:  # the files are what was written, but no checkpoint of this code; torch raises a dozen types
             wrong = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

@@ -36,7 +36,8 @@ class Options:
     seed: int = cli.opt(1, "seed of problems and samples")
     device: str = cli.opt("auto", "auto, cpu, cuda or mps")
     threads: int = cli.opt(0, "CPU threads (0: torch's default)")
-    attention: str = cli.opt("auto", "auto (sdpa), triton, sdpa or reference; results differ in rounding only", BACKENDS)
+    attention: str = cli.opt("auto", "triton, sdpa, reference, or auto: the Triton kernels on a CUDA GPU; results differ in rounding only", BACKENDS)
+    dtype: str = cli.opt("auto", "of matrix products: float32, bfloat16, or auto: bfloat16 where the machine is fast at it", common.DTYPES)
     bands: str = cli.opt("id=2-10,edge=11-14,hard=15-20", "name=operations of each band")
     mixture: str = cli.opt("op 2-20", "the world to draw from: see data.Mixture (its ops are replaced by the bands')")
     problems: int = cli.opt(100, "problems of each number of operations")
@@ -275,7 +276,7 @@ def main():
     named = {}
     for item in o.checkpoints.split(","):
         name, equals, path = item.strip().rpartition("=")
-        named[name if equals else Path(path).parent.name] = common.load_checkpoint(path, device)
+        named[name if equals else Path(path).parent.name] = common.load_checkpoint(path, device, o.dtype)
     out = Path(o.out)
     done = judged_before(out / "judged.jsonl", o)
     out.mkdir(parents=True, exist_ok=True)

@@ -11,17 +11,22 @@ its last key's document. Blocks in between that every query sees whole take a lo
 """
 
 import math
+from contextlib import contextmanager
 
 import torch
 import triton
 import triton.language as tl
 
-# (queries, keys of a block, warps, stages): what the tuner may choose from, by head width. A configuration is tried only once for a shape.
+import cli
+from attention import reference
+
+# (queries, keys of a block, warps, stages): what the tuner may choose from. `bench/kernels.py` shows what each takes of a GPU.
 CONFIGS = {
-    "forward": [(128, 64, 4, 3), (128, 128, 8, 2), (64, 64, 4, 3), (64, 32, 4, 3), (128, 32, 4, 4)],
-    "dq": [(64, 64, 4, 3), (128, 64, 8, 2), (64, 32, 4, 3), (32, 64, 4, 2)],
-    "dkdv": [(64, 64, 4, 2), (32, 64, 4, 3), (64, 128, 8, 2), (32, 128, 4, 3)],
+    "forward": [(128, 64, 8, 3), (128, 128, 8, 3), (128, 64, 4, 3), (64, 64, 4, 3), (64, 32, 4, 3)],
+    "dq": [(64, 64, 4, 3), (128, 64, 8, 3), (64, 32, 4, 3), (32, 64, 4, 2)],
+    "dkdv": [(64, 64, 8, 2), (32, 64, 4, 3), (64, 128, 8, 2), (32, 128, 8, 3)],
 }
+DECODE = [(64, 64, 4, 3), (16, 64, 4, 3)]  # of the prompts' part and of the rows' own
 
 
 @triton.jit
@@ -42,7 +47,7 @@ def _scores(q, k, rows, columns, start, scale, T, MASKED: tl.constexpr):
 
 @triton.jit
 def _load(base, index, T, stride, D: tl.constexpr, MASKED: tl.constexpr):
-    """Keys or values (N, D) at these positions; MASKED: 0 for those beyond the end."""
+    """The vectors (N, D) at these positions; MASKED: 0 for those beyond the end."""
     if MASKED:
         x = tl.load(_rows(base, index, stride, D), mask=(index < T)[:, None], other=0.0)
     else:
@@ -151,8 +156,7 @@ def _attend_dkdv(dk, dv, k, v, q_base, do_base, doc_start, lse, delta, columns, 
     for at in range(low, high, M):
         rows = at + tl.arange(0, M)
         inside = rows < T
-        q = tl.load(_rows(q_base, rows, stride, D), mask=inside[:, None], other=0.0)
-        do = tl.load(_rows(do_base, rows, stride, D), mask=inside[:, None], other=0.0)
+        q, do = _load(q_base, rows, T, stride, D, MASKED), _load(do_base, rows, T, stride, D, MASKED)
         normaliser = tl.load(lse + rows, mask=inside, other=float("inf"))  # exp2(−inf) = 0: rows beyond the end add nothing
         d = tl.load(delta + rows, mask=inside, other=0.0)
         s = tl.dot(k, tl.trans(q), input_precision="ieee") * scale  # (N, M): transposed, so that no first operand of a dot is
@@ -247,34 +251,65 @@ def _decode_own(q, k, v, filled, acc_in, m_in, total_in, out, scale, stride, hea
 # Launching
 
 
-_chosen = {}  # (kernel, shape) → configuration
+_chosen, _forced = {}, {}  # (kernel, shape) → the fastest configuration; kernel → the one to use whatever is faster
 
 
-def _launch(kernel, kind, grid, arguments, shape, config=None):
-    """Run a kernel in a configuration: the given one, else the fastest for this shape, measured the first time it is seen.
+@contextmanager
+def forced(**configs):
+    """Within it, these kernels run in these configurations: forced(forward=(64, 64, 4, 3), dq=…, dkdv=…)."""
+    global _forced
+    before, _forced = _forced, configs
+    try:
+        yield
+    finally:
+        _forced = before
 
-    grid: configuration → grid. Under the interpreter, where time means nothing, the first configuration.
+
+def _launch(kernel, kind, grid, arguments, shape):
+    """Run a kernel in the fastest configuration that is right, found the first time a shape is seen. grid: configuration → grid.
+
+    Under the interpreter, where time means nothing, in the first.
     """
 
     def run(c):
         kernel[grid(c)](*arguments, M=c[0], N=c[1], num_warps=c[2], num_stages=c[3])
 
-    key = (kind, *shape)
-    if config is None and key not in _chosen:
-        if arguments[0].is_cuda:
-            from triton.testing import do_bench
-
-            _chosen[key] = min(CONFIGS[kind], key=lambda c: _time(do_bench, run, c))
-        else:
-            _chosen[key] = CONFIGS[kind][0]
-    run(config or _chosen[key])
+    if kind not in _forced and (kind, shape) not in _chosen:
+        _chosen[kind, shape] = _tune(kind, run, shape) if arguments[0].is_cuda else CONFIGS[kind][0]
+    run(_forced.get(kind) or _chosen[kind, shape])
 
 
-def _time(do_bench, run, config):
+def _tune(kind, run, shape):
+    right = [c for c in CONFIGS[kind] if agrees(kind, c, shape, "cuda")]
+    if not right:
+        raise cli.UserError(f"the Triton kernel {kind} is wrong here in every configuration (Triton {triton.__version__}): use --attention sdpa")
+    from triton.testing import do_bench
+
+    return min(right, key=lambda c: do_bench(lambda: run(c), warmup=5, rep=20)) if len(right) > 1 else right[0]
+
+
+def agrees(kind, config, shape, device):
+    """Whether a kernel in this configuration gives what attention.reference does on a small problem: some versions of Triton miscompile some.
+
+    shape: (H, K, D, T, dtype); of T, only whether 16 divides it matters to the compiler.
+    """
+    H, K, D, T, dtype = shape
+    generator, lengths = torch.Generator(device).manual_seed(0), [50, 1, 130, 27 if T % 16 == 0 else 20]
+    q, k, v, do = (torch.randn(1, sum(lengths), h, D, generator=generator, device=device).to(dtype) for h in (H, K, K, H))
+    doc_start = torch.tensor([[sum(lengths[:i]) for i, n in enumerate(lengths) for _ in range(n)]], dtype=torch.int32, device=device)
+    exact = [x.double().requires_grad_(kind != "forward") for x in (q, k, v)]
+    want = reference(*exact, doc_start)
+    known = {name: _chosen[name, shape] for name in CONFIGS if (name, shape) in _chosen}
     try:
-        return do_bench(lambda: run(config), warmup=5, rep=20)
+        with forced(**{name: configs[0] for name, configs in CONFIGS.items()} | known | {kind: config}):
+            got = flash_forward(q, k, v, doc_start, doc_ends(doc_start))
+            if kind != "forward":
+                want = torch.autograd.grad(want, exact, do.double())
+                got = flash_backward(do, q, k, v, doc_start, doc_ends(doc_start), *got)
     except triton.runtime.errors.OutOfResources:  # more shared memory than this GPU has
-        return math.inf
+        return False
+    pairs = {"forward": [(got[0], want)], "dq": [(got[0], want[0])], "dkdv": list(zip(got, want))[1:]}[kind]
+    return all(float((a - b).norm() / b.norm()) < 1e-2 for a, b in pairs)
 
 
 def doc_ends(doc_start):
@@ -287,68 +322,66 @@ def doc_ends(doc_start):
 
 
 @torch.library.custom_op("lab::flash_forward", mutates_args=())
-def flash_forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, doc_start: torch.Tensor, doc_end: torch.Tensor,
-                  config: list[int] | None = None) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """→ out (B, T, H, D) and lse (B, H, T) in base 2. config: (queries, keys, warps, stages) of a block, for tests."""
+def flash_forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, doc_start: torch.Tensor, doc_end: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """→ out (B, T, H, D) and lse (B, H, T) in base 2."""
     B, T, H, D = q.shape
     K = k.shape[2]
     out, lse = torch.empty_like(q), torch.empty(B, H, T, device=q.device, dtype=torch.float32)
     scale = D**-0.5 * math.log2(math.e)
-    _launch(_forward, "forward", lambda c: (triton.cdiv(T, c[0]), B * H), (q, k, v, doc_start, out, lse, scale, T, H, K, D), (D, H // K, T, q.dtype), config)
+    _launch(_forward, "forward", lambda c: (triton.cdiv(T, c[0]), B * H), (q, k, v, doc_start, out, lse, scale, T, H, K, D), (H, K, D, T, q.dtype))
     return out, lse
 
 
 @flash_forward.register_fake
-def _(q, k, v, doc_start, doc_end, config=None):
+def _(q, k, v, doc_start, doc_end):
     B, T, H, _ = q.shape
     return torch.empty_like(q), torch.empty(B, H, T, device=q.device, dtype=torch.float32)
 
 
 @torch.library.custom_op("lab::flash_backward", mutates_args=())
 def flash_backward(do: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, doc_start: torch.Tensor, doc_end: torch.Tensor, out: torch.Tensor,
-                   lse: torch.Tensor, config: list[int] | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+                   lse: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
     """→ dq, dk, dv."""
     B, T, H, D = q.shape
     K = k.shape[2]
     dq, dk, dv, delta = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), torch.empty_like(lse)
-    scale, shape = D**-0.5 * math.log2(math.e), (D, H // K, T, q.dtype)
-    _launch(_backward_dq, "dq", lambda c: (triton.cdiv(T, c[0]), B * H), (q, k, v, doc_start, out, do, lse, delta, dq, scale, T, H, K, D), shape, config)
+    scale, shape = D**-0.5 * math.log2(math.e), (H, K, D, T, q.dtype)
+    _launch(_backward_dq, "dq", lambda c: (triton.cdiv(T, c[0]), B * H), (q, k, v, doc_start, out, do, lse, delta, dq, scale, T, H, K, D), shape)
     _launch(_backward_dkdv, "dkdv", lambda c: (triton.cdiv(T, c[1]), B * K),
-            (q, k, v, doc_start, doc_end, do, lse, delta, dk, dv, scale, T, H, K, D), shape, config)  # fmt: skip
+            (q, k, v, doc_start, doc_end, do, lse, delta, dk, dv, scale, T, H, K, D), shape)  # fmt: skip
     return dq, dk, dv
 
 
 @flash_backward.register_fake
-def _(do, q, k, v, doc_start, doc_end, out, lse, config=None):
+def _(do, q, k, v, doc_start, doc_end, out, lse):
     return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
 
 def _save(ctx, inputs, output):
-    q, k, v, doc_start, doc_end, ctx.config = inputs
-    ctx.save_for_backward(q, k, v, doc_start, doc_end, *output)
+    ctx.save_for_backward(*inputs, *output)
 
 
 def _backward(ctx, do, _):
-    return *flash_backward(do.contiguous(), *ctx.saved_tensors, ctx.config), None, None, None
+    return *flash_backward(do.contiguous(), *ctx.saved_tensors), None, None
 
 
 flash_forward.register_autograd(_backward, setup_context=_save)
 
 
-def flash_attention(q, k, v, layout, config=None):
+def flash_attention(q, k, v, layout):
     """attention.attention on these kernels. layout: (doc_start, doc_end), int32 (B, T) each."""
-    return flash_forward(q.contiguous(), k.contiguous(), v.contiguous(), *layout, config)[0]
+    return flash_forward(q.contiguous(), k.contiguous(), v.contiguous(), *layout)[0]
 
 
-def flash_decode(q, own, prompt, lengths, rows, group, filled, config=((64, 64, 4, 3), (16, 64, 4, 3))):
-    """attention.decode on these kernels. config: (queries, keys, warps, stages) of a block, of the prompts' part and of the rows' own."""
+def flash_decode(q, own, prompt, lengths, rows, group, filled):
+    """attention.decode on these kernels."""
     (R, H, D), (P, K) = q.shape, prompt.shape[1:3]
     q, out, scale, heads = q.contiguous(), torch.empty_like(q), D**-0.5 * math.log2(math.e), H // K
     bounds = torch.searchsorted(rows, torch.arange(P + 1, device=q.device) * group, out_int32=True)  # rows [bounds[p], bounds[p + 1]) have prompt p
     acc, m, total = (q.new_empty(R, H, n, dtype=torch.float32) for n in (D, 1, 1))
     for kernel, grid, c, (k, v), arguments in (
-        (_decode_prompt, (P, K), config[0], prompt, (lengths, bounds, acc, m, total, scale, *prompt.stride()[1:3], H, K, D)),
-        (_decode_own, (R, K), config[1], own, (filled, acc, m, total, out, scale, *own.stride()[1:3], H, K, D)),
+        (_decode_prompt, (P, K), DECODE[0], prompt, (lengths, bounds, acc, m, total, scale, *prompt.stride()[1:3], H, K, D)),
+        (_decode_own, (R, K), DECODE[1], own, (filled, acc, m, total, out, scale, *own.stride()[1:3], H, K, D)),
     ):
         M = max(c[0], triton.next_power_of_2(heads))
         kernel[grid](q, k, v, *arguments, M=M, N=c[1], num_warps=c[2], num_stages=c[3])

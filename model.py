@@ -156,6 +156,11 @@ class Qwen2(nn.Module):
         """Within it, matrix products are taken in `compute_dtype`."""
         return torch.autocast(self.lm_head.weight.device.type, self.compute_dtype, enabled=self.compute_dtype != torch.float32)
 
+    def compile_layers(self):
+        """Have torch.compile fuse what stands between the matrix products, the same code for every layer; attention stays as it is."""
+        for layer in self.model.layers:
+            layer.compile()
+
     def hidden(self, tokens, positions, attend):
         """The last layer's normed output, (B, T, C). positions (B, T): of each token in its document.
 
@@ -168,11 +173,11 @@ class Qwen2(nn.Module):
             x = layer(x, cos, sin, look)
         return self.model.norm(x)
 
-    def forward(self, tokens, doc_start=None, targets=None, *, loss_only=False):
-        """tokens (B, T) → (logits (B, T, V), None), or with targets (B, T) → (logits, mean loss over the targets ≥ 0).
+    def logits(self, tokens, doc_start=None, where=None):
+        """tokens (B, T) → (B, T, V), or with where, (B, T) bools, those (N, V) alone.
 
-        doc_start (B, T): first position of each token's document; positions count from there, so that a packed document
-        sees exactly what it would see alone. loss_only: form logits only where there is a target, and return (None, loss).
+        doc_start (B, T): first position of each token's document; positions count from there, so that a packed document sees exactly what
+        it would see alone.
         """
         B, T = tokens.shape
         index = torch.arange(T, device=tokens.device)
@@ -180,9 +185,16 @@ class Qwen2(nn.Module):
             layout = None if doc_start is None else document_layout(doc_start)
             attend = partial(attention, layout=layout)
             x = self.hidden(tokens, index.expand(B, T) if doc_start is None else index - doc_start, [attend] * self.config.num_hidden_layers)
-            if targets is None:
-                return self.lm_head(x), None
-            keep = targets >= 0
-            logits = self.lm_head(x[keep] if loss_only else x)
+            return self.lm_head(x if where is None else x[where])
+
+    def forward(self, tokens, doc_start=None, targets=None, *, loss_only=False):
+        """tokens (B, T) → (logits (B, T, V), None), or with targets (B, T) → (logits, mean loss over the targets ≥ 0).
+
+        doc_start: as of `logits`. loss_only: form logits only where there is a target, and return (None, loss).
+        """
+        if targets is None:
+            return self.logits(tokens, doc_start), None
+        keep = targets >= 0
+        logits = self.logits(tokens, doc_start, keep if loss_only else None)
         loss = F.cross_entropy((logits if loss_only else logits[keep]).float(), targets[keep])
         return None if loss_only else logits, loss

@@ -269,7 +269,7 @@ def main():
         raise cli.UserError("no checkpoint: python sampler.py --ckpt out/demo/grpo/latest --op 5")
     cli.at_least(o, 1, "n", "max_new_tokens")
     device = common.setup(o.device, o.seed)
-    checkpoint = common.load_checkpoint(o.ckpt, device)
+    checkpoint = common.load_checkpoint(o.ckpt, device, "auto")
     tokenizer = checkpoint.tokenizer
 
     def solve(prompt):

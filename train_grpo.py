@@ -83,7 +83,8 @@ class Options:
     seed: int = cli.opt(0, "seed of prompts and samples")
     device: str = cli.opt("auto", "auto, cpu, cuda or mps")
     threads: int = cli.opt(0, "CPU threads (0: torch's default)")
-    attention: str = cli.opt("auto", "auto (sdpa), triton, sdpa or reference; results differ in rounding only", BACKENDS)
+    attention: str = cli.opt("auto", "triton, sdpa, reference, or auto: the Triton kernels on a CUDA GPU; results differ in rounding only", BACKENDS)
+    dtype: str = cli.opt("auto", "of matrix products: float32, bfloat16, or auto: bfloat16 where the machine is fast at it", common.DTYPES)
     mixture: str = cli.opt("op 11-14", "problems to learn from (split rl): see data.Mixture")
     data: str | None = cli.opt(None, "take the problems from this JSONL file (GSM-Infinite keys) instead")
     steps: int = cli.opt(100, "GRPO steps", group="rollouts")
@@ -97,6 +98,7 @@ class Options:
     alpha: float = cli.opt(0.2, "weight of the outcome in the mixed reward")
     advantage: str = cli.opt("std", "std: divide by the group's standard deviation; mean: do not", ("std", "mean"))
     minibatch: int = cli.opt(256, "prompts of a minibatch; one optimizer step each")
+    compile: bool = cli.opt(False, "have torch.compile fuse the layers (on a GPU)")
     micro_batch_size: int = cli.opt(4, "packed rows of a micro-batch, for memory; results do not depend on it")
     row_tokens: int = cli.opt(2048, "tokens of a packed row")
     clip: float = cli.opt(0.2, "PPO clip of the probability ratio")
@@ -189,9 +191,8 @@ def pack_samples(prompts, completions, per_token, per_sample, row_tokens, pad_id
 def token_logprobs(model, batch, temperature, device):
     """log p of each target at this temperature, and the entropy there: (B, T), 0 where there is no target."""
     tokens, targets, doc_start = common.to_device(batch, device)
-    logits, _ = model(tokens, doc_start)
     mask = targets != data.IGNORE
-    logp = torch.log_softmax(logits[mask].float() / temperature, -1)
+    logp = torch.log_softmax(model.logits(tokens, doc_start, mask).float() / temperature, -1)
     out = torch.zeros(targets.shape, device=device).masked_scatter(mask, logp.gather(-1, targets[mask][:, None])[:, 0])
     with torch.no_grad():
         entropy = -(logp.exp() * logp).sum()
@@ -202,13 +203,15 @@ def update(model, reference, optimizer, samples, o, pad_id, world, passes):
     """One minibatch: the gradient of grpo_loss over all its micro-batches and processes, then one optimizer step. Returns stats.
 
     samples: (prompt ids, completion ids, sampler's log-probs, advantage) of each of this process's samples; passes: whether a loss
-    and a gradient norm are fit for a step.
+    and a gradient norm are fit for a step. Without a KL, a sample of advantage 0 has no gradient: its tokens count, but are not computed.
     """
-    prompts, completions, old, advantages = zip(*samples)
-    batch, (old_logp, advantage) = pack_samples(list(prompts), list(completions), [old], [advantages], o.row_tokens, pad_id)
-    count, device = int(world.sum([(batch.targets != data.IGNORE).sum()])[0]), world.device
-    totals = {}
-    for i in range(0, len(batch.tokens), o.micro_batch_size):
+    device, totals, count = world.device, {}, world.sum([sum(len(ids) for _, ids, _, _ in samples)])[0]
+    samples = [s for s in samples if reference is not None or s[3] != 0]
+    computed = world.sum([sum(len(ids) for _, ids, _, _ in samples)])[0]
+    if samples:
+        prompts, completions, old, advantages = map(list, zip(*samples))
+        batch, (old_logp, advantage) = pack_samples(prompts, completions, [old], [advantages], o.row_tokens, pad_id)
+    for i in range(0, len(batch.tokens) if samples else 0, o.micro_batch_size):
         rows = slice(i, i + o.micro_batch_size)
         micro = data.Batch(*(a[rows] for a in batch))
         logp, mask, entropy = token_logprobs(model, micro, o.temperature, device)
@@ -221,8 +224,12 @@ def update(model, reference, optimizer, samples, o, pad_id, world, passes):
             count=count, clip=o.clip, dual_clip=o.dual_clip, kl_coef=o.kl)  # fmt: skip
         loss.backward()
         for name, value in {**stats, "entropy": entropy, "loss": loss.detach() * count}.items():
-            totals[name] = totals.get(name, 0.0) + float(value)
-    totals = {name: value / count for name, value in zip(totals, world.sum(list(totals.values())))}
+            totals[name] = totals.get(name, 0.0) + value  # no number is asked for before the end: a GPU would be waited for
+    names = ["clip_fraction", "ratio", "entropy", "loss"] + ["kl"] * (reference is not None)
+    totals = dict(zip(names, world.sum([float(totals.get(name, 0.0)) for name in names])))
+    totals = {name: value / (count if name == "loss" else max(1, computed)) for name, value in totals.items()}
+    for p in model.parameters():  # no gradient is a gradient of 0: the optimizer's moments fade all the same
+        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
     world.sum_gradients(model)
     norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), o.max_norm))
     if passes(totals["loss"], norm):
@@ -240,17 +247,18 @@ def main():
         raise cli.UserError(f"--prompts {o.prompts} and --minibatch {o.minibatch} must be multiples of the {world.size} processes")
     mixture = data.Mixture.parse(o.mixture)
     records = data.read_records(o.data) if o.data else None
-    resumed = common.load_checkpoint(found, device) if found else None
-    start = resumed or common.load_checkpoint(o.init_from, device)
+    resumed = common.load_checkpoint(found, device, o.dtype) if found else None
+    start = resumed or common.load_checkpoint(o.init_from, device, o.dtype)
     model, tokenizer, reference = start.model, start.tokenizer, None
+    common.compile_layers(model, o, device)
     if o.kl:  # kept in the run folder, since the checkpoint we start from may be gone when the run is resumed
-        reference = common.load_checkpoint(run.path / "reference", device).model if resumed else copy.deepcopy(model)
+        reference = common.load_checkpoint(run.path / "reference", device, o.dtype).model if resumed else copy.deepcopy(model)
         reference.eval().requires_grad_(False)
     if o.dry_run:  # a pass to sample, three to learn, one of the reference
         longest = min(model.config.max_position_embeddings, 2 * o.max_new_tokens)
         common.describe_cost(model, o.steps * o.prompts * o.group * longest, o.steps, o.micro_batch_size * o.row_tokens, longest, passes=5 if o.kl else 4)
         return
-    optimizer = torch.optim.AdamW(model.parameters(), lr=o.lr, betas=(0.9, o.beta2), weight_decay=o.weight_decay)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=o.lr, betas=(0.9, o.beta2), weight_decay=o.weight_decay, fused=True)
     first, updates, score, prompts_of, guard = 0, 0, [], Prompts(o, mixture, records), common.Guard(o.max_bad_steps)
     if resumed:
         resumed.load_optimizers([optimizer])

@@ -33,7 +33,8 @@ class Options:
     seed: int = cli.opt(0, "seed of weights and data")
     device: str = cli.opt("auto", "auto, cpu, cuda or mps")
     threads: int = cli.opt(0, "CPU threads (0: torch's default)")
-    attention: str = cli.opt("auto", "auto (sdpa), triton, sdpa or reference; results differ in rounding only", BACKENDS)
+    attention: str = cli.opt("auto", "triton, sdpa, reference, or auto: the Triton kernels on a CUDA GPU; results differ in rounding only", BACKENDS)
+    dtype: str = cli.opt("auto", "of matrix products: float32, bfloat16, or auto: bfloat16 where the machine is fast at it", common.DTYPES)
     workers: int = cli.opt(1, "processes that prepare batches (0: none, in the training process)")
     mixture: str = cli.opt("op 2-10; tokens 10B", "what to train on, and how many tokens: see data.Mixture", group="what to train on")
     data: str | None = cli.opt(None, "train on the records of this JSONL file (GSM-Infinite keys) instead; the mixture gives tokens and eval ops")
@@ -51,6 +52,7 @@ class Options:
     local_heads: bool = cli.opt(False, "start the first layer's heads looking a few tokens back: see Qwen2.look_nearby")
     rows: int = cli.opt(256, "rows of a batch", group="optimisation")
     row_tokens: int = cli.opt(2048, "tokens of a row; several documents share one")
+    compile: bool = cli.opt(False, "have torch.compile fuse the layers (on a GPU)")
     micro_batch_size: int = cli.opt(0, "rows of a micro-batch, for memory (0: all); results do not depend on it")
     optimizer: str = cli.opt("adamw", "adamw, or muon for the matrices between embedding and head", ("adamw", "muon"))
     lr: float = cli.opt(2e-4, "peak learning rate of AdamW")
@@ -131,8 +133,8 @@ def main():
     if o.rows % world.size:
         raise cli.UserError(f"--rows {o.rows} must be a multiple of the {world.size} processes")
     records = tuple(data.read_records(o.data)) if o.data else ()
-    resumed = common.load_checkpoint(found, device) if found else None
-    start = resumed or (common.load_checkpoint(o.init_from, device) if o.init_from else None)
+    resumed = common.load_checkpoint(found, device, o.dtype) if found else None
+    start = resumed or (common.load_checkpoint(o.init_from, device, o.dtype) if o.init_from else None)
     if o.replay and not o.init_from:
         raise cli.UserError("--replay needs --init-from: it repeats the mixture of that checkpoint")
     if start is not None:
@@ -142,8 +144,10 @@ def main():
         model = Qwen2(ModelConfig(
             vocab_size=tokenizer.vocab_size, hidden_size=o.hidden_size, intermediate_size=o.intermediate_size, num_hidden_layers=o.layers,
             num_attention_heads=o.heads, num_key_value_heads=o.kv_heads, max_position_embeddings=o.context)).to(device)  # fmt: skip
+        model.compute_dtype = common.compute_dtype(o.dtype, device)
         if o.local_heads:
             model.look_nearby()
+    common.compile_layers(model, o, device)
     replay = None
     if o.replay:
         replay = data.Mixture.parse(resumed.state["replay"] if resumed else start.options["mixture"])

@@ -30,6 +30,7 @@ class Options:
     preset: str = cli.opt("tiny", "whose step to take")
     device: str = cli.opt("auto", "auto, cpu or cuda")
     attention: str = cli.opt("auto", "ours", BACKENDS)
+    dtype: str = cli.opt("auto", "of matrix products", common.DTYPES)
     rounds: int = cli.opt(3, "steps to measure, after one to warm up")
 
 
@@ -38,7 +39,7 @@ def main():
     if o.ckpt is None:
         raise cli.UserError("no checkpoint: python bench/grpo.py --ckpt out/demo/mid/latest")
     device = common.setup(o.device, 0, attention=o.attention)
-    p, start = trainer.Options(**{**common.PRESETS[o.preset]["grpo"], "preset": o.preset}), common.load_checkpoint(o.ckpt, device)
+    p, start = trainer.Options(**{**common.PRESETS[o.preset]["grpo"], "preset": o.preset}), common.load_checkpoint(o.ckpt, device, o.dtype)
     model, tokenizer, world = start.model, start.tokenizer, common.World(device)
     reference = copy.deepcopy(model).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=p.lr)

@@ -1,14 +1,22 @@
 """The Triton kernels against attention.reference in float64: through Triton's interpreter on a CPU in fp32, and, where there is a GPU, on it in bf16."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
+ROOT = Path(__file__).parent.parent
 GPU = torch.cuda.is_available()
 pytest.importorskip("triton")
 
-import attention
-from attention import reference
-from flash import CONFIGS, doc_ends, flash_attention
+import attention  # noqa: E402
+import cli  # noqa: E402
+import flash  # noqa: E402
+from attention import reference  # noqa: E402
+from flash import CONFIGS, agrees, doc_ends, flash_attention, forced  # noqa: E402
 
 DEVICE, DTYPE = ("cuda", torch.bfloat16) if GPU else ("cpu", torch.float32)
 TOLERANCE = 1e-2 if GPU else 2e-6  # relative to the largest entry (or 1)
@@ -34,11 +42,25 @@ def check(lengths, H=2, K=1, D=16, config=None, fill=None):
     want_grads = torch.autograd.grad(want, exact, g.to(DTYPE).double())
     mine = [x.detach().to(DEVICE, DTYPE).requires_grad_() for x in exact]
     doc_start = doc_start.to(DEVICE)
-    got = flash_attention(*mine, (doc_start, doc_ends(doc_start)), config)
-    grads = torch.autograd.grad(got, mine, g.to(DEVICE, DTYPE))
+    with forced(**({} if config is None else dict.fromkeys(CONFIGS, config))):
+        got = flash_attention(*mine, (doc_start, doc_ends(doc_start)))
+        grads = torch.autograd.grad(got, mine, g.to(DEVICE, DTYPE))
     for a, b in zip((got, *grads), (want, *want_grads)):
         close(a, b)
     return got, grads
+
+
+@pytest.mark.parametrize("arch", [80, 90])
+def test_every_configuration_compiles_for_a_gpu(arch):
+    """By Triton's compiler, which needs none: what the interpreter accepts, the GPU's compiler may not. Nothing of it spills much on Hopper."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    out = subprocess.run([sys.executable, "bench/kernels.py", "--arch", str(arch)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert out.returncode == 0, out.stderr[-2000:]
+    rows = [line.split() for line in out.stdout.splitlines()[2:]]
+    assert len(rows) == sum(map(len, CONFIGS.values())) + 2
+    if arch == 90:
+        assert max(int(row[-3]) for row in rows) <= 64 and max(int(row[-2]) for row in rows) <= 227
+        assert sum(row[-1] == "yes" for row in rows) >= len(rows) - 3
 
 
 def test_doc_ends():
@@ -95,6 +117,18 @@ def test_many_random_layouts():
         lengths = torch.randint(1, 40, (int(torch.randint(1, 6, (1,), generator=g)),), generator=g).tolist()
         m, n = (2 ** int(torch.randint(4, 7, (1,), generator=g)) for _ in range(2))
         check(lengths, config=(m, n, 4, 2))
+
+
+def test_the_tuner_takes_only_what_is_right(monkeypatch):
+    shape = (2, 1, 16, 64, DTYPE)
+    assert all(agrees(kind, configs[-1], shape, DEVICE) for kind, configs in CONFIGS.items())
+    with monkeypatch.context() as planted:  # as if the kernels were the ones in error
+        planted.setattr(flash, "reference", lambda q, k, v, starts: 1.02 * reference(q, k, v, starts))
+        assert not any(agrees(kind, configs[-1], shape, DEVICE) for kind, configs in CONFIGS.items())
+    monkeypatch.setattr(flash, "agrees", lambda kind, config, shape, device: config == CONFIGS["dq"][3])
+    assert flash._tune("dq", None, shape) == CONFIGS["dq"][3]
+    with pytest.raises(cli.UserError, match="sdpa"):
+        flash._tune("forward", None, shape)
 
 
 @pytest.mark.parametrize("way", ["sdpa", "triton"])

@@ -201,6 +201,23 @@ def test_micro_batches_change_nothing():
         assert stats == pytest.approx(after[0][1], rel=1e-4)
 
 
+def test_samples_without_advantage_are_not_computed_where_they_change_nothing(monkeypatch):
+    """Without a KL: the same gradient and loss as with them; with all advantages 0 the step is one with a gradient of 0, not none."""
+    some = [(*s[:3], s[3] if i % 3 else 0.0) for i, s in enumerate(samples())]
+    scored, score = [], train_grpo.token_logprobs
+    monkeypatch.setattr(train_grpo, "token_logprobs", lambda model, batch, *rest: scored.append(int((batch.targets >= 0).sum())) or score(model, batch, *rest))
+    after = []
+    for kl in (0.0, 1e-30):  # so small a weight adds nothing, but every sample is computed
+        model = make()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        for batch in (some, [(*s[:3], 0.0) for s in some]):
+            stats = train_grpo.update(model, make() if kl else None, optimizer, batch, Options(row_tokens=32, kl=kl), 0, ONE, always)
+            assert kl or batch is some or stats["grad_norm"] == 0
+        after.append((torch.cat([p.detach().flatten() for p in model.parameters()]), stats["loss"]))
+    torch.testing.assert_close(after[0], after[1], atol=1e-6, rtol=1e-5)
+    assert scored[0] == sum(len(s[1]) for s in some if s[3]) and sum(scored) > 3 * scored[0]
+
+
 def test_packed_logprobs_are_those_of_each_sample_alone():
     model, batch_samples = make(), samples()
     prompts, completions, old, advantages = (list(x) for x in zip(*batch_samples))

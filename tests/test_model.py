@@ -1,7 +1,10 @@
+import shutil
+
 import pytest
 import torch
 
 import cli
+import common
 from attention import attention, document_layout, document_mask, reference
 from model import ModelConfig, Qwen2
 
@@ -172,6 +175,53 @@ def test_the_three_ways_give_the_same_logits(monkeypatch):
         torch.testing.assert_close(other[0], out[0][0], atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(other[1], out[0][1], atol=1e-4, rtol=1e-4)
         assert other[2].ids == out[0][2].ids
+
+
+def test_matrix_products_in_bfloat16_are_close_and_gradients_are_not_rounded():
+    torch.manual_seed(0)
+    model, tokens = randomise(Qwen2(ModelConfig(97, 64, 112, 2, 4, 2, 256))), torch.randint(0, 97, (2, 40))
+    doc_start = torch.cat((starts([7, 20, 13]), starts([40])))
+    exact, _ = model(tokens, doc_start)
+    model.compute_dtype = torch.bfloat16
+    logits, loss = model(tokens, doc_start, tokens)
+    assert logits.dtype == torch.bfloat16 and 1e-4 < float((logits - exact).norm() / exact.norm()) < 2e-2
+    loss.backward()
+    assert all(p.dtype == p.grad.dtype == torch.float32 for p in model.parameters())
+
+
+def test_which_precision_is_chosen(monkeypatch, tmp_path):
+    cpu = torch.device("cpu")
+    for flags, want in (("avx2 avx512f", torch.float32), ("avx512f avx512_bf16", torch.bfloat16), ("amx_tile amx_bf16", torch.bfloat16)):
+        (tmp_path / "cpuinfo").write_text(f"flags : {flags}")
+        monkeypatch.setattr(common, "Path", lambda _: tmp_path / "cpuinfo")
+        assert common.compute_dtype("auto", cpu) == want
+    assert common.compute_dtype("auto", torch.device("mps")) == torch.float32
+    assert common.compute_dtype("auto", torch.device("cuda")) == torch.bfloat16 == common.compute_dtype("bfloat16", cpu)
+
+
+def test_compiled_layers_are_the_same_layers(monkeypatch):
+    """Once for all layers and document layouts: logits, gradients, keys; and a copy of a compiled model works."""
+    import copy
+
+    import attention as module
+
+    monkeypatch.setattr(module, "_backend", "reference")  # whose layout is a tensor, as on a GPU
+    if shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a C++ compiler on a CPU")
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model = randomise(Qwen2(ModelConfig(97, 32, 48, 3, 2, 1, 64)))
+    compiled = copy.deepcopy(model)
+    compiled.compile_layers()
+    for lengths in ([7, 20, 13], [40], [1] * 40):
+        tokens, doc_start = torch.randint(0, 97, (1, 40)), starts(lengths)
+        (a, loss), (b, same) = (m(tokens, doc_start, tokens) for m in (model, compiled))
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+        for one, two in zip(torch.autograd.grad(loss, list(model.parameters())), torch.autograd.grad(same, list(compiled.parameters()))):
+            torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-4)
+    assert model.state_dict().keys() == compiled.state_dict().keys()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2 and not torch._dynamo.utils.counters["graph_break"]
+    torch.testing.assert_close(copy.deepcopy(compiled)(tokens, doc_start)[0], b, atol=1e-5, rtol=1e-5)
 
 
 def test_a_way_that_cannot_be_had_is_a_user_error():
