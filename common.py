@@ -61,8 +61,8 @@ PRESETS = {
     },
     "paper": {
         "pretrain": {"mixture": "op 2-10; template zoo:0.99, school:0.01; tokens 10B", "micro_batch_size": 16},
-        "grpo": {"mixture": "op 11-14"},
-        "evaluate": {},
+        "grpo": {"mixture": "op 11-14", "sample_rows": 2048},
+        "evaluate": {"sample_rows": 2048},
     },
 }  # fmt: skip
 

@@ -369,7 +369,9 @@ flash_forward.register_autograd(_backward, setup_context=_save)
 
 
 def flash_attention(q, k, v, layout):
-    """attention.attention on these kernels. layout: (doc_start, doc_end), int32 (B, T) each."""
+    """attention.attention on these kernels. layout: (doc_start, doc_end), int32 (B, T) each. Raises UserError for a head width they cannot do."""
+    if q.shape[-1] not in (16, 32, 64, 128):
+        raise cli.UserError(f"the Triton kernels are for heads 16, 32, 64 or 128 wide, not {q.shape[-1]}: use --attention sdpa")
     return flash_forward(q.contiguous(), k.contiguous(), v.contiguous(), *layout)[0]
 
 

@@ -121,7 +121,7 @@ class Qwen2(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.compute_dtype = torch.float32  # of matrix products; weights, sums and norms stay fp32
+        self.compute_dtype = torch.float32  # of matrix products in the layers; weights, sums, norms and logits stay float32
         self.model = Body(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
@@ -153,13 +153,18 @@ class Qwen2(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
     def autocast(self):
-        """Within it, matrix products are taken in `compute_dtype`."""
+        """Within it, the layers' matrix products are taken in `compute_dtype`."""
         return torch.autocast(self.lm_head.weight.device.type, self.compute_dtype, enabled=self.compute_dtype != torch.float32)
 
     def compile_layers(self):
         """Have torch.compile fuse what stands between the matrix products, the same code for every layer; attention stays as it is."""
         for layer in self.model.layers:
             layer.compile()
+
+    def head(self, x):
+        """Logits, always in float32: of a logit of 20 bfloat16 keeps no more than 1/16."""
+        with torch.autocast(x.device.type, enabled=False):
+            return self.lm_head(x.float())
 
     def hidden(self, tokens, positions, attend):
         """The last layer's normed output, (B, T, C). positions (B, T): of each token in its document.
@@ -185,7 +190,7 @@ class Qwen2(nn.Module):
             layout = None if doc_start is None else document_layout(doc_start)
             attend = partial(attention, layout=layout)
             x = self.hidden(tokens, index.expand(B, T) if doc_start is None else index - doc_start, [attend] * self.config.num_hidden_layers)
-            return self.lm_head(x if where is None else x[where])
+            return self.head(x if where is None else x[where])
 
     def forward(self, tokens, doc_start=None, targets=None, *, loss_only=False):
         """tokens (B, T) → (logits (B, T, V), None), or with targets (B, T) → (logits, mean loss over the targets ≥ 0).

@@ -3,10 +3,12 @@
     python sampler.py --ckpt out/demo/grpo/latest --op 5
     echo "The bears in Fernhollow number 3. … What is …?" | python sampler.py --ckpt out/demo/grpo/latest
 
-Prompts are sorted by length and go through in batches. Each is prefilled once, at the right edge of its row (so that all rows
-of a batch write their next key and value to the same column), then forked to its group. Rows that have finished leave.
+Prompts are sorted by length and go through in batches. The keys and values of each prompt are computed, stored and read once for the
+group of its samples, beside which each sample has a cache of its own; all write their next key and value to the same column. Rows that
+have finished leave.
 
-Shapes: R rows (samples) of a batch, S cache columns, L layers, K key/value heads, D head width, V vocabulary.
+Shapes: P prompts of a batch, W columns of the longest, G samples of each (a group), R ≤ P * G rows still in the batch, S columns of their
+own, L layers, K key/value heads, D head width, V vocabulary.
 """
 
 import copy
@@ -64,8 +66,7 @@ def generate(model, prompts, *, group_size=1, max_new_tokens, temperature=1.0, t
     for first in range(0, n // group_size, per_batch):
         chosen = order[first : first + per_batch]
         keys = [indices[i] * group_size + g for i in chosen for g in range(group_size)]
-        uniforms = np.stack([np.random.Generator(np.random.Philox(key=[seed, key])).random(max_new_tokens) for key in keys])
-        decoder.start([prompts[i] for i in chosen], uniforms)
+        decoder.start([prompts[i] for i in chosen], randomness(seed, keys, max_new_tokens))
         flags, finished = Flags(decoder.stopped[: len(keys)]), bar.n
         for column in range(1, max_new_tokens):
             if column % LOOK_EVERY[decoder.on_gpu] == 0 and (stopped := flags.look()) is not None:
@@ -86,6 +87,11 @@ def generate(model, prompts, *, group_size=1, max_new_tokens, temperature=1.0, t
     return out
 
 
+def randomness(seed, keys, columns):
+    """Uniform numbers (R, columns), a row of them a function of (seed, key) alone."""
+    return np.stack([np.random.Generator(np.random.Philox(key=[seed, key])).random(columns) for key in keys])
+
+
 class Decoder:
     """Writes one token a step to every row of a batch, at fixed shapes and addresses: on a GPU a step is one CUDA graph.
 
@@ -98,12 +104,11 @@ class Decoder:
         self.device, config = next(model.parameters()).device, model.config
         self.model, self.group, self.columns, self.temperature, self.top_p, self.stop_id = model, group, columns, temperature, top_p, stop_id
         self.on_gpu, rows, heads = self.device.type == "cuda", prompts * group, (config.num_key_value_heads,)
-        if self.on_gpu:  # the weights as autocast would make them at every call; what is not multiplied stays fp32
+        if self.on_gpu:  # the layers' weights as autocast would make them at every call
             self.model = copy.deepcopy(model).requires_grad_(False)
-            for module in self.model.modules():
+            for module in self.model.model.modules():
                 if isinstance(module, torch.nn.Linear):
-                    for name, p in module.named_parameters():  # the head's is no longer the embedding's
-                        setattr(module, name, torch.nn.Parameter(p.to(model.compute_dtype), requires_grad=False))
+                    module.to(model.compute_dtype)
         dtype = model.compute_dtype if self.on_gpu else torch.float32
 
         def empty(*shape, dtype=dtype):
@@ -131,8 +136,9 @@ class Decoder:
         self.shape, self.live = self.prompt.shape[2:5:2] if self.on_gpu else (P, W), np.arange(P * G)
         self.lengths[:P] = torch.tensor([len(ids) for ids in prompts])
         self.rows[: P * G] = torch.arange(P * G)
-        self.uniforms[: P * G] = torch.from_numpy(uniforms)
-        self.stopped.zero_(), self.at.zero_()
+        self.uniforms[: P * G] = torch.from_numpy(uniforms).to(self.uniforms.dtype)
+        self.stopped.zero_()
+        self.at.zero_()
         for some in range(0, P, per := max(1, PREFILL_TOKENS // W)):
             part = slice(some, min(P, some + per))
 
@@ -143,7 +149,7 @@ class Decoder:
             positions = torch.arange(W, device=self.device).expand(part.stop - part.start, W)
             with self.model.autocast():
                 x = self.model.hidden(tokens[part], positions, self._layers(attend))
-                logits = self.model.lm_head(x[torch.arange(len(x), device=self.device), self.lengths[part] - 1])
+                logits = self.model.head(x[torch.arange(len(x), device=self.device), self.lengths[part] - 1])
             self._write(logits.repeat_interleave(G, 0), self.rows[part.start * G : part.stop * G])
 
     def _layers(self, attend):
@@ -169,7 +175,7 @@ class Decoder:
         with self.model.autocast():
             positions = lengths[rows // self.group] + before
             x = self.model.hidden(self.ids[rows, before.expand(n)][:, None], positions[:, None], self._layers(attend))
-            logits = self.model.lm_head(x[:, 0])
+            logits = self.model.head(x[:, 0])
         self._write(logits, rows)
 
     def step(self, column):

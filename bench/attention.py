@@ -4,6 +4,8 @@ python bench/attention.py                      # on a CPU: the tiny preset's row
 python bench/attention.py --attention triton   # on a GPU: our kernels against FLASH, CUDNN, FlexAttention and varlen
 """
 
+import inspect
+import json
 import random
 import statistics
 import sys
@@ -30,6 +32,7 @@ class Options:
     shape: str = cli.opt("", "B,T,H,K,D (default: 16,2048,12,2,64 on a GPU, 1,1536,4,4,32 on a CPU)")
     mean: int = cli.opt(0, "mean tokens of a document (default: 340 on a GPU, 150 on a CPU)")
     rounds: int = cli.opt(21, "measurements of each, interleaved")
+    json: str | None = cli.opt(None, "write the numbers here too")
 
 
 def documents(B, T, mean, rand):
@@ -69,6 +72,21 @@ def contenders(q, k, v, doc_start):
         mask = create_block_mask(lambda b, h, i, j: (j <= i) & (j >= doc_start[b, i]), B, None, T, T, device="cuda")
         flex = torch.compile(flex_attention)
         packed["FlexAttention"] = lambda: flex(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), block_mask=mask, enable_gqa=True).transpose(1, 2)
+        try:
+            from torch.nn.attention.varlen import varlen_attn
+
+            first = (doc_start == torch.arange(T, device=q.device)).flatten().nonzero()[:, 0].to(torch.int32)
+            ends = torch.cat((first, first.new_tensor([B * T])))
+            longest = int(ends.diff().max())
+            known = inspect.signature(varlen_attn).parameters  # causal and shared heads are asked for in other words from version to version
+            causal = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
+            shared = {"enable_gqa": True} if "enable_gqa" in known else {}
+            times = 1 if shared else q.shape[2] // k.shape[2]
+            packed["varlen_attn"] = lambda: varlen_attn(
+                q.flatten(0, 1), *(x.flatten(0, 1).repeat_interleave(times, 1) for x in (k, v)), ends, ends, longest, longest, **causal, **shared
+            ).view(q.shape)
+        except ImportError:
+            print("this torch has no varlen_attn: left out")
     else:
         dense["SDPA"] = packed["SDPA, dense"] = sdpa()
     return dense, packed
@@ -105,12 +123,16 @@ def main():
     mean = o.mean or (340 if gpu else 150)
     inputs = [torch.randn(B, T, h, D, device=device, dtype=torch.bfloat16 if gpu else torch.float32, requires_grad=True) for h in (H, K, K)]
     doc_start = documents(B, T, mean, random.Random(0)).to(device)
+    out = []
     for title, calls in zip(("dense", f"documents of {mean} tokens on average"), contenders(*inputs, doc_start)):
         times = measure(calls, inputs, o.rounds)
         print(f"\nB={B} T={T} H={H} K={K} D={D}, {title}; median of {o.rounds}")
         print(f"{'':22}{'forward ms':>12}{'it / ours':>11}{'with backward':>15}{'it / ours':>11}")
         for name, (f, b) in times.items():
             print(f"{name:22}{f:12.3f}{f / times['ours'][0]:11.2f}{b:15.3f}{b / times['ours'][1]:11.2f}")
+            out.append({"documents": title, "name": name, "forward_ms": f, "with_backward_ms": b})
+    if o.json:
+        cli.write_atomic(o.json, json.dumps({"device": str(device), "shape": [B, T, H, K, D], "rows": out}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,13 @@
 """One GRPO step taken apart: seconds of sampling, judging, updating and the rest; and how far the sampler's log-probs are from the trainer's.
 
 python bench/grpo.py --ckpt out/demo/mid/latest
+python bench/grpo.py --ckpt out/demo/mid/latest --trl   # and TRL's trainer on the same model, prompts and settings (pip install trl)
 """
 
+import json
+import statistics
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +22,7 @@ import torch  # noqa: E402
 import cli  # noqa: E402
 import common  # noqa: E402
 import data  # noqa: E402
+import export_hf  # noqa: E402
 import sampler  # noqa: E402
 import train_grpo as trainer  # noqa: E402
 import verify  # noqa: E402
@@ -32,6 +37,41 @@ class Options:
     attention: str = cli.opt("auto", "ours", BACKENDS)
     dtype: str = cli.opt("auto", "of matrix products", common.DTYPES)
     rounds: int = cli.opt(3, "steps to measure, after one to warm up")
+    trl: bool = cli.opt(False, "measure TRL's GRPOTrainer too, in float32 and bfloat16")
+    json: str | None = cli.opt(None, "write the numbers here too")
+
+
+def trl_seconds(checkpoint, problems, p, rounds, half):
+    """Seconds of one of TRL's steps as ours: the same prompts, group, lengths, minibatches and reward; median, the first left out."""
+    try:
+        from datasets import Dataset
+        from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+        from trl import GRPOConfig, GRPOTrainer
+    except ImportError as error:
+        raise cli.UserError(f"--trl needs the packages trl and datasets: {error}") from None
+    by_prompt, clock = {data.prompt_text(q): q for q in problems}, []
+    minibatches = p.prompts // p.minibatch
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *arguments, **more):
+            clock.append(time.perf_counter())
+
+    def judged(prompts, completion_ids, **more):
+        return [verify.reward(verify.verify(checkpoint.tokenizer.decode(ids), by_prompt[q]), p.reward) for q, ids in zip(prompts, completion_ids)]
+
+    with tempfile.TemporaryDirectory() as folder:
+        export_hf.export(checkpoint, Path(folder) / "hf")
+        settings = GRPOConfig(
+            output_dir=folder, report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True, max_steps=minibatches * (rounds + 1),
+            per_device_train_batch_size=p.minibatch * p.group, steps_per_generation=minibatches, num_generations=p.group,
+            max_completion_length=p.max_new_tokens, temperature=p.temperature, beta=p.kl, epsilon=p.clip, loss_type="bnpo", learning_rate=p.lr,
+            optim="adamw_torch_fused", lr_scheduler_type="constant", gradient_checkpointing=False, bf16=half, seed=0, shuffle_dataset=False,
+            use_cpu=not torch.cuda.is_available())  # fmt: skip
+        peer = GRPOTrainer(AutoModelForCausalLM.from_pretrained(Path(folder) / "hf", dtype=torch.float32), reward_funcs=judged, args=settings,
+                           train_dataset=Dataset.from_dict({"prompt": list(by_prompt)}), callbacks=[Clock()],
+                           processing_class=AutoTokenizer.from_pretrained(Path(folder) / "hf", padding_side="left"))  # fmt: skip
+        peer.train()
+    return statistics.median(b - a for a, b in zip(clock[minibatches - 1 :: minibatches], clock[2 * minibatches - 1 :: minibatches]))
 
 
 def main():
@@ -79,7 +119,15 @@ def main():
     shares["host (the rest)"] = shares["all"] - sum(v for k, v in shares.items() if k != "all")
     for name, seconds in shares.items():
         print(f"{name:16}{seconds:9.3f} s{seconds / shares['all']:8.1%}")
-    print(f"log-probabilities, sampler and trainer: mean difference {float(gap.mean()):.2e}, largest {float(gap.max()):.2e}")
+    out = {"device": str(device), "seconds": shares, "gap_mean": float(gap.mean()), "gap_max": float(gap.max())}
+    print(f"log-probabilities, sampler and trainer: mean difference {float(gap.mean()):.2e}, largest {float(gap.max()):.2e}; products in {model.compute_dtype}")
+    for half in (False, True) if o.trl else ():
+        problems = [q for turn in range(o.rounds + 2) for q in prompts_of.step(turn)]
+        seconds = trl_seconds(common.load_checkpoint(o.ckpt, device), problems, p, o.rounds, half)
+        out[f"trl_{'bfloat16' if half else 'float32'}"] = seconds
+        print(f"a step of TRL's trainer, {'bfloat16' if half else 'float32'}: {seconds:.2f} s, {seconds / shares['all']:.1f} times ours")
+    if o.json:
+        cli.write_atomic(o.json, json.dumps(out, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
     python bench/train.py --nanogpt /tmp/nanoGPT/model.py
 
 On a CPU the tiny preset's model, on a GPU the paper's. All train on the same packed rows with AdamW and a loss on every token; peers see a
-row as one document, which is what they can do. The last line is ours as the preset trains it (its optimizer, loss on the solution).
+row as one document, which is what they can do. Each in bfloat16 (peers by autocast) and, on a CPU, in float32, as nanoGPT's own trainer
+does there. The last line is ours as the preset trains it (its optimizer, loss on the solution).
 """
 
 import dataclasses
@@ -14,7 +15,6 @@ import random
 import statistics
 import sys
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,10 +44,10 @@ class Options:
     json: str | None = cli.opt(None, "write the numbers here too")
 
 
-def matmul_rate(device):
+def matmul_rate(device, dtype):
     """Measured FLOP/s of a large square product, the best of ten."""
-    a = torch.randn(2048 if device.type == "cpu" else 8192, device=device, dtype=torch.float32 if device.type == "cpu" else torch.bfloat16)
-    a, best = a[None].repeat(len(a), 1), 0.0
+    n, best = 2048 if device.type == "cpu" else 8192, 0.0
+    a = torch.randn(n, n, device=device).to(dtype)
     for _ in range(10):
         start = time.perf_counter()
         float((a @ a)[0, 0])
@@ -55,18 +55,19 @@ def matmul_rate(device):
     return best
 
 
-def contenders(o, p, vocab, device, batches):
-    """{name: a function of a batch that takes one step} and {name: parameters}."""
-    steps, sizes = {}, {}
-    cast = (lambda: torch.autocast("cuda", torch.bfloat16)) if device.type == "cuda" else nullcontext
+def contenders(o, p, vocab, device):
+    """{name: (a function of a batch that takes one step, number of parameters, precision)}."""
+    out, half = {}, torch.bfloat16
 
-    def add(name, model, loss, optimizers=None):
+    def add(name, model, loss, dtype, optimizers=None):
         model = model.to(device)
         optimizers = optimizers or [torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)]
-        sizes[name] = sum(q.numel() for q in model.parameters())
+        ours = isinstance(model, Qwen2)
+        if ours:
+            model.compute_dtype = dtype
 
         def step(batch):
-            with cast():
+            with torch.autocast(device.type, half, enabled=dtype == half and not ours):
                 value = loss(model, *batch)
             value.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -74,11 +75,17 @@ def contenders(o, p, vocab, device, batches):
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
 
-        steps[name] = step
+        out[f"{name}, {str(dtype).split('.')[1]}"] = step, sum(q.numel() for q in model.parameters()), dtype
 
     config = ModelConfig(vocab_size=vocab, hidden_size=p.hidden_size, intermediate_size=p.intermediate_size, num_hidden_layers=p.layers,
                          num_attention_heads=p.heads, num_key_value_heads=p.kv_heads, max_position_embeddings=p.row_tokens)  # fmt: skip
-    add("ours", Qwen2(config), lambda m, tokens, every, solution, starts: m(tokens, starts, every, loss_only=True)[1])
+    dtypes = (half,) if device.type == "cuda" else (half, torch.float32)
+    for dtype in dtypes:
+        add("ours", Qwen2(config), lambda m, tokens, every, solution, starts: m(tokens, starts, every, loss_only=True)[1], dtype)
+        if device.type == "cuda":
+            compiled = Qwen2(config)
+            compiled.compile_layers()
+            add("ours, compiled", compiled, lambda m, tokens, every, solution, starts: m(tokens, starts, every, loss_only=True)[1], dtype)
     if o.nanogpt:
         spec = importlib.util.spec_from_file_location("nanogpt", o.nanogpt)
         nanogpt = importlib.util.module_from_spec(spec)
@@ -88,22 +95,24 @@ def contenders(o, p, vocab, device, batches):
         def loss(m, tokens, every, solution, starts):
             return m(tokens, every.clamp(min=-1))[1]  # its mark of no target is -1
 
-        add("nanoGPT", nanogpt.GPT(settings), loss)
-        if device.type == "cuda":
-            add("nanoGPT, compiled", torch.compile(nanogpt.GPT(settings)), loss)
+        for dtype in dtypes:
+            add("nanoGPT", nanogpt.GPT(settings), loss, dtype)
+            if device.type == "cuda":
+                add("nanoGPT, compiled", torch.compile(nanogpt.GPT(settings)), loss, dtype)
     try:
         import transformers
 
         fields = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("rope_theta", "initializer_range")}
-        peer = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**fields, attn_implementation="sdpa", use_cache=False)).train()
-        add("transformers Qwen2", peer, lambda m, tokens, every, solution, starts: torch.nn.functional.cross_entropy(
-            m(tokens).logits.flatten(0, 1).float(), every.flatten()))  # fmt: skip
+        for dtype in dtypes:
+            peer = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**fields, attn_implementation="sdpa", use_cache=False)).train()
+            add("transformers Qwen2", peer, lambda m, tokens, every, solution, starts: torch.nn.functional.cross_entropy(
+                m(tokens).logits.flatten(0, 1).float(), every.flatten()), dtype)  # fmt: skip
     except ImportError:
         print("transformers is not installed: left out")
     preset = Qwen2(config).to(device)
     add("ours, as the preset trains", preset, lambda m, tokens, every, solution, starts: m(tokens, starts, solution, loss_only=True)[1],
-        trainer.make_optimizers(preset, p))  # fmt: skip
-    return steps, sizes
+        common.compute_dtype(p.dtype, device), trainer.make_optimizers(preset, p))  # fmt: skip
+    return out
 
 
 def main():
@@ -121,10 +130,11 @@ def main():
         if len(batches) == o.steps:
             break
     random.seed(0)
-    steps, sizes = contenders(o, p, tokenizer.vocab_size, device, batches)
-    peak, seconds = matmul_rate(device), {name: [] for name in steps}
+    entries = contenders(o, p, tokenizer.vocab_size, device)
+    peak = {dtype: matmul_rate(device, dtype) for dtype in {dtype for _, _, dtype in entries.values()}}
+    seconds = {name: [] for name in entries}
     for turn in range(o.rounds + 1):  # the first warms up
-        for name, step in random.sample(list(steps.items()), len(steps)):
+        for name, (step, _, _) in random.sample(list(entries.items()), len(entries)):
             start = time.perf_counter()
             for batch in batches:
                 step(batch)
@@ -133,13 +143,15 @@ def main():
             if turn:
                 seconds[name].append((time.perf_counter() - start) / len(batches))
     medians = {name: statistics.median(s) for name, s in seconds.items()}
-    count, out = rows * p.row_tokens, []
-    print(f"steps of {rows} x {p.row_tokens} tokens, median of {o.rounds} x {o.steps}; measured matmul rate {peak / 1e9:,.0f} GFLOP/s")
-    print(f"{'':28}{'parameters':>12}{'tokens/s':>12}{'ours / it':>11}{'share of matmul rate':>22}")
+    count, out, first = rows * p.row_tokens, [], next(iter(medians.values()))
+    rates = ", ".join(f"{str(dtype).split('.')[1]} {rate / 1e9:,.0f}" for dtype, rate in peak.items())
+    print(f"steps of {rows} x {p.row_tokens} tokens, median of {o.rounds} x {o.steps}; measured matmul rate, GFLOP/s: {rates}")
+    print(f"{'':38}{'parameters':>12}{'tokens/s':>12}{'first / it':>12}{'share of matmul rate':>22}")
     for name, s in medians.items():
-        share = 6 * sizes[name] * count / s / peak
-        print(f"{name:28}{sizes[name]:12,}{count / s:12,.0f}{s / medians['ours']:11.2f}{share:22.0%}")
-        out.append({"name": name, "parameters": sizes[name], "tokens_per_second": count / s, "share": share})
+        _, size, dtype = entries[name]
+        share = 6 * size * count / s / peak[dtype]
+        print(f"{name:38}{size:12,}{count / s:12,.0f}{s / first:12.2f}{share:22.0%}")
+        out.append({"name": name, "parameters": size, "tokens_per_second": count / s, "share": share})
     if o.json:
         cli.write_atomic(o.json, json.dumps({"device": str(device), "rows": out}, indent=1) + "\n")
 

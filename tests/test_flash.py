@@ -99,6 +99,11 @@ def test_head_widths(width):
     check([20, 45], D=width, config=(32, 32, 4, 2))
 
 
+def test_a_head_width_that_is_none_is_a_user_error():
+    with pytest.raises(cli.UserError, match="sdpa"):
+        check([4], D=12)
+
+
 @pytest.mark.parametrize("fill", [lambda *s: torch.ones(s, dtype=torch.float64), lambda *s: torch.randint(-3, 4, s).double()], ids=["ones", "integers"])
 def test_ones_and_integers(fill):
     """Exact inputs: what a miscompiled dot(trans(x), y) gets visibly wrong."""

@@ -184,7 +184,7 @@ def test_matrix_products_in_bfloat16_are_close_and_gradients_are_not_rounded():
     exact, _ = model(tokens, doc_start)
     model.compute_dtype = torch.bfloat16
     logits, loss = model(tokens, doc_start, tokens)
-    assert logits.dtype == torch.bfloat16 and 1e-4 < float((logits - exact).norm() / exact.norm()) < 2e-2
+    assert logits.dtype == torch.float32 and 1e-4 < float((logits - exact).norm() / exact.norm()) < 2e-2
     loss.backward()
     assert all(p.dtype == p.grad.dtype == torch.float32 for p in model.parameters())
 
