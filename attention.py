@@ -46,9 +46,11 @@ def attention(q, k, v, doc_start=None, *, layout=None):
     layout: `document_layout(doc_start)`, so that a model works it out once for all its layers. Returns (B, T, H, D).
     """
     B, T, H, D = q.shape
-    if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):  # the fused kernel there takes twice as long in bf16
-        with torch.autocast("cpu", enabled=False):
-            return attention(q.float(), k.float(), v.float(), doc_start, layout=layout)
+    device = q.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.float32 if device == "cpu" else torch.get_autocast_dtype(device)  # a CPU's fused kernel takes twice as long in bf16
+        with torch.autocast(device, enabled=False):
+            return attention(q.to(dtype), k.to(dtype), v.to(dtype), doc_start, layout=layout)
     if layout is None and (doc_start is not None or _backend != "sdpa"):
         layout = document_layout(torch.zeros(B, T, dtype=torch.int32, device=q.device) if doc_start is None else doc_start)
     if isinstance(layout, tuple):
@@ -80,7 +82,7 @@ def decode(q, own, prompt, lengths, rows, group, filled, window):
     if _backend == "triton":
         from flash import flash_decode
 
-        return flash_decode(q, own, prompt, lengths, rows, group, filled)
+        return flash_decode(q.to(own.dtype), own, prompt, lengths, rows, group, filled)
 
     def together(x):  # (R, K, H/K, ·) → (P, K, group * H/K, ·)
         x = x.new_zeros(P * group, *x.shape[1:]).index_copy_(0, rows, x)

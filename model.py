@@ -64,9 +64,10 @@ def rotary(positions, head_dim, theta):
 
 
 def rotate(x, cos, sin):
-    """Turn the pairs (x_i, x_{i+D/2}) of x (B, T, heads, D) by their angles."""
+    """Turn the pairs (x_i, x_{i+D/2}) of x (B, T, heads, D) by their angles, in float32: a head that looks things up needs them exact."""
+    x = x.float()
     a, b = x.chunk(2, -1)
-    return x * cos.to(x.dtype) + torch.cat((-b, a), -1) * sin.to(x.dtype)
+    return x * cos + torch.cat((-b, a), -1) * sin
 
 
 class Attention(nn.Module):
