@@ -37,7 +37,7 @@ class Options:
     device: str = cli.opt("auto", "auto, cpu, cuda or mps")
     threads: int = cli.opt(0, "CPU threads (0: torch's default)")
     attention: str = cli.opt("auto", "triton, sdpa, reference, or auto: the Triton kernels on a CUDA GPU; results differ in rounding only", BACKENDS)
-    dtype: str = cli.opt("auto", "of matrix products: float32, bfloat16, or auto: bfloat16 where the machine is fast at it", common.DTYPES)
+    dtype: str = cli.opt("auto", "of matrix products: float32, bfloat16, or auto: bfloat16 on a CUDA GPU, else float32", common.DTYPES)
     bands: str = cli.opt("id=2-10,edge=11-14,hard=15-20", "name=operations of each band")
     mixture: str = cli.opt("op 2-20", "the world to draw from: see data.Mixture (its ops are replaced by the bands')")
     problems: int = cli.opt(100, "problems of each number of operations")

@@ -84,7 +84,7 @@ class Options:
     device: str = cli.opt("auto", "auto, cpu, cuda or mps")
     threads: int = cli.opt(0, "CPU threads (0: torch's default)")
     attention: str = cli.opt("auto", "triton, sdpa, reference, or auto: the Triton kernels on a CUDA GPU; results differ in rounding only", BACKENDS)
-    dtype: str = cli.opt("auto", "of matrix products: float32, bfloat16, or auto: bfloat16 where the machine is fast at it", common.DTYPES)
+    dtype: str = cli.opt("auto", "of matrix products: float32, bfloat16, or auto: bfloat16 on a CUDA GPU, else float32", common.DTYPES)
     mixture: str = cli.opt("op 11-14", "problems to learn from (split rl): see data.Mixture")
     data: str | None = cli.opt(None, "take the problems from this JSONL file (GSM-Infinite keys) instead")
     steps: int = cli.opt(100, "GRPO steps", group="rollouts")

@@ -34,7 +34,7 @@ class Options:
     device: str = cli.opt("auto", "auto, cpu, cuda or mps")
     threads: int = cli.opt(0, "CPU threads (0: torch's default)")
     attention: str = cli.opt("auto", "triton, sdpa, reference, or auto: the Triton kernels on a CUDA GPU; results differ in rounding only", BACKENDS)
-    dtype: str = cli.opt("auto", "of matrix products: float32, bfloat16, or auto: bfloat16 where the machine is fast at it", common.DTYPES)
+    dtype: str = cli.opt("auto", "of matrix products: float32, bfloat16, or auto: bfloat16 on a CUDA GPU, else float32", common.DTYPES)
     workers: int = cli.opt(1, "processes that prepare batches (0: none, in the training process)")
     mixture: str = cli.opt("op 2-10; tokens 10B", "what to train on, and how many tokens: see data.Mixture", group="what to train on")
     data: str | None = cli.opt(None, "train on the records of this JSONL file (GSM-Infinite keys) instead; the mixture gives tokens and eval ops")

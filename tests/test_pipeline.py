@@ -75,7 +75,7 @@ def test_the_same_seed_gives_the_same_weights(tmp_path):
     weights = {}
     for name, workers, micro in (("plain", 0, 0), ("workers", 2, 0), ("micro", 0, 1)):
         ok("train_pretrain", "--out", tmp_path / name, "--mixture", f"op 2; {WORLD}; tokens 6k", "--workers", workers, "--rows", 2,
-           "--micro-batch-size", micro, "--optimizer", "adamw", "--dtype", "float32", *SMALL)  # fmt: skip
+           "--micro-batch-size", micro, "--optimizer", "adamw", *SMALL)  # fmt: skip
         weights[name] = common.load_checkpoint(tmp_path / name / "latest", torch.device("cpu")).model.state_dict()
     for key, value in weights["plain"].items():
         assert torch.equal(value, weights["workers"][key])

@@ -16,9 +16,9 @@ ROOT = Path(__file__).parent.parent
 WORLD = "distractors 1-2; literals 1-9; bound 99"
 PRETRAIN = ["train_pretrain.py", "--mixture", f"op 2-3; {WORLD}; tokens 24k", "--eval-every", "8", "--log-every", "1", "--eval-documents", "2", "--rows", "2",
             "--hidden-size", "32", "--layers", "2", "--heads", "2", "--kv-heads", "1", "--intermediate-size", "64", "--row-tokens", "512", "--threads", "1",
-            "--workers", "0", "--optimizer", "adamw", "--keep", "9", "--dtype", "float32"]  # fmt: skip
+            "--workers", "0", "--optimizer", "adamw", "--keep", "9"]  # fmt: skip
 GRPO = ["train_grpo.py", "--mixture", f"op 2; {WORLD}", "--steps", "4", "--prompts", "6", "--group", "3", "--minibatch", "4", "--max-new-tokens", "40",
-        "--reward", "mixed", "--kl", "0.05", "--lr", "1e-4", "--save-every", "2", "--threads", "1", "--dtype", "float32"]  # fmt: skip
+        "--reward", "mixed", "--kl", "0.05", "--lr", "1e-4", "--save-every", "2", "--threads", "1"]  # fmt: skip
 
 
 def run(processes, command, *arguments):
