@@ -265,6 +265,12 @@ def forced(**configs):
         _forced = before
 
 
+def _shape(q, k):
+    """What a configuration is chosen for: (H, K, D, aligned, size, dtype); aligned: whether 16 divides T, which the compiler makes use of."""
+    T, H, D = q.shape[1:]
+    return H, k.shape[2], D, T % 16 == 0, triton.next_power_of_2(T), q.dtype
+
+
 def _launch(kernel, kind, grid, arguments, shape):
     """Run a kernel in the fastest configuration that is right, found the first time a shape is seen. grid: configuration → grid.
 
@@ -285,16 +291,16 @@ def _tune(kind, run, shape):
         raise cli.UserError(f"the Triton kernel {kind} is wrong here in every configuration (Triton {triton.__version__}): use --attention sdpa")
     from triton.testing import do_bench
 
-    return min(right, key=lambda c: do_bench(lambda: run(c), warmup=5, rep=20)) if len(right) > 1 else right[0]
+    return min(right, key=lambda c: do_bench(lambda: run(c), warmup=5, rep=20, return_mode="median")) if len(right) > 1 else right[0]
 
 
 def agrees(kind, config, shape, device):
     """Whether a kernel in this configuration gives what attention.reference does on a small problem: some versions of Triton miscompile some.
 
-    shape: (H, K, D, T, dtype); of T, only whether 16 divides it matters to the compiler.
+    shape: as of `_shape`.
     """
-    H, K, D, T, dtype = shape
-    generator, lengths = torch.Generator(device).manual_seed(0), [50, 1, 130, 27 if T % 16 == 0 else 20]
+    H, K, D, aligned, _, dtype = shape
+    generator, lengths = torch.Generator(device).manual_seed(0), [50, 1, 130, 27 if aligned else 20]
     q, k, v, do = (torch.randn(1, sum(lengths), h, D, generator=generator, device=device).to(dtype) for h in (H, K, K, H))
     doc_start = torch.tensor([[sum(lengths[:i]) for i, n in enumerate(lengths) for _ in range(n)]], dtype=torch.int32, device=device)
     exact = [x.double().requires_grad_(kind != "forward") for x in (q, k, v)]
@@ -328,7 +334,7 @@ def flash_forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, doc_start: 
     K = k.shape[2]
     out, lse = torch.empty_like(q), torch.empty(B, H, T, device=q.device, dtype=torch.float32)
     scale = D**-0.5 * math.log2(math.e)
-    _launch(_forward, "forward", lambda c: (triton.cdiv(T, c[0]), B * H), (q, k, v, doc_start, out, lse, scale, T, H, K, D), (H, K, D, T, q.dtype))
+    _launch(_forward, "forward", lambda c: (triton.cdiv(T, c[0]), B * H), (q, k, v, doc_start, out, lse, scale, T, H, K, D), _shape(q, k))
     return out, lse
 
 
@@ -345,7 +351,7 @@ def flash_backward(do: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.
     B, T, H, D = q.shape
     K = k.shape[2]
     dq, dk, dv, delta = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), torch.empty_like(lse)
-    scale, shape = D**-0.5 * math.log2(math.e), (H, K, D, T, q.dtype)
+    scale, shape = D**-0.5 * math.log2(math.e), _shape(q, k)
     _launch(_backward_dq, "dq", lambda c: (triton.cdiv(T, c[0]), B * H), (q, k, v, doc_start, out, do, lse, delta, dq, scale, T, H, K, D), shape)
     _launch(_backward_dkdv, "dkdv", lambda c: (triton.cdiv(T, c[1]), B * K),
             (q, k, v, doc_start, doc_end, do, lse, delta, dk, dv, scale, T, H, K, D), shape)  # fmt: skip

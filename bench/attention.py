@@ -61,7 +61,8 @@ def contenders(q, k, v, doc_start):
 
         return call
 
-    dense = {"ours": lambda: attention(q, k, v)}
+    whole = document_layout(torch.zeros_like(doc_start)) if isinstance(layout, tuple) else None  # once a batch, as a model works it out
+    dense = {"ours": lambda: attention(q, k, v, layout=whole)}
     packed = {"ours": lambda: attention(q, k, v, layout=layout), "SDPA, masked": sdpa(mask=document_mask(doc_start, q.dtype))}
     if gpu:
         dense |= {"SDPA-FLASH": sdpa(SDPBackend.FLASH_ATTENTION), "SDPA-CUDNN": sdpa(SDPBackend.CUDNN_ATTENTION)}
