@@ -4,6 +4,8 @@ python bench/grpo.py --ckpt out/demo/mid/latest
 python bench/grpo.py --ckpt out/demo/mid/latest --trl   # and TRL's trainer on the same model, prompts and settings (pip install trl)
 """
 
+import contextlib
+import io
 import json
 import statistics
 import sys
@@ -70,7 +72,8 @@ def trl_seconds(checkpoint, problems, p, rounds, half):
         peer = GRPOTrainer(AutoModelForCausalLM.from_pretrained(Path(folder) / "hf", dtype=torch.float32), reward_funcs=judged, args=settings,
                            train_dataset=Dataset.from_dict({"prompt": list(by_prompt)}), callbacks=[Clock()],
                            processing_class=AutoTokenizer.from_pretrained(Path(folder) / "hf", padding_side="left"))  # fmt: skip
-        peer.train()
+        with contextlib.redirect_stdout(io.StringIO()):  # its own report
+            peer.train()
     return statistics.median(b - a for a, b in zip(clock[minibatches - 1 :: minibatches], clock[2 * minibatches - 1 :: minibatches]))
 
 
