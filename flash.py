@@ -20,7 +20,7 @@ import triton.language as tl
 import cli
 from attention import reference
 
-# (queries, keys of a block, warps, stages): what the tuner may choose from. `bench/kernels.py` shows what each takes of a GPU.
+# (queries, keys of a block, warps, stages): what the tuner may choose from. `bench/gpu_resources.py` shows what each takes of a GPU.
 CONFIGS = {
     "forward": [(128, 64, 8, 3), (128, 128, 8, 3), (128, 64, 4, 3), (64, 64, 4, 3), (64, 32, 4, 3)],
     "dq": [(64, 64, 4, 3), (128, 64, 8, 3), (64, 32, 4, 3), (32, 64, 4, 2)],

@@ -8,19 +8,27 @@ import os
 import random
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:1] = [str(ROOT)]  # not bench/, whose data.py is another file
 
+import cli  # noqa: E402
 import data  # noqa: E402
 import datagen  # noqa: E402
 from export_hf import tokenizer_json  # noqa: E402
 from tokenizer import PATTERN, SPECIALS, train_bpe  # noqa: E402
 
 
+@dataclass(frozen=True)
+class Options:
+    json: str | None = cli.opt(None, "write the numbers here too")
+
+
 def main():
+    o = cli.parse_options(Options, description=__doc__.splitlines()[0])
     mixture = data.Mixture.parse("op 2-20; template zoo,school,festival; mode forward,reverse; layers 2,3")
     rand, texts, size = random.Random(0).random, [], 0
     while size < 10_000_000:
@@ -37,6 +45,7 @@ def main():
         return sorted(times)[passes // 2], out
 
     ours, tokenizer = seconds(lambda: train_bpe(texts, 2200), 3)
+    out = {"train_seconds": {"ours": ours}, "encode_mb_per_second": {}}
     print(f"train on {size / 1e6:.1f} MB: ours {ours:.2f} s, {tokenizer.vocab_size} tokens")
     encoders = {"ours": tokenizer.encode, "tiktoken raw": lambda t: tokenizer._encoding.encode(t, allowed_special="all")}
     try:
@@ -51,6 +60,7 @@ def main():
             return peer
 
         theirs, peer = seconds(train, 3)
+        out["train_seconds"]["tokenizers"] = theirs
         print(f"                  tokenizers {theirs:.2f} s, {peer.get_vocab_size()} tokens: ours / it {theirs / ours:.1f}")
         same = tokenizers.Tokenizer.from_str(json.dumps(tokenizer_json(tokenizer)))
         encoders["tokenizers"] = lambda t: same.encode(t).ids
@@ -58,13 +68,16 @@ def main():
         print("tokenizers is not installed: left out")
     for name, encode in encoders.items():
         took, count = seconds(lambda: sum(len(encode(t)) for t in texts))
+        out["encode_mb_per_second"][name] = size / 1e6 / took
         print(f"encode, {name:13} {size / 1e6 / took:6.1f} MB/s, {count / len(texts):.1f} tokens a document")
     sample = ROOT.parent / "shared" / "gsm_infinite" / "sample.jsonl"
     if sample.exists():
         texts = [f"{r['problem'].strip()} {r['question'].strip()} {r['solution'].strip()}" for r in data.read_records(sample)]
         tokenizer = train_bpe(texts, 2200)
         print(f"public sample: {sum(len(tokenizer.encode(t)) for t in texts) / len(texts):.1f} tokens a record (paper's tokenizer: 643)")
+    if o.json:
+        cli.write_atomic(o.json, json.dumps(out, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

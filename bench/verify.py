@@ -1,12 +1,14 @@
 """Speed of the judge on one core: verdicts per second at op 10, and the slowest long garbage.
 
-    python bench/verify.py [public.jsonl]
+    python bench/verify.py [--public FILE.jsonl]
 
 CPU time of the process, best of three passes, so that a busy machine changes the numbers little.
 """
 
+import json
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -19,6 +21,12 @@ import verify as judge  # noqa: E402
 HEADS = ("", "Define", "Define a as b; so b = ", "Define a as ", "<question>", "<answer>", "We know ", "Answer:")
 UNITS = ("a=1;", "Define a as b; so b = 1. ", "Define a as b; c = b; so b = c. ", "Define ", "a = ", "= a", "((", "1+", "a+", "as ", " as a",
          " ", "\n", ";", ".", "-", "9", "x", "[PAD]", "[BOS]", "<answer> 9 ", "Answer: 9. ", "We know ", "\0", "é")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Options:
+    public: str = cli.opt(str(ROOT.parent / "shared" / "gsm_infinite" / "sample.jsonl"), "public records, of which those of op 10 are judged")
+    json: str | None = cli.opt(None, "write the numbers here too")
 
 
 def seconds(work, passes=3):
@@ -38,16 +46,21 @@ def verdicts_per_second(records):
 
 
 def main():
-    path = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT.parent / "shared" / "gsm_infinite" / "sample.jsonl"
-    public = [record for _, record in cli.read_jsonl(path) if record.get("op") == 10]
-    print(f"public op 10 ({len(public)} records, gold parsed each time): {verdicts_per_second(public * 20):,.0f} verdicts/s")
+    o = cli.parse_options(Options, description=__doc__.splitlines()[0])
+    public = [record for _, record in cli.read_jsonl(o.public) if record.get("op") == 10]
+    out = {"public": verdicts_per_second(public * 20)}
+    print(f"public op 10 ({len(public)} records, gold parsed each time): {out['public']:,.0f} verdicts/s")
     for mode in datagen.MODES:
         for layers in (2, 3):
             problems = [datagen.generate(0, i, op=10, mode=mode, layers=layers) for i in range(500)]
-            print(f"generated op 10, {mode}, {layers} layers: {verdicts_per_second(problems):,.0f} verdicts/s")
+            rate = out[f"{mode}, {layers} layers"] = verdicts_per_second(problems)
+            print(f"generated op 10, {mode}, {layers} layers: {rate:,.0f} verdicts/s")
     for size in (judge.MAX_TEXT, 1 << 16):
         slowest = max((seconds(lambda: judge.verify((h + u * size)[:size], problems[0])), h + u) for h in HEADS for u in UNITS)
+        out[f"garbage of {size}, seconds"] = slowest[0]
         print(f"garbage of {size:,} characters, {len(HEADS) * len(UNITS)} kinds: slowest {slowest[0] * 1e3:.1f} ms ({slowest[1]!r} …)")
+    if o.json:
+        cli.write_atomic(o.json, json.dumps(out, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -54,7 +54,8 @@ def check(lengths, H=2, K=1, D=16, config=None, fill=None):
 def test_every_configuration_compiles_for_a_gpu(arch):
     """By Triton's compiler, which needs none: what the interpreter accepts, the GPU's compiler may not. Nothing of it spills much on Hopper."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    out = subprocess.run([sys.executable, "bench/kernels.py", "--arch", str(arch)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    command = [sys.executable, "bench/gpu_resources.py", "--arch", str(arch)]
+    out = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert out.returncode == 0, out.stderr[-2000:]
     rows = [line.split() for line in out.stdout.splitlines()[2:]]
     assert len(rows) == sum(map(len, CONFIGS.values())) + 2

@@ -1,7 +1,7 @@
 """What each configuration of the Triton kernels takes of a GPU, compiled for it by Triton's own compiler; no GPU is needed.
 
-    python bench/kernels.py
-    python bench/kernels.py --arch 80 --width 128
+    python bench/gpu_resources.py
+    python bench/gpu_resources.py --arch 80 --width 128
 
 Registers of a thread (255 at most), bytes that did not fit into them (spilled, to slow memory), shared memory of a block (227 KB at most on
 Hopper, 163 on an A100), and whether its matrix products are Hopper's asynchronous ones (wgmma).
@@ -15,7 +15,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-os.environ.pop("TRITON_INTERPRET", None)
+if __name__ == "__main__":  # else Triton would hand out its interpreter's kernels
+    os.environ.pop("TRITON_INTERPRET", None)
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:1] = [str(ROOT)]
 
