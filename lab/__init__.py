@@ -1,0 +1,1 @@
+"""What knows nothing of reasoning: options, devices, run folders. Nothing here imports from the rest of the repository."""

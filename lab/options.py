@@ -1,0 +1,246 @@
+"""What every script shares at the command line: options, one-line user errors, JSONL in and out. Standard library only.
+
+An option is a field of a frozen dataclass, `lr: float = opt(2e-4, "peak learning rate", within="(0, 1]")`; `parse_options`
+makes the flags. Whoever makes the dataclass in Python instead gets the same checks.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import re
+import sys
+import typing
+from hashlib import blake2b
+from pathlib import Path
+
+FINISHED, USER_ERROR, STOPPED = 0, 2, 75  # exit codes; 75: stopped before the end, and can be resumed
+
+
+class UserError(Exception):
+    """Something the user can fix. The message is one line: what, where, what to do."""
+
+
+def run_script(main):
+    """Call `main()`, which returns an exit code or None, and exit; a UserError becomes one line on stderr and exit code 2."""
+    try:
+        code = main()
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = USER_ERROR
+    except BrokenPipeError:  # `… | head` closed the pipe: not an error of ours
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = FINISHED
+    except OSError as error:  # a full disk under a redirected stdout, a read-only folder
+        print(f"error: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
+        code = USER_ERROR
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
+    sys.exit(code)
+
+
+def stream_key(*parts):
+    """A 64-bit seed from what a stream of random numbers is for: `stream_key(seed, "rollout", step)`. Equal parts, equal streams."""
+    return int.from_bytes(blake2b(repr(parts).encode(), digest_size=8).digest(), "big")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Options
+
+
+def opt(default, help, choices=None, *, within="[0, inf)", group=None):
+    """A dataclass field that is also a flag. within: the interval of a number (NaN is in none); group: heading that starts here in --help."""
+    return dataclasses.field(
+        default=default, metadata=dict(help=help, choices=choices, within=within, group=group)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckedOptions:
+    """Base of every dataclass of options: each value is of its field's type, within its interval, among its choices."""
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            check(field, getattr(self, field.name))
+
+
+def flag(name):
+    return "--" + name.rstrip("_").replace("_", "-")
+
+
+def kind(field):
+    """The type of an option's value: bool, int, float or str (of `str | None`: str)."""
+    return (typing.get_args(field.type) or (field.type,))[0]
+
+
+def check(field, value):
+    """Raise UserError if an option cannot have this value."""
+    if value is None and field.default is None:
+        return
+    allowed = (int, float) if kind(field) is float else (kind(field),)
+    if type(value) not in allowed:
+        raise UserError(f"{flag(field.name)} cannot be {value!r}: expected {kind(field).__name__}")
+    choices = field.metadata.get("choices")
+    if choices and value not in choices:
+        raise UserError(f"{flag(field.name)} cannot be {value!r}: choose from {', '.join(map(str, choices))}")
+    if kind(field) in (int, float) and not inside(value, field.metadata.get("within", "[0, inf)")):
+        raise UserError(f"{flag(field.name)} must be within {field.metadata['within']}, not {value}")
+
+
+def inside(value, interval):
+    """Whether a number is in an interval written as in mathematics: "[0, 1)"."""
+    low, high = (float(bound) for bound in interval[1:-1].split(","))
+    above = value >= low if interval[0] == "[" else value > low
+    below = value <= high if interval[-1] == "]" else value < high
+    return above and below and not math.isnan(value)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(f"{message} (see python {self.prog} --help)")
+
+
+def _formatter(prog):
+    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=110)
+
+
+def parse_options(cls, argv=None, *, description="", presets=None, positional=None, saved=None):
+    """Build the frozen dataclass `cls` from flags.
+
+    presets: {name: {field: value}}; adds `--preset`, whose values stand in for the fields' defaults, and `--config FILE` (JSON,
+    as `--print-config` prints it), whose values stand in for the preset's.
+    positional: name of the one field that is given without a flag (several values are joined by commas).
+    saved: {field: value} of a run that is resumed; they stand in for the preset's.
+    Raises UserError on an unknown flag, a bad value or an unknown preset.
+    """
+    parser = _Parser(
+        prog=os.path.basename(sys.argv[0]), description=description, allow_abbrev=False,
+        usage=f"%(prog)s [options] {positional or ''}", formatter_class=_formatter)  # fmt: skip
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    defaults = {name: field.default for name, field in fields.items()}
+    if presets is not None:
+        parser.add_argument(
+            "--config", metavar="FILE", help="JSON of options, as --print-config prints it; flags override it"
+        )
+        parser.add_argument("--print-config", action="store_true", help="print the options as JSON and stop")
+        early = _Parser(prog=parser.prog, add_help=False, allow_abbrev=False)
+        early.add_argument("--preset")
+        early.add_argument("--config")
+        first = early.parse_known_args(argv)[0]
+        config = read_config(first.config, fields) if first.config else {}
+        name = first.preset or config.get("preset") or (saved or {}).get("preset") or defaults["preset"]
+        if name not in presets:
+            raise UserError(f"unknown preset {name!r}: choose from {', '.join(presets)}")
+        known = {key: value for key, value in (saved or {}).items() if key in fields}
+        defaults.update({**presets[name], **known, **config, "preset": name})
+    group = parser
+    for name, field in fields.items():
+        if field.metadata["group"]:
+            group = parser.add_argument_group(field.metadata["group"])
+        _add_flag(parser if name == positional else group, field, defaults[name], name == positional)
+    given = vars(parser.parse_args(argv))
+    if positional:
+        given[positional] = ",".join(given[positional]) or defaults[positional]
+    options = cls(**{name: given[name] for name in fields})
+    if given.get("print_config"):
+        print(json.dumps(dataclasses.asdict(options), indent=2))
+        sys.exit(FINISHED)
+    return options
+
+
+def _add_flag(parser, field, default, positional):
+    text = field.metadata["help"] if default is None else f"{field.metadata['help']} [{default}]"
+    text, value = text.replace("%", "%%"), kind(field)
+    if positional:
+        parser.add_argument(field.name, nargs="*", default=[], help=field.metadata["help"].replace("%", "%%"))
+    elif value is bool:
+        parser.add_argument(
+            flag(field.name),
+            dest=field.name,
+            action=argparse.BooleanOptionalAction,
+            default=default,
+            help=text,
+        )
+    else:
+        parser.add_argument(
+            flag(field.name), dest=field.name, type=value, default=default, metavar=value.__name__.upper(),
+            choices=field.metadata["choices"], help=text)  # fmt: skip
+
+
+def read_config(path, fields):
+    """Options of a JSON file, checked against the fields of the options → dict. Raises UserError."""
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: expected a JSON object of options, found {type(config).__name__}")
+    config = config.get("options", config)  # the config.json of a run folder will do
+    for name, value in config.items():
+        if name not in fields:
+            raise UserError(f"{path}: unknown option {name!r}")
+        try:
+            check(fields[name], value)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+    return config
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Files
+
+
+def read_json(path):
+    """The content of a JSON file. Raises UserError if it cannot be read."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON ({error})") from None
+
+
+def read_jsonl(path):
+    """Yield (line number, record) of a JSONL file; a missing file or a line that is no JSON object is a UserError."""
+    try:
+        with open(path, encoding="utf-8", newline="\n") as file:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                try:
+                    record = json.loads(line)
+                except (ValueError, RecursionError) as error:
+                    raise UserError(
+                        f"{path}, line {number}: not JSON ({error}); mend or delete the line"
+                    ) from None
+                if not isinstance(record, dict):
+                    raise UserError(
+                        f"{path}, line {number}: expected a JSON object, found {type(record).__name__}"
+                    )
+                yield number, record
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+
+
+def write_atomic(path, content):
+    """Write a file, of text or bytes, whole or not at all: a reader never sees half of it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
+    os.replace(temporary, path)
+
+
+def printable(text):
+    """Text without what a terminal would obey or stdout cannot hold: control characters and lone surrogates as \\x1b, \\ud800."""
+    text = re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", lambda match: repr(match[0])[1:-1], text)
+    return text.encode(sys.stdout.encoding or "utf-8", "backslashreplace").decode(
+        sys.stdout.encoding or "utf-8"
+    )
+
+
+def colour():
+    """Whether to colour what is printed: on a terminal, unless NO_COLOR is set."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
