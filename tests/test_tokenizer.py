@@ -140,8 +140,7 @@ def test_no_merge_is_spent_on_special_tokens():
     """A space before one is a pre-token of its own, as it is when text is encoded."""
     text = "[BOS]<question> a? </question> <solution> b </solution> <answer> b </answer>[EOS]"
     assert train_bpe([text] * 9, 300).merges == (b" b", b" a")
-    spelled = re.sub(r"[^a-z]", " ", " ".join(SPECIALS)).split()
-    assert not any(token.decode("latin-1").strip(" </>[]") in spelled for token in TOKENIZER.merges)
+    assert not any(set(token) & set(b"<>[]") for token in TOKENIZER.merges)
 
 
 def test_paper_bar_on_public_records():
