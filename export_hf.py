@@ -4,12 +4,13 @@
     python export_hf.py --import --ckpt out/hf --out out/back
 
 Exporting writes config.json (Qwen2ForCausalLM), model.safetensors, tokenizer.json, tokenizer_config.json,
-generation_config.json and a model card. Importing reads such a folder, or any Qwen2 checkpoint of transformers
-with --tokenizer. Neither touches a folder that it did not write itself. Needs the package safetensors.
+generation_config.json and a model card. Importing reads such a folder, or with --tokenizer any Qwen2
+checkpoint of transformers. Neither touches a folder that it did not write itself. Needs the package safetensors.
 """
 
 import importlib.util
 import json
+from collections import defaultdict
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from lab.options import CheckedOptions, UserError, opt, parse_options, read_json
 from model import ModelConfig, Qwen2
 from tokenizer import PATTERN, SPECIALS, Tokenizer
 
-KEY = "reasoning_lab"  # of config.json: what only this repository knows, so that import → export is the identity
+KEY = "reasoning_lab"  # of config.json: what only we know, so that import and export are each other's inverse
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Options(CheckedOptions):
 
 
 def config_json(config, tokenizer, options, state):
-    """ModelConfig → transformers' Qwen2Config as a dict: keys as version 5 writes and version 4 reads them."""
+    """ModelConfig → transformers' Qwen2Config as a dict: what version 5 writes and version 4 reads."""
     own = {f.name: getattr(config, f.name) for f in fields(ModelConfig)}
     return {
         "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", **own,
@@ -56,7 +57,7 @@ def token_ids(tokenizer):
 
 
 def bytes_to_unicode():
-    """{byte: character}: the printable stand-ins of GPT-2's byte-level BPE, which the tokenizers library uses.
+    """{byte: character}: the printable stand-ins of GPT-2's byte-level BPE, as the tokenizers library has them.
 
     Printable Latin-1 stands for itself, the other bytes for the characters from U+0100 on.
     """
@@ -66,7 +67,7 @@ def bytes_to_unicode():
 
 
 def tokenizer_json(tokenizer):
-    """Our tokenizer as the tokenizers library's: the same pre-tokens, bytes as characters, merges as pairs."""
+    """Our tokenizer as the tokenizers library's: the same pre-tokens, bytes as characters, pairs as merges."""
     shown = bytes_to_unicode()
 
     def text(token):
@@ -92,52 +93,40 @@ def tokenizer_json(tokenizer):
         "post_processor": None,
         "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
         "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
-                  "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": True,
-                  "vocab": vocab, "merges": merges},
+                  "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
+                  "ignore_merges": True, "vocab": vocab, "merges": merges},
     }  # fmt: skip
-
-
-CARD = """---
-library_name: transformers
-tags: [reasoning, synthetic, from-scratch]
----
-
-# A small model of a synthetic reasoning world
-
-Trained from scratch on generated word problems whose reasoning graph is known. Prompt: \
-`[BOS]<question> … </question> <solution>`; it writes the steps, then `<answer> N </answer>[EOS]`.
-
-## Recipe
-
-Step {step}, tokenizer `{tokenizer_hash}`, code `{code}`, torch {torch}.
-
-```json
-{options}
-```
-
-## Measured
-
-{measured}
-"""
 
 
 def model_card(options, state, results):
     """A README.md: what it is, how it was trained, what was measured (results.json of evaluate.py, or None)."""
-    lines = []
+    measured = []
     if state.get("nll"):
         nll = ", ".join(f"{op}: {value:.4f}" for op, value in state["nll"].items())
-        lines += [f"Held-out NLL in nats per token, by operations: {nll}", ""]
+        measured.append(f"Held-out NLL in nats per token, by operations: {nll}")
     if results:
-        lines += ["| checkpoint | band | correct@1 | 95% interval | answer@1 |", "|---|---|---|---|---|"]
+        rows = ["| checkpoint | band | correct@1 | 95% interval | answer@1 |", "|---|---|---|---|---|"]
         for name, result in results["results"].items():
             for band, score in result["band"].items():
-                correct, answer = (score[kind]["mean"] for kind in ("correct@1", "answer@1"))
-                interval = "{low:.3f} to {high:.3f}".format(**score["correct@1"])
-                lines.append(f"| {name} | {band} | {correct:.3f} | {interval} | {answer:.3f} |")
-        lines += ["", "{samples} samples a problem, seed {seed}.".format(**results["options"])]
-    facts = {name: state.get(name) for name in ("step", "tokenizer_hash", "code", "torch")}
-    measured = "\n".join(lines or ["Nothing was measured for this card."])
-    return CARD.format(options=json.dumps(options, indent=1), measured=measured, **facts)
+                correct = "{mean:.3f} | {low:.3f} to {high:.3f}".format(**score["correct@1"])
+                rows.append(f"| {name} | {band} | {correct} | {score['answer@1']['mean']:.3f} |")
+        measured += [
+            "\n".join(rows),
+            "{samples} samples a problem, seed {seed}.".format(**results["options"]),
+        ]
+    facts = "Step {step}, tokenizer `{tokenizer_hash}`, code `{code}`, torch {torch}."
+    paragraphs = [
+        "---\nlibrary_name: transformers\ntags: [reasoning, synthetic, from-scratch]\n---",
+        "# A small model of a synthetic reasoning world",
+        "Trained from scratch on generated word problems whose reasoning graph is known. Prompt: "
+        "`[BOS]<question> … </question> <solution>`; it writes the steps, then `<answer> N </answer>[EOS]`.",
+        "## Recipe",
+        facts.format_map(defaultdict(lambda: None, state)),
+        f"```json\n{json.dumps(options, indent=1)}\n```",
+        "## Measured",
+        *(measured or ["Nothing was measured for this card."]),
+    ]
+    return "\n\n".join(paragraphs) + "\n"
 
 
 def export(checkpoint, out, results=None):
@@ -159,16 +148,14 @@ def export(checkpoint, out, results=None):
         "config.json": config_json(config, tokenizer, checkpoint.options, state),
         "tokenizer.json": tokenizer_json(tokenizer),
         "tokenizer_config.json": {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "model_max_length": config.max_position_embeddings,
+            "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.max_position_embeddings,
             **{f"{kind}_token": name for kind, name in zip(("pad", "unk", "bos", "eos"), SPECIALS)},
-            "clean_up_tokenization_spaces": False,
             # transformers 5 gives every qwen2 model Qwen's own way of splitting words, whatever tokenizer.json
             # says, unless there is an auto_map; an empty one names no code, and tokenizer.json is used
-            "auto_map": {"AutoTokenizer": ["", ""]},
+            "clean_up_tokenization_spaces": False, "auto_map": {"AutoTokenizer": ["", ""]},
         },
         "generation_config.json": {**token_ids(tokenizer), "do_sample": False},
-    }
+    }  # fmt: skip
     for name, content in texts.items():
         write_atomic(out / name, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     write_atomic(out / "README.md", card)
@@ -220,8 +207,8 @@ def read_config(content, extra):
 def read_weights(folder, config):
     """The tensors of a folder's safetensors files by name, in float32.
 
-    Raises UserError if they have not the names and shapes that the config asks for, before anything is allocated,
-    or if a number is not finite.
+    Raises UserError if a number is not finite; and, before anything is allocated, if they have not the names and
+    shapes that the config asks for.
     """
     from safetensors import safe_open
 
@@ -234,7 +221,7 @@ def read_weights(folder, config):
         wanted = {name: list(tensor.shape) for name, tensor in Qwen2(config).state_dict().items()}
     shapes = {name: file.get_slice(name).get_shape() for name, file in where.items()}
     if config.tie_word_embeddings:
-        where["lm_head.weight"] = where["model.embed_tokens.weight"]
+        wanted["lm_head.weight"] = shapes.get("lm_head.weight")  # which may or may not be among the tensors
     for name in sorted(wanted.keys() | shapes.keys()):
         if wanted.get(name) != shapes.get(name):
             raise UserError(f"{name} has shape {shapes.get(name)}, config.json asks for {wanted.get(name)}")
@@ -242,6 +229,8 @@ def read_weights(folder, config):
     for name, tensor in weights.items():
         if not tensor.isfinite().all():
             raise UserError(f"{name} holds numbers that are not finite")
+    if config.tie_word_embeddings:
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
     return weights
 
 
@@ -262,7 +251,7 @@ def read_tokenizer(folder):
 
 
 def check_out(out, source, importing):
-    """Raise UserError if something would be lost: `out` must be new, empty, or what this script wrote there before."""
+    """Raise UserError if something would be lost: `out` must be new, empty, or written here before."""
     if source.resolve() in (out.resolve(), *out.resolve().parents):
         raise UserError(f"--out {out} is inside of --ckpt {source}: choose another folder")
     if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or is_ours(out, importing))):
@@ -272,7 +261,7 @@ def check_out(out, source, importing):
 
 
 def is_ours(folder, importing):
-    """Whether a folder holds an import and nothing else, for it is replaced whole; or an export, which is overwritten."""
+    """Whether a folder holds an export; or an import and nothing else, for it is replaced whole."""
     try:
         if importing:
             names = {"manifest.json", *read_json(folder / "manifest.json")}
