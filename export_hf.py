@@ -4,8 +4,8 @@
     python export_hf.py --import --ckpt out/hf --out out/back
 
 Exporting writes config.json (Qwen2ForCausalLM), model.safetensors, tokenizer.json, tokenizer_config.json,
-generation_config.json and a model card. Importing reads such a folder, or with --tokenizer any Qwen2
-checkpoint of transformers. Neither touches a folder that it did not write itself. Needs the package safetensors.
+generation_config.json and a model card. Importing reads such a folder, or any Qwen2 checkpoint of transformers
+if --tokenizer names one of ours. Neither touches a folder that it did not write itself. Needs safetensors.
 """
 
 import importlib.util
@@ -57,7 +57,7 @@ def token_ids(tokenizer):
 
 
 def bytes_to_unicode():
-    """{byte: character}: the printable stand-ins of GPT-2's byte-level BPE, as the tokenizers library has them.
+    """{byte: character}: the stand-ins of GPT-2's byte-level BPE, which the tokenizers library uses.
 
     Printable Latin-1 stands for itself, the other bytes for the characters from U+0100 on.
     """
@@ -67,7 +67,7 @@ def bytes_to_unicode():
 
 
 def tokenizer_json(tokenizer):
-    """Our tokenizer as the tokenizers library's: the same pre-tokens, bytes as characters, pairs as merges."""
+    """Our tokenizer as the tokenizers library's: the same pre-tokens, and bytes as characters."""
     shown = bytes_to_unicode()
 
     def text(token):
@@ -99,12 +99,12 @@ def tokenizer_json(tokenizer):
 
 
 def model_card(options, state, results):
-    """A README.md: what it is, how it was trained, what was measured (results.json of evaluate.py, or None)."""
+    """A README.md: what it is, how it was trained, what was measured (evaluate.py's results or None)."""
     measured = []
     if state.get("nll"):
         nll = ", ".join(f"{op}: {value:.4f}" for op, value in state["nll"].items())
         measured.append(f"Held-out NLL in nats per token, by operations: {nll}")
-    if results:
+    if results is not None:
         rows = ["| checkpoint | band | correct@1 | 95% interval | answer@1 |", "|---|---|---|---|---|"]
         for name, result in results["results"].items():
             for band, score in result["band"].items():
@@ -150,8 +150,8 @@ def export(checkpoint, out, results=None):
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.max_position_embeddings,
             **{f"{kind}_token": name for kind, name in zip(("pad", "unk", "bos", "eos"), SPECIALS)},
-            # transformers 5 gives every qwen2 model Qwen's own way of splitting words, whatever tokenizer.json
-            # says, unless there is an auto_map; an empty one names no code, and tokenizer.json is used
+            # transformers 5 has every qwen2 model split words in Qwen's own way, whatever tokenizer.json says,
+            # unless there is an auto_map; an empty one names no code, and tokenizer.json is used
             "clean_up_tokenization_spaces": False, "auto_map": {"AutoTokenizer": ["", ""]},
         },
         "generation_config.json": {**token_ids(tokenizer), "do_sample": False},
@@ -207,8 +207,8 @@ def read_config(content, extra):
 def read_weights(folder, config):
     """The tensors of a folder's safetensors files by name, in float32.
 
-    Raises UserError if a number is not finite; and, before anything is allocated, if they have not the names and
-    shapes that the config asks for.
+    Raises UserError if a number is not finite; and, before anything is allocated, if their names and shapes are
+    not those that the config asks for.
     """
     from safetensors import safe_open
 
