@@ -15,10 +15,13 @@ from hashlib import blake2b
 from itertools import product
 from math import prod
 
-from graph import AVERAGE, COUNT, MODES, OPS, TOTAL, Graph, WorldConfig, combine, draw_graph, sample
 from lab.options import UserError, opt, parse_options, run_script, stream_key
 
+from graph import AVERAGE, COUNT, MODES, OPS, TOTAL, Graph, WorldConfig, combine, draw_graph, sample
+
 MIN_OP, MAX_OP = 2, 20
+# The world of the preset tiny: numbers of one or two digits, and letters that leave nothing to guess.
+TINY_WORLD = "template zoo; mode forward; distractors 2-4; literals 1-9; bound 99; letters ordered"
 # Split = bucket of the canonical hash, out of 8: training gets four, every other purpose one. `dev` picks every `best`,
 # `eval` is only ever reported.
 SPLITS = {"train": (0, 1, 2, 3), "dev": (4,), "mid": (5,), "rl": (6,), "eval": (7,)}

@@ -14,10 +14,11 @@ from collections import defaultdict
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from lab.options import CheckedOptions, UserError, opt, parse_options, read_json, run_script, write_atomic
+
 import torch
 
-from common import load_checkpoint, save_checkpoint
-from lab.options import CheckedOptions, UserError, opt, parse_options, read_json, run_script, write_atomic
+from checkpoint import load_checkpoint, save_checkpoint
 from model import ModelConfig, Qwen2
 from tokenizer import PATTERN, SPECIALS, Tokenizer
 

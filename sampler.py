@@ -12,12 +12,11 @@ import copy
 from dataclasses import dataclass
 from functools import partial
 
+from lab.options import CheckedOptions, UserError, opt
+
 import numpy as np
 import torch
 from tqdm import tqdm
-
-from attention import attention, decode, decode_window
-from lab.options import CheckedOptions, UserError, opt
 
 PREFILL_TOKENS = 1 << 16  # of prompts that go through the model at once
 LOOK_EVERY = 8  # steps between looks at which rows have finished, on a GPU
@@ -185,7 +184,10 @@ class Decoder:
     def step(self, column):
         """Write this column of every row that is still in the batch."""
         self.at.fill_(column)
-        n, window = len(self.live), decode_window(column, self.sampling.max_new_tokens, self.device)
+        n, window = (
+            len(self.live),
+            self.model.backend.decode_window(column, self.sampling.max_new_tokens, self.device),
+        )
         if not self.graphed:
             return self._next_token(n, window)
         if (n, window) not in self.graphs:
@@ -221,13 +223,13 @@ class Decoder:
     def _within_prompts(self, layer, some, q, k, v):  # (P, W, H or K, D)
         """Causal attention; what pads a prompt stands after it, so nobody sees it."""
         self.prompt[layer, :, some, :, : k.shape[1]] = torch.stack((k, v)).transpose(2, 3)
-        return attention(q, k, v)
+        return self.model.backend.attend(q, k, v, None)
 
     def _over_the_cache(self, layer, rows, window, q, k, v):  # (R, 1, H or K, D)
         (P, W), own = self.shape, self.own[layer, :, : len(rows)]
         own.index_copy_(3, self.at - 1, torch.stack((k, v)).transpose(2, 3).to(own.dtype))
         prompt, lengths, G = self.prompt[layer, :, :P, :, :W], self.lengths[:P], self.sampling.group_size
-        return decode(q[:, 0], own, prompt, lengths, rows, G, self.at, window)
+        return self.model.backend.decode(q[:, 0], own, prompt, lengths, rows, G, self.at, window)
 
     def _sample(self, logits, rows):
         """A token of each row from its logits, into its place."""

@@ -13,8 +13,6 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from hashlib import blake2b
 
-import tiktoken
-
 from lab.options import (
     CheckedOptions,
     UserError,
@@ -25,6 +23,8 @@ from lab.options import (
     run_script,
     write_atomic,
 )
+
+import tiktoken
 
 SPECIALS = (
     "[PAD]", "[UNK]", "[BOS]", "[EOS]",

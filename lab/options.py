@@ -51,11 +51,14 @@ def stream_key(*parts):
 # Options
 
 
-def opt(default, help, choices=None, *, within="[0, inf)", group=None):
-    """A dataclass field that is also a flag. within: the interval of a number (NaN is in none); group: heading that starts here in --help."""
-    return dataclasses.field(
-        default=default, metadata=dict(help=help, choices=choices, within=within, group=group)
-    )
+def opt(default, help, choices=None, *, within="[0, inf)", group=None, free=False):
+    """A dataclass field that is also a flag.
+
+    within: the interval of a number (NaN is in none); group: the heading that starts here in --help; free: it may differ when a
+    run is resumed, since it changes speed, memory or what is shown, not what is computed (but for rounding).
+    """
+    metadata = dict(help=help, choices=choices, within=within, group=group, free=free)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclasses.dataclass(frozen=True)
