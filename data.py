@@ -11,6 +11,7 @@ Shapes: B rows, T positions.
 import random
 import signal
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from lab.options import UserError, read_jsonl, stream_key
 
@@ -108,11 +109,10 @@ class Batch:
             some = slice(i, i + rows)
             trained = int((self.targets[some] != IGNORE).sum())
             if trained:
-                values = {name: move(array[some]) for name, array in self.values.items()}
-                tokens, targets, doc_start = (
-                    move(a[some]) for a in (self.tokens, self.targets, self.doc_start)
+                arrays = (move(array[some]) for array in (self.tokens, self.targets, self.doc_start))
+                yield Batch(
+                    *arrays, {name: move(array[some]) for name, array in self.values.items()}, trained
                 )
-                yield Batch(tokens, targets, doc_start, values, trained)
 
 
 def pack(documents, row_tokens, pad_id):
@@ -188,17 +188,7 @@ class Source:
         if not self.records:
             return self.mixture.problem(self.seed, number, self.split)
         epoch, place = divmod(number - replayed, len(self.records))
-        return self.records[self._order(epoch)[place]]
-
-    def _order(self, epoch):
-        """The records' order in an epoch."""
-        known = self.__dict__.get("_known")
-        if known is None or known[0] != epoch:
-            order = list(range(len(self.records)))
-            random.Random(stream_key(self.seed, "records", epoch)).shuffle(order)
-            known = epoch, order
-            object.__setattr__(self, "_known", known)
-        return known[1]
+        return self.records[order_of_records(len(self.records), self.seed, epoch)[place]]
 
     def document(self, number):
         document = to_document(self.record(number), self.tokenizer, self.solution_only)
@@ -206,6 +196,14 @@ class Source:
             raise UserError(
                 f"a document has {len(document.ids)} tokens but a row only {self.row_tokens}; raise --row-tokens")  # fmt: skip
         return document
+
+
+@lru_cache(maxsize=4)
+def order_of_records(n, seed, epoch):
+    """The order of n records in an epoch."""
+    order = list(range(n))
+    random.Random(stream_key(seed, "records", epoch)).shuffle(order)
+    return order
 
 
 class Lane:
@@ -248,9 +246,8 @@ class Batches(IterableDataset):
         try:
             lanes = [Lane(self.source, r, cursor) for r, cursor in zip(self.part, self.cursors, strict=True)]
             while True:
-                batch = fill(
-                    [lane.row() for lane in lanes], self.source.row_tokens, self.source.tokenizer.pad_id
-                )
+                rows = [lane.row() for lane in lanes]
+                batch = fill(rows, self.source.row_tokens, self.source.tokenizer.pad_id)
                 yield batch, [lane.cursor for lane in lanes]
         except UserError as error:  # as it is: a DataLoader would make a page of what a worker raises
             yield error, None

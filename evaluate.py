@@ -37,6 +37,7 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class Options(RunOptions):
+    out: str = opt("out/eval", "folder for all that is written", group="run", free=True)
     checkpoints: str | None = opt(
         None, "checkpoint folders; name=folder names one (with --plot: run and evaluation folders)", group="evaluation", free=True)  # fmt: skip
     bands: str = opt("id=2-10,edge=11-14,hard=15-20", "name=operations of each band")

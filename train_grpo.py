@@ -34,6 +34,7 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class Options(TrainingOptions):
+    out: str = opt("out/grpo", "folder for all that is written", group="run", free=True)
     init_from: str = opt(
         "out/base/latest", "checkpoint to start from; also the frozen reference", group="training"
     )

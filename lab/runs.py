@@ -19,6 +19,7 @@ import sys
 import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 
@@ -31,8 +32,8 @@ from tqdm import tqdm
 
 @dataclass(frozen=True)
 class RunOptions(DeviceOptions):
-    preset: str = opt("tiny", "defaults of all other options: tiny, small or paper", group="run")
-    out: str = opt("out/run", "folder for all that is written", free=True)
+    out: str = opt("out/run", "folder for all that is written", group="run", free=True)
+    preset: str = opt("tiny", "defaults of all other options: tiny, small or paper")
     resume: bool = opt(False, "go on with the run in --out, with its options", free=True)
     resume_or_start: bool = opt(
         False, "go on with the run in --out if there is one, else start it", free=True
@@ -50,17 +51,15 @@ def parse_run_options(cls, argv, presets, description, positional=None):
     Raises UserError if there is no such run, if a flag contradicts the run that is resumed, or if the folder holds
     something and is not to be resumed.
     """
-    o = parse_options(cls, argv, description=description, presets=presets, positional=positional)
+    parse = partial(parse_options, cls, argv, description=description, presets=presets, positional=positional)
+    o = parse()
     path = Path(o.out)
     if o.resume and o.resume_or_start:
         raise UserError("--resume goes on with a run, --resume-or-start may begin one: give one of them")
     if o.resume:
         saved = saved_options(path)
-        own = {
-            name: value for name, value in saved.items() if name not in ("out", "resume", "resume_or_start")
-        }
-        o = parse_options(
-            cls, argv, description=description, presets=presets, positional=positional, saved={**own, "out": o.out})  # fmt: skip
+        own = {**saved, "out": o.out, "resume": True, "resume_or_start": False}
+        o = parse(saved=own)
         keep_options(o, saved)
     elif o.resume_or_start and (path / "config.json").exists():
         keep_options(o, saved_options(path))

@@ -282,7 +282,7 @@ def test_gradient_ascends_the_reward():
 
 def test_edge_selection_keeps_what_is_neither_solved_nor_hopeless():
     o = Options(select="edge", select_pool=20, select_bound=0.5, prompts=6)
-    problems = Problems(o, Mixture.parse("op 2-9"), ())
+    problems = Problems(o, Mixture.parse("op 2-10"), ())
     found = problems.refresh(lambda some: [{0: 0.0, 1: 0.25, 2: 1.0}[p.op % 3] for p in some])
     pool = [problems._problem("candidate", i) for i in problems.pool]
     assert {p.op % 3 for p in pool} == {1} and len(pool) == 20 and 0.2 < found < 0.5
