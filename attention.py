@@ -81,7 +81,7 @@ def attention(q, k, v, layout=None):
 
 def reference(q, k, v, layout=None):
     """`attention` by definition, every score written out; works in float64."""
-    B, T, H, D = q.shape
+    H, D = q.shape[2:]
     layout = layout or one_document(q)
     k, v = (x.repeat_interleave(H // x.shape[2], 2) for x in (k, v))  # (B, T, H, D)
     scores = torch.einsum("bthd,bshd->bhts", q, k) * D**-0.5 + layout.mask(q.dtype)
@@ -212,19 +212,21 @@ BACKENDS = {b.name: b for b in (
 def choose(name, device, head_dim, dtype=torch.bfloat16):
     """The backend to use → (Backend, note). name: one of `BACKENDS`, or auto: the Triton kernels on a CUDA GPU, else sdpa.
 
-    The kernels are taken only if all of them give what the reference does here, computing in `dtype` for heads of this width. Else auto
-    takes sdpa too, and the note says why; it is "" otherwise. Raises UserError if they are asked for by name.
+    The kernels are taken only if all of them give what the reference does here, computing in `dtype` for heads of this
+    width. Else auto takes sdpa too, and the note says why; it is "" otherwise. Raises UserError if they are asked for by name.
     """
     if name not in ("auto", *BACKENDS):
         raise UserError(f"unknown attention {name!r}: choose from auto, {', '.join(BACKENDS)}")
-    if name == "auto":
-        name = "triton or sdpa" if device.type == "cuda" else "sdpa"
-    if "triton" not in name:
+    if name == "auto" and device.type != "cuda":
+        name = "sdpa"
+    if name in ("sdpa", "reference"):
         return BACKENDS[name], ""
     why = why_not_triton(device, head_dim, dtype)
-    if why and name == "triton":
+    if not why:
+        return BACKENDS["triton"], ""
+    if name == "triton":
         raise UserError(f"--attention triton cannot be used: {why}; choose sdpa")
-    return (BACKENDS["sdpa"], f"no Triton kernels: {why}") if why else (BACKENDS["triton"], "")
+    return BACKENDS["sdpa"], f"no Triton kernels: {why}"
 
 
 def why_not_triton(device, head_dim, dtype):
@@ -233,5 +235,5 @@ def why_not_triton(device, head_dim, dtype):
     try:
         from flash import why_not
     except Exception as error:  # no package, or one for another Python: each has a type of its own
-        return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+        return f"{type(error).__name__}: {error}".splitlines()[0]
     return why_not(device, head_dim, dtype)
