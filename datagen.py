@@ -255,9 +255,8 @@ def statements_of(text):
 
 def split_of(problem):
     """The split a problem belongs to, from its text alone."""
-    bucket = (
-        canonical_hash(problem.template, problem.mode, problem.question, statements_of(problem.problem)) % 8
-    )
+    statements = statements_of(problem.problem)
+    bucket = canonical_hash(problem.template, problem.mode, problem.question, statements) % 8
     return next(name for name, buckets in SPLITS.items() if bucket in buckets)
 
 
@@ -280,16 +279,23 @@ def render(graph, template, split=None):
         bucket = canonical_hash(template, graph.mode, question, statements) % 8
         seed += 1
     problem = " ".join(sample(rand, statements, len(statements)))
-    solution, answer = solve(rand, graph, names)
-    nodes = [
-        Node(
-            names[v], v.operator, [names[u] for u in v.operands], v.constant, v.form if v.form[0] else v.value
-        )
-        for v in graph.vertices
-    ]
+    nodes = []
+    for v in graph.vertices:
+        value = v.form if v.form[0] else v.value
+        nodes.append(Node(names[v], v.operator, [names[u] for u in v.operands], v.constant, value))
+    told, layers = (problem, question, *solve(rand, graph, names)), graph.config.layers
     return Problem(
-        problem, question, solution, answer, graph.op, graph.mode, template, nodes, names[query],
-        names[unknown] if unknown else None, graph.id, graph.config.layers, graph)  # fmt: skip
+        *told,
+        graph.op,
+        graph.mode,
+        template,
+        nodes,
+        names[query],
+        names.get(unknown),
+        graph.id,
+        layers,
+        graph,
+    )
 
 
 def generate(seed, index, *, op, mode="forward", template="zoo", split="train", **knobs):
@@ -354,8 +360,9 @@ class Mixture:
                         raise UserError(f"{key} is given twice")
                     whole[key] = keys.pop(key)
             tokens = parse_count(whole["tokens"]) if "tokens" in whole else None
-            shares = whole.get("shares", "documents")
-            by_tokens = look_up({"documents": False, "tokens": True}, shares, "shares")
+            by_tokens = look_up(
+                {"documents": False, "tokens": True}, whole.get("shares", "documents"), "shares"
+            )
             weighted = [pair for keys in components for pair in weigh(keys, by_tokens)]
             if not weighted:
                 raise UserError("the shares add up to 0")
@@ -488,19 +495,17 @@ class Options(WorldConfig):
     def problems(self):
         """Yield the problems that the options ask for, in order of op, mode and template."""
         knobs = {field.name: getattr(self, field.name) for field in fields(WorldConfig)}
-        modes, templates = (
-            [look_up(CHOICES[key], name.strip(), key) for name in getattr(self, key).split(",")]
-            for key in ("mode", "template")
-        )
+        modes = [look_up(CHOICES["mode"], name.strip(), "mode") for name in self.mode.split(",")]
+        templates = [
+            look_up(CHOICES["template"], name.strip(), "template") for name in self.template.split(",")
+        ]
         for op, mode, template in product(parse_ops(self.op), modes, templates):
             for i in range(self.n):
                 yield generate(self.seed, i, op=op, mode=mode, template=template, split=self.split, **knobs)
 
 
 def main(argv=None):
-    o = parse_options(
-        Options, argv, description="Print problems of the world: readable, or as JSONL records."
-    )
+    o = parse_options(Options, argv, description="Print problems: readable, or as JSONL records.")
     for p in o.problems():
         if o.jsonl:
             print(json.dumps(to_record(p)))

@@ -20,6 +20,7 @@ from lab.options import CheckedOptions, UserError, opt
 OPS = ("+", "-", "*", "/")
 MODES = ("forward", "reverse")
 COUNT, TOTAL, AVERAGE, OFFSPRING = "count", "total", "average", "offspring"
+EDGES = {COUNT: 1, TOTAL: 1, OFFSPRING: 3}  # of the cheapest definition; of a total, for each member
 PLACES = 12  # places of one problem, at most: as many as a context has words for
 STRUCTURES, NUMBERS = (
     2000,
@@ -39,12 +40,9 @@ class WorldConfig(CheckedOptions):
     min_literal: int = opt(1, "smallest literal", within="[1, 98]")
     max_literal: int = opt(12, "largest literal", within="[2, 99]")
     bound: int = opt(999, "no value, and in reverse mode no coefficient, is larger", within="[16, 99999]")
-    # The fewer letters there are to guess, the faster a small model learns.
-    letters: str = opt(
-        "random",
-        "names of variables: random, ordered (a, b, …), or shifted: ordered from a random letter on",
-        ("random", "ordered", "shifted"),
-    )
+    # Variables: in random order, from a on, or from a random letter on. The fewer there are to guess, the faster a small
+    # model learns; but ordered letters never show the ones that only longer solutions need.
+    letters: str = opt("random", "order of the letters of variables", ("random", "ordered", "shifted"))
 
     def __post_init__(self):
         super().__post_init__()
@@ -55,9 +53,7 @@ class WorldConfig(CheckedOptions):
             if low > high - (name == "literal"):
                 raise UserError(f"min_{name} must be below max_{name}, not {low} to {high}")
         if self.bound < 8 * self.max_literal:
-            raise UserError(
-                f"bound must be at least 8 times max_literal ({8 * self.max_literal}), not {self.bound}"
-            )
+            raise UserError(f"bound must be 8 times max_literal or more, not {self.bound}")
 
 
 @dataclass(slots=True, eq=False)
@@ -193,11 +189,8 @@ class GraphBuilder:
         """Edges that the cheapest definitions of all waiting quantities take."""
         edges = 0
         for v in self.waiting:
-            if v.type is COUNT:
-                edges += 1
-            else:
-                members = len(self.places[v.place].members)
-                edges += (3 * members or 4) if v.type is OFFSPRING else (members or 2)
+            each = EDGES[v.type]
+            edges += each if v.type is COUNT else each * len(self.places[v.place].members) or each + 1
         return edges
 
     def add_total(self, third_layer):
@@ -257,22 +250,19 @@ class GraphBuilder:
 
     def define_total(self, v, place, free):
         members, third_layer = len(place.members), v.type is OFFSPRING
-        price = 4 if third_layer else 2  # of a member, its own definition included
+        price = EDGES[v.type] + 1  # of a new member, its own definition included
         least = 0 if members else 1
         most = min(self.config.max_in_degree - members, least + free // price, max(least, self.wanted))
         new = least + int(self.rand() * (most - least + 1))
-        for _ in range(new):
-            self.waiting.append(self.add_count(v.place))
+        self.waiting += [self.add_count(v.place) for _ in range(new)]
         self.wanted -= new * (1 + third_layer)
+        self.left -= EDGES[v.type] * len(place.members)
         place.closed = True
         for u in place.members:
             v.operands.append(u)
-            self.left -= 1
             if third_layer:
-                average = Vertex(AVERAGE, v.place, u.kind)
-                v.operands.append(average)
-                self.vertices.append(average)
-                self.left -= 2
+                self.vertices.append(Vertex(AVERAGE, v.place, u.kind))
+                v.operands.append(self.vertices[-1])
 
     def draw_numbers(self):
         """Literals, the unknown, operators and constants, operands first. Returns whether all values are in bounds."""
@@ -389,9 +379,8 @@ def draw_graph(rng, op, mode, config, id):
         # A clash with the bound is rare: draw the numbers again; where they never fit, the structure.
         if any(builder.draw_numbers() for _ in range(NUMBERS)):
             builder.draw_distractors()
-            return Graph(
-                builder.vertices, builder.distractors, builder.unknown, op, mode, config, rng.getrandbits(63), id
-            )  # fmt: skip
+            drawn = builder.vertices, builder.distractors, builder.unknown
+            return Graph(*drawn, op, mode, config, rng.getrandbits(63), id)
     raise UserError(
         f"found no {mode} problem with op {op} and values within bound {config.bound}: raise bound, lower min_literal "
         "or max_literal, allow more operators, or ask for fewer operations"
