@@ -2,8 +2,9 @@
 
     graph (graph.py) → words → problem → mixture, split
 
-The graph is drawn apart from its words, so that one graph can be told in any context. A split is a bucket of a hash of
-the text, so that no problem is in two of them. Everything is a pure function of its arguments. Standard library only.
+The graph is drawn apart from its words, so that one graph can be told in any context. A split is a bucket of
+a hash of the text, so that no problem is in two of them. Everything is a pure function of its arguments.
+Standard library only.
 """
 
 import json
@@ -19,14 +20,14 @@ from graph import AVERAGE, COUNT, MODES, OPS, TOTAL, Graph, WorldConfig, combine
 from lab.options import UserError, opt, parse_options, run_script, stream_key
 
 MIN_OP, MAX_OP = 2, 20
-# Split = bucket of the canonical hash, out of 8: training gets four, every other purpose one. `dev` picks every `best`,
-# `eval` is only ever reported.
+# Split = bucket of the canonical hash, out of 8: training gets four, every other purpose one. `dev` picks
+# every `best`, `eval` is only ever reported.
 SPLITS = {"train": (0, 1, 2, 3), "dev": (4,), "mid": (5,), "rl": (6,), "eval": (7,)}
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 CONSTANTS = dict(zip(OPS, ("{} more than ", "{} fewer than ", "{} times ", "a 1/{} share of ")))
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # The contexts. Kinds are (plural, singular). A name takes two look-ups: the kind and the place.
 
 
@@ -51,16 +52,17 @@ TEMPLATES = {
 }  # fmt: skip
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Records
 
 
 @dataclass(slots=True)
 class Node:
-    """One necessary quantity. `operator` is "" for a literal, a copy or the unknown; else the operator that joins the
-    operands ("+" or "-", if there are several), then the one that joins the constant ("+", "-", "*", "/"): "3 times the
-    sum of a and b" is "+*" with constant 3. "*+" without a constant: operands taken in pairs, multiplied, summed.
-    `value` is an int, or (a, b) for a*x + b where it depends on the unknown x."""
+    """One necessary quantity. `operator` is "" for a literal, a copy or the unknown; else the operator that
+    joins the operands ("+" or "-", if there are several), then the one that joins the constant ("+", "-",
+    "*", "/"): "3 times the sum of a and b" is "+*" with constant 3. "*+" without a constant: operands taken
+    in pairs, multiplied, summed. `value` is an int, or (a, b) for a*x + b where it depends on the unknown
+    x."""
 
     name: str
     operator: str
@@ -106,7 +108,7 @@ def from_record(record):
         raise UserError(f"not a record of datagen.py ({type(error).__name__}: {error})") from None
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Words
 
 
@@ -158,7 +160,8 @@ def show(form):
 def define(v, names, letter, lefts):
     """The sentence of the solution that computes v, in GSM-Infinite's format.
 
-    letter: the variable of each vertex; lefts: an iterator of the variables that the equations define, v's own last.
+    letter: the variable of each vertex; lefts: an iterator of the variables that the equations define, v's
+    own last.
     """
     equations = []
     terms = [(letter[u], u.form) for u in v.operands]  # what is still to be joined: (written as, form)
@@ -220,16 +223,16 @@ def solve(rand, graph, names):
         a, b = root.form
         left, c = show(root.form), root.value - b
         out.append(
-            f"We know {letter[root]} = {root.value}, so we have {left} = {root.value} and we solve it through the "
-            f"following steps: Simplifying the equation: {left} = {root.value}. Move all terms to one side: "
-            f"{show((a, 0))} - {c} = 0. Isolate the term with x: {a}*x = {c}. Divide both sides by {a}: x = {c} / {a}. "
-            f"Solution: x = {answer}."
+            f"We know {letter[root]} = {root.value}, so we have {left} = {root.value} and we solve it through "
+            f"the following steps: Simplifying the equation: {left} = {root.value}. Move all terms to one side: "
+            f"{show((a, 0))} - {c} = 0. Isolate the term with x: {a}*x = {c}. "
+            f"Divide both sides by {a}: x = {c} / {a}. Solution: x = {answer}."
         )
     out.append(f"Answer: {answer}.")
     return " ".join(out), answer
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Splits and problems
 
 config_of = lru_cache(maxsize=64, typed=True)(WorldConfig)
@@ -243,7 +246,7 @@ def look_up(table, name, what):
 
 
 def canonical_hash(template, mode, question, statements):
-    """64 bits that do not depend on the order of the statements (nor on letters, which only the solution has)."""
+    """64 bits that do not depend on the order of the statements (letters are in the solution alone)."""
     text = "\n".join([template, mode, question, *sorted(statements)])
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big")
 
@@ -261,9 +264,10 @@ def split_of(problem):
 
 
 def render(graph, template, split=None):
-    """Tell a graph in a context → Problem. The same graph gives the same structure and numbers in every context.
+    """Tell a graph in a context → Problem. Structure and numbers are the same in every context.
 
-    split: draw names until the text falls into this split (None: take the first names, whatever split they are in).
+    split: draw names until the text falls into this split (None: take the first names, whatever split they
+    are in).
     """
     context = look_up(TEMPLATES, template, "template")
     buckets = look_up(SPLITS, split, "split") if split else range(8)
@@ -299,8 +303,9 @@ def render(graph, template, split=None):
 
 
 def generate(seed, index, *, op, mode="forward", template="zoo", split="train", **knobs):
-    """Problem number `index` of the endless sequence `seed`: a pure function of its arguments (knobs: see WorldConfig).
+    """Problem number `index` of the endless sequence `seed`: a pure function of its arguments.
 
+    knobs: fields of WorldConfig.
     The template changes the words alone: the same (seed, index, …) is the same graph in every context.
     Raises UserError for an argument out of range, and where no problem fits the knobs.
     """
@@ -313,7 +318,7 @@ def generate(seed, index, *, op, mode="forward", template="zoo", split="train", 
     return render(draw_graph(rng, op, mode, config, f"{split}/{seed}/{index}"), template, split)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Mixtures
 
 WORDS = re.compile(
@@ -333,14 +338,15 @@ KNOBS = {
 
 @dataclass(frozen=True)
 class Mixture:
-    """What to draw problems from: `Mixture.parse("op 2-4:3, 5-6:1; template zoo:0.9, school:0.1; tokens 6M")`.
+    """What to draw problems from: `Mixture.parse("op 2-4:3, 5-6:1; template zoo:0.9, school; tokens 6M")`.
 
-    Semicolons separate keys, commas choices, a colon gives a choice its weight (1 if none; weights are normalised).
-    A range of ops shares its weight evenly. Keys: op, template, mode, layers, and the knobs of WorldConfig: distractors
-    1-3, literals 1-9, operators +-*, bound 99, degree 4, letters ordered. A `|` separates components, each complete in
-    itself, with its share (1 if none): "op 2-20; share 0.99 | op 2; template school; share 0.01". Two keys belong to
-    the whole, whichever component they are written in: tokens (the budget; k, M and B are understood), and shares, of
-    documents or of tokens: `shares tokens` divides shares and weights of ops by the mean lengths of their texts.
+    Semicolons separate keys, commas choices, a colon gives a choice its weight (1 if none; weights are
+    normalised). A range of ops shares its weight evenly. Keys: op, template, mode, layers, and the knobs of
+    WorldConfig: distractors 1-3, literals 1-9, operators +-*, bound 99, degree 4, letters ordered. A `|`
+    separates components, each complete in itself, with its share (1 if none): "op 2-20; share 0.99 | op 2;
+    template school; share 0.01". Two keys belong to the whole, whichever component they are written in:
+    tokens (the budget; k, M and B are understood), and shares, of documents or of tokens: `shares tokens`
+    divides shares and weights of ops by the mean lengths of their texts.
     """
 
     spec: str
@@ -360,9 +366,8 @@ class Mixture:
                         raise UserError(f"{key} is given twice")
                     whole[key] = keys.pop(key)
             tokens = parse_count(whole["tokens"]) if "tokens" in whole else None
-            by_tokens = look_up(
-                {"documents": False, "tokens": True}, whole.get("shares", "documents"), "shares"
-            )
+            shares = whole.get("shares", "documents")
+            by_tokens = look_up({"documents": False, "tokens": True}, shares, "shares")
             weighted = [pair for keys in components for pair in weigh(keys, by_tokens)]
             if not weighted:
                 raise UserError("the shares add up to 0")
@@ -478,7 +483,7 @@ def parse_ops(text):
     return ops
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Command line
 
 

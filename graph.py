@@ -1,13 +1,13 @@
-"""A reasoning graph: quantities, how each follows from others, and their numbers. No words yet (datagen.py tells it).
+"""A reasoning graph: quantities, how each follows from others, and their numbers. datagen.py has the words.
 
     structure → numbers → distractors
 
-A *count* ("otters in Fernhollow") is stated in the text: a literal, or an expression over other quantities. A *total*
-("total number of animals in Fernhollow") is never defined by the text: it is the sum of the counts mentioned there, an
-edge the reader must add. With three layers a place also has *averages* ("average number of cubs per otter in
-Fernhollow") and a total of the third layer, the sum of count × average. `op` is the number of edges of the needed
-graph, the edge from a literal included (GSM-Infinite's count): a literal costs 1, a copy 1, "3 times the sum of a and
-b" 3.
+A *count* ("otters in Fernhollow") is stated in the text: a literal, or an expression over other quantities. A
+*total* ("total number of animals in Fernhollow") is never defined by the text: it is the sum of the counts
+mentioned there, an edge the reader must add. With three layers a place also has *averages* ("average number
+of cubs per otter in Fernhollow") and a total of the third layer, the sum of count × average. `op` is the
+number of edges of the needed graph, the edge from a literal included (GSM-Infinite's count): a literal costs
+1, a copy 1, "3 times the sum of a and b" 3.
 """
 
 from bisect import bisect
@@ -40,8 +40,8 @@ class WorldConfig(CheckedOptions):
     min_literal: int = opt(1, "smallest literal", within="[1, 98]")
     max_literal: int = opt(12, "largest literal", within="[2, 99]")
     bound: int = opt(999, "no value, and in reverse mode no coefficient, is larger", within="[16, 99999]")
-    # Variables: in random order, from a on, or from a random letter on. The fewer there are to guess, the faster a small
-    # model learns; but ordered letters never show the ones that only longer solutions need.
+    # Variables: in random order, from a on, or from a random letter on. The fewer there are to guess, the
+    # faster a small model learns; but ordered letters never show the ones that only longer solutions need.
     letters: str = opt("random", "order of the letters of variables", ("random", "ordered", "shifted"))
 
     def __post_init__(self):
@@ -60,7 +60,8 @@ class WorldConfig(CheckedOptions):
 class Vertex:
     """A quantity before it has a name: `place` and `kind` are indices that the context turns into words.
 
-    `value` is its number; `form` is (a, b) for a*x + b, where x is the unknown (a is 0 where it does not depend on x).
+    `value` is its number; `form` is (a, b) for a*x + b, where x is the unknown (a is 0 where it does not
+    depend on x).
     """
 
     type: str
@@ -128,9 +129,10 @@ def add(forms):
 def ways_to_define(free, nodes, reuse, waiting, most):
     """Ways to define a count: (operands, new operands, has a constant), with cumulative weights.
 
-    free: edges to spend beyond the least; nodes: quantities still wanted; reuse: waiting quantities that could be
-    operands; waiting: quantities that wait to be defined, this one among them; most: largest in-degree.
-    A way's price is what it takes off `free`: its edges, less the one reserved for it, and one for each new operand.
+    free: edges to spend beyond the least; nodes: quantities still wanted; reuse: waiting quantities that
+    could be operands; waiting: quantities that wait to be defined, this one among them; most: largest
+    in-degree. A way's price is what it takes off `free`: its edges, less the one reserved for it, and one for
+    each new operand.
     """
     wish = 0.35 + free / (waiting + nodes)
     ways, weights, total = [], [], 0.0
@@ -151,12 +153,12 @@ def ways_to_define(free, nodes, reuse, waiting, most):
 
 
 class GraphBuilder:
-    """Draws one graph: `draw_structure`, `draw_numbers` (whether they fit), `draw_distractors`, in this order.
+    """Draws one graph: `draw_structure`, `draw_numbers` (whether they fit), `draw_distractors`.
 
-    The structure is drawn root first, until exactly `op` edges are spent. A quantity is defined by quantities that
-    still wait to be defined, or by new ones: so there is no cycle, each one is needed, and the order of definition,
-    reversed, is an order of computation. Each waiting quantity has edges reserved for its cheapest definition; the
-    rest is free to spend, and the last one waiting must spend it all.
+    The structure is drawn root first, until exactly `op` edges are spent. A quantity is defined by quantities
+    that still wait to be defined, or by new ones: so there is no cycle, each one is needed, and the order of
+    definition, reversed, is an order of computation. Each waiting quantity has edges reserved for its
+    cheapest definition; the rest is free to spend, and the last one waiting must spend it all.
     """
 
     def __init__(self, rand, op, mode, config):
@@ -173,7 +175,8 @@ class GraphBuilder:
         while self.waiting:
             v = choice(self.rand, self.waiting)
             place = self.places[v.place]
-            # A count in a place whose total waits must wait for it: the total might need a count that needs the total.
+            # A count in a place whose total waits must wait for it: the total might need a count that needs
+            # the total.
             if v.type is COUNT and place.summary is not None and not place.closed:
                 v = place.summary
             free = self.left - self.reserved()
@@ -194,7 +197,7 @@ class GraphBuilder:
         return edges
 
     def add_total(self, third_layer):
-        """A new place whose total is needed. third_layer: the chance that it is one of the third layer, if there is one."""
+        """A new place whose total is needed. third_layer: the chance of an OFFSPRING total, with 3 layers."""
         offspring = self.config.layers == 3 and self.rand() < third_layer
         v = Vertex(OFFSPRING if offspring else TOTAL, len(self.places))
         self.places.append(Place(v))
@@ -265,7 +268,8 @@ class GraphBuilder:
                 v.operands.append(self.vertices[-1])
 
     def draw_numbers(self):
-        """Literals, the unknown, operators and constants, operands first. Returns whether all values are in bounds."""
+        """Literals, the unknown, operators and constants, operands first. Returns whether all are in
+        bounds."""
         if self.mode == "reverse":
             self.unknown = choice(self.rand, [v for v in self.vertices if not v.operands])
         return all(map(self.evaluate, self.vertices))
@@ -301,7 +305,7 @@ class GraphBuilder:
         v.form = (1, 0) if v is self.unknown else (0, v.value)
 
     def draw_expression(self, v):
-        """Choose operators (and constant, and order) of a count so that it stays in bounds. Returns whether it does."""
+        """Choose operators (constant, order) of a count to keep it in bounds. Returns whether it is."""
         config, bound = self.config, self.config.bound
         v.operator = "+" if len(v.operands) > 1 else ""
         self.settle(v, add([u.form for u in v.operands]))
@@ -331,7 +335,7 @@ class GraphBuilder:
         return self.in_bounds(v)
 
     def draw_distractors(self):
-        """Statements beside the point, each of the form of a needed one: a form does not tell what is needed."""
+        """Statements beside the point, each of the form of a needed one: its form gives none away."""
         config, root = self.config, self.vertices[-1]
         needed = [v for v in self.vertices if v.type in (COUNT, AVERAGE) and v is not self.unknown]
         counts = [v for v in needed if v.type is COUNT]
@@ -350,7 +354,7 @@ class GraphBuilder:
             self.distractors.append(v)
 
     def without_average(self):
-        """The counts of which an average can be stated without changing anything: no total of the third layer has them."""
+        """The counts whose average can be stated without changing anything: no OFFSPRING total has them."""
         stated = self.vertices + self.distractors
         taken = {(v.place, v.kind) for v in stated if v.type is AVERAGE}
         return [v for v in stated if v.type is COUNT and (v.place, v.kind) not in taken]
@@ -372,7 +376,7 @@ class GraphBuilder:
 
 
 def draw_graph(rng, op, mode, config, id):
-    """A graph with exactly `op` edges, from a random.Random. Raises UserError if the knobs leave no room for one."""
+    """A graph with exactly `op` edges, from a random.Random. Raises UserError if the knobs allow none."""
     for _ in range(STRUCTURES):
         builder = GraphBuilder(rng.random, op, mode, config)
         builder.draw_structure()
@@ -382,6 +386,6 @@ def draw_graph(rng, op, mode, config, id):
             drawn = builder.vertices, builder.distractors, builder.unknown
             return Graph(*drawn, op, mode, config, rng.getrandbits(63), id)
     raise UserError(
-        f"found no {mode} problem with op {op} and values within bound {config.bound}: raise bound, lower min_literal "
-        "or max_literal, allow more operators, or ask for fewer operations"
+        f"found no {mode} problem with op {op} and values within bound {config.bound}: raise bound, lower "
+        "min_literal or max_literal, allow more operators, or ask for fewer operations"
     )
