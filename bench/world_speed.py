@@ -1,4 +1,5 @@
-"""Problems per second of one core, by mode, layers and split. The public generator makes 159/s (forward) and 11/s (reverse) at op 10.
+"""Problems per second of one core, by mode, layers and split. The public generator makes 159/s (forward) and
+11/s (reverse) at op 10.
 
 python bench/world_speed.py
 """

@@ -28,7 +28,8 @@ COLUMNS = (
 
 
 def rows(problems, count):
-    """One dict for each (mode, op), in order. count: text → its length. guess_floor: the share of the commonest answer."""
+    """One dict for each (mode, op), in order. count: text → its length. guess_floor: the share of the
+    commonest answer."""
     groups = {}
     for p in problems:
         groups.setdefault((p.mode, p.op), []).append(p)
