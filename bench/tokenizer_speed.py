@@ -1,5 +1,6 @@
-"""Training time on 10 MB of generated text, tokens a record on the public sample, encoding speed, on one core;
-beside raw tiktoken and tokenizers.
+"""Training time on 10 MB of generated text, tokens a record on the public sample, and encoding speed; one core.
+
+Beside raw tiktoken and tokenizers.
 
 python bench/tokenizer_speed.py
 """
