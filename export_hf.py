@@ -5,7 +5,7 @@
 
 Exporting writes config.json (Qwen2ForCausalLM), model.safetensors, tokenizer.json, tokenizer_config.json,
 generation_config.json and a model card. Importing reads such a folder, or, with a --tokenizer of ours, any
-Qwen2 checkpoint of transformers. Neither touches a folder that it did not write. Needs the package safetensors.
+Qwen2 checkpoint of transformers. Neither touches a folder that it did not write. Needs safetensors.
 """
 
 import importlib.util

@@ -3,12 +3,12 @@
 python bench/sampling_speed.py
 
 On a CPU the tiny preset's model, on a GPU the paper's. Nothing stops early, so that both write the same
-number of tokens. Ours samples groups from shared prompts and returns log-probabilities; generate gets its best
-of some batch sizes, in float32 and bfloat16.
+number of tokens. Ours samples groups from shared prompts and returns log-probabilities; generate gets its
+best of some batch sizes, in float32 and bfloat16.
 
 The floor is the time that no sampler could go below on this machine: each step reads every key and value once
-(a group's prompt once for all) at the measured speed of a copy, and multiplies by every weight at the measured
-rate of a large product.
+(a group's prompt once for all) at the measured speed of a copy, and multiplies by every weight at the
+measured rate of a large product.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Training time on 10 MB of generated text, tokens a record on the public sample, and encoding speed; one core.
+"""Training time on 10 MB of generated text, tokens a record on the public sample, encoding speed; one core.
 
 Beside raw tiktoken and tokenizers.
 
