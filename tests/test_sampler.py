@@ -63,8 +63,8 @@ def test_a_row_does_not_depend_on_its_neighbours_or_the_batch_size():
 def as_on_a_gpu(monkeypatch, most_columns):
     """Have the sampler do on a CPU what it does on a GPU.
 
-    A step is done once when it is captured and again when it is replayed, it sees the whole caches with what other
-    batches left there, and the flags of stopped rows come a look late.
+    A step is done once when it is captured and again when it is replayed, it sees the whole caches with what
+    other batches left there, and the flags of stopped rows come a look late.
     """
 
     class Graph:
