@@ -115,6 +115,12 @@ class Batch:
                 )
 
 
+def check_length(document, row_tokens):
+    n = len(document.ids)
+    if n > row_tokens:
+        raise UserError(f"a document has {n} tokens but a row only {row_tokens}; raise --row-tokens")
+
+
 def pack(documents, row_tokens, pad_id):
     """All the documents, packed into as few rows as best fit decreasing finds → Batch (rows, row_tokens).
 
@@ -124,9 +130,8 @@ def pack(documents, row_tokens, pad_id):
     """
     rows, room = [], []
     for document in sorted(documents, key=lambda document: -len(document.ids)):
+        check_length(document, row_tokens)
         n = len(document.ids)
-        if n > row_tokens:
-            raise UserError(f"a document has {n} tokens but a row only {row_tokens}; raise --row-tokens")
         r = min((r for r in range(len(rows)) if room[r] >= n), key=room.__getitem__, default=None)
         if r is None:
             r = len(rows)
@@ -192,9 +197,7 @@ class Source:
 
     def document(self, number):
         document = to_document(self.record(number), self.tokenizer, self.solution_only)
-        if len(document.ids) > self.row_tokens:
-            raise UserError(
-                f"a document has {len(document.ids)} tokens but a row only {self.row_tokens}; raise --row-tokens")  # fmt: skip
+        check_length(document, self.row_tokens)
         return document
 
 
@@ -263,9 +266,8 @@ def batches(source, part=None, cursors=None, workers=0):
     dataset = Batches(source, part, [(0,)] * len(part) if cursors is None else cursors)
     loader = dataset
     if workers:  # spawned: a forked child of a process with torch's threads may hang
-        loader = DataLoader(
-            dataset, batch_size=None, num_workers=1, collate_fn=_as_it_is, prefetch_factor=4,
-            multiprocessing_context="spawn", worker_init_fn=_ignore_signals)  # fmt: skip
+        how = dict(multiprocessing_context="spawn", worker_init_fn=_ignore_signals, collate_fn=_as_it_is)
+        loader = DataLoader(dataset, batch_size=None, num_workers=1, prefetch_factor=4, **how)
     try:
         for batch, after in loader:
             if isinstance(batch, UserError):
@@ -275,7 +277,7 @@ def batches(source, part=None, cursors=None, workers=0):
         if "DataLoader worker" not in str(error):
             raise
         raise UserError(
-            "the process that prepares batches died, perhaps for want of memory: try --workers 0"
+            "the process that prepares batches died, of memory perhaps: try --workers 0"
         ) from None
 
 

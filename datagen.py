@@ -16,8 +16,9 @@ from hashlib import blake2b
 from itertools import product
 from math import prod
 
-from graph import AVERAGE, COUNT, MODES, OPS, TOTAL, Graph, WorldConfig, combine, draw_graph, sample
 from lab.options import UserError, opt, parse_options, run_script, stream_key
+
+from graph import AVERAGE, COUNT, MODES, OPS, TOTAL, Graph, WorldConfig, combine, draw_graph, sample
 
 MIN_OP, MAX_OP = 2, 20
 # The world of the preset tiny: numbers of one or two digits, and letters that leave nothing to guess.

@@ -11,8 +11,9 @@ from itertools import combinations
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import datagen
 from lab.options import CheckedOptions, UserError, opt, parse_options, run_script
+
+import datagen
 
 KINDS = ("exact", "canonical", "structural", "names")
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import cli
+
 import data
 import datagen
 from tokenizer import train_bpe
@@ -38,7 +39,9 @@ def main():
     for batch in islice(stream, n):
         padding += (batch.tokens == tokenizer.pad_id).mean() / n
     seconds = time.perf_counter() - start
-    print(f"{o.workers} workers: {n * 16 * 2048 / seconds:,.0f} packed tokens/s, padding {100 * padding:.2f}%")
+    print(
+        f"{o.workers} workers: {n * 16 * 2048 / seconds:,.0f} packed tokens/s, padding {100 * padding:.2f}%"
+    )
     stream.close()
     out = {"workers": o.workers, "tokens_per_second": n * 16 * 2048 / seconds, "padding": float(padding)}
     if o.json:

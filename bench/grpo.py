@@ -19,10 +19,10 @@ sys.path[:1] = [str(ROOT)]
 
 import copy  # noqa: E402
 
-import torch  # noqa: E402
-
 import cli  # noqa: E402
 import common  # noqa: E402
+import torch  # noqa: E402
+
 import data  # noqa: E402
 import export_hf  # noqa: E402
 import sampler  # noqa: E402
@@ -59,7 +59,10 @@ def trl_seconds(checkpoint, problems, p, rounds, half):
             clock.append(time.perf_counter())
 
     def judged(prompts, completion_ids, **more):
-        return [verify.reward(verify.verify(checkpoint.tokenizer.decode(ids), by_prompt[q]), p.reward) for q, ids in zip(prompts, completion_ids)]
+        return [
+            verify.reward(verify.verify(checkpoint.tokenizer.decode(ids), by_prompt[q]), p.reward)
+            for q, ids in zip(prompts, completion_ids)
+        ]
 
     with tempfile.TemporaryDirectory() as folder:
         export_hf.export(checkpoint, Path(folder) / "hf")
@@ -74,7 +77,10 @@ def trl_seconds(checkpoint, problems, p, rounds, half):
                            processing_class=AutoTokenizer.from_pretrained(Path(folder) / "hf", padding_side="left"))  # fmt: skip
         with contextlib.redirect_stdout(io.StringIO()):  # its own report
             peer.train()
-    return statistics.median(b - a for a, b in zip(clock[minibatches - 1 :: minibatches], clock[2 * minibatches - 1 :: minibatches]))
+    return statistics.median(
+        b - a
+        for a, b in zip(clock[minibatches - 1 :: minibatches], clock[2 * minibatches - 1 :: minibatches])
+    )
 
 
 def main():
@@ -82,7 +88,10 @@ def main():
     if o.ckpt is None:
         raise cli.UserError("no checkpoint: python bench/grpo.py --ckpt out/demo/mid/latest")
     device = common.setup(o.device, 0, attention=o.attention)
-    p, start = trainer.Options(**{**common.PRESETS[o.preset]["grpo"], "preset": o.preset}), common.load_checkpoint(o.ckpt, device, o.dtype)
+    p, start = (
+        trainer.Options(**{**common.PRESETS[o.preset]["grpo"], "preset": o.preset}),
+        common.load_checkpoint(o.ckpt, device, o.dtype),
+    )
     model, tokenizer, world = start.model, start.tokenizer, common.World(device)
     reference = copy.deepcopy(model).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=p.lr)
@@ -100,35 +109,81 @@ def main():
     for turn in range(o.rounds + 1):
         begin = time.perf_counter()
         problems = prompts_of.step(turn)
-        prompts = [tokenizer.encode(data.prompt_text(q)) for q in problems]  # common.solve, with a clock on each part
-        samples = clock("sampling", lambda: sampler.generate(
-            model, prompts, group_size=p.group, max_new_tokens=p.max_new_tokens, stop_id=tokenizer.eos_id, seed=turn, batch_size=p.sample_rows))
-        verdicts = clock("judging", lambda: [verify.verify(tokenizer.decode(ids), problems[i // p.group]) for i, ids in enumerate(samples.ids)])
+        prompts = [
+            tokenizer.encode(data.prompt_text(q)) for q in problems
+        ]  # common.solve, with a clock on each part
+        samples = clock(
+            "sampling",
+            lambda: sampler.generate(
+                model,
+                prompts,
+                group_size=p.group,
+                max_new_tokens=p.max_new_tokens,
+                stop_id=tokenizer.eos_id,
+                seed=turn,
+                batch_size=p.sample_rows,
+            ),
+        )
+        verdicts = clock(
+            "judging",
+            lambda: [
+                verify.verify(tokenizer.decode(ids), problems[i // p.group])
+                for i, ids in enumerate(samples.ids)
+            ],
+        )
         rewards = torch.tensor([verify.reward(v, p.reward) for v in verdicts]).view(-1, p.group)
         advantages = trainer.group_advantages(rewards).view(-1).tolist()
-        rows = [(prompts[i // p.group], ids, logp, a) for i, (ids, logp, a) in enumerate(zip(samples.ids, samples.logprobs, advantages))]
+        rows = [
+            (prompts[i // p.group], ids, logp, a)
+            for i, (ids, logp, a) in enumerate(zip(samples.ids, samples.logprobs, advantages))
+        ]
         if not turn:  # the policy is still the one that sampled
-            batch, (old,) = trainer.pack_samples(*(list(x) for x in list(zip(*rows))[:2]), [samples.logprobs], [], p.row_tokens, tokenizer.pad_id)
+            batch, (old,) = trainer.pack_samples(
+                *(list(x) for x in list(zip(*rows))[:2]),
+                [samples.logprobs],
+                [],
+                p.row_tokens,
+                tokenizer.pad_id,
+            )
             with torch.no_grad():
-                scored = [trainer.token_logprobs(model, data.Batch(*(a[i : i + 4] for a in batch)), 1.0, device) for i in range(0, len(batch.tokens), 4)]
-            gap = torch.cat([(logp.cpu() - torch.from_numpy(old[4 * i : 4 * i + 4]))[mask.cpu()] for i, (logp, mask, _) in enumerate(scored)]).abs()
+                scored = [
+                    trainer.token_logprobs(model, data.Batch(*(a[i : i + 4] for a in batch)), 1.0, device)
+                    for i in range(0, len(batch.tokens), 4)
+                ]
+            gap = torch.cat(
+                [
+                    (logp.cpu() - torch.from_numpy(old[4 * i : 4 * i + 4]))[mask.cpu()]
+                    for i, (logp, mask, _) in enumerate(scored)
+                ]
+            ).abs()
         for first in range(0, len(rows), p.minibatch * p.group):
             clock("update", lambda: trainer.update(model, reference, optimizer, rows[first : first + p.minibatch * p.group], p, tokenizer.pad_id, world,
                                                    lambda *numbers: True))  # fmt: skip
         if turn:
             shares["all"] = shares.get("all", 0.0) + (time.perf_counter() - begin) / o.rounds
     tokens = sum(map(len, samples.ids))
-    print(f"{p.prompts} prompts x {p.group} samples, {tokens:,} tokens; {model.num_parameters():,} parameters; mean of {o.rounds} steps")
+    print(
+        f"{p.prompts} prompts x {p.group} samples, {tokens:,} tokens; {model.num_parameters():,} parameters; mean of {o.rounds} steps"
+    )
     shares["host (the rest)"] = shares["all"] - sum(v for k, v in shares.items() if k != "all")
     for name, seconds in shares.items():
         print(f"{name:16}{seconds:9.3f} s{seconds / shares['all']:8.1%}")
-    out = {"device": str(device), "seconds": shares, "gap_mean": float(gap.mean()), "gap_max": float(gap.max())}
-    print(f"log-probabilities, sampler and trainer: mean difference {float(gap.mean()):.2e}, largest {float(gap.max()):.2e}; products in {model.compute_dtype}")
+    out = {
+        "device": str(device),
+        "seconds": shares,
+        "gap_mean": float(gap.mean()),
+        "gap_max": float(gap.max()),
+    }
+    print(
+        f"log-probabilities, sampler and trainer: mean difference {float(gap.mean()):.2e}, largest {float(gap.max()):.2e}; products in {model.compute_dtype}"
+    )
     for half in (False, True) if o.trl else ():
         problems = [q for turn in range(o.rounds + 2) for q in prompts_of.step(turn)]
         seconds = trl_seconds(common.load_checkpoint(o.ckpt, device), problems, p, o.rounds, half)
         out[f"trl_{'bfloat16' if half else 'float32'}"] = seconds
-        print(f"a step of TRL's trainer, {'bfloat16' if half else 'float32'}: {seconds:.2f} s, {seconds / shares['all']:.1f} times ours")
+        print(
+            f"a step of TRL's trainer, {'bfloat16' if half else 'float32'}: {seconds:.2f} s, {seconds / shares['all']:.1f} times ours"
+        )
     if o.json:
         cli.write_atomic(o.json, json.dumps(out, indent=1) + "\n")
 

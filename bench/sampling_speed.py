@@ -24,12 +24,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:1] = [str(ROOT)]
 
-import torch  # noqa: E402
+from lab.options import CheckedOptions, opt, parse_options, run_script, write_atomic  # noqa: E402
 
 import common  # noqa: E402
+import torch  # noqa: E402
+
 import sampler  # noqa: E402
 from attention import BACKENDS  # noqa: E402
-from lab.options import CheckedOptions, opt, parse_options, run_script, write_atomic  # noqa: E402
 from model import ModelConfig, Qwen2  # noqa: E402
 
 

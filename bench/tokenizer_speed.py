@@ -17,10 +17,11 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:1] = [str(ROOT)]  # not bench/, where files of ours' names may be
 
+from lab.options import CheckedOptions, opt, parse_options, run_script, write_atomic  # noqa: E402
+
 import data  # noqa: E402
 import datagen  # noqa: E402
 from export_hf import tokenizer_json  # noqa: E402
-from lab.options import CheckedOptions, opt, parse_options, run_script, write_atomic  # noqa: E402
 from tokenizer import PATTERN, SPECIALS, train_bpe  # noqa: E402
 
 

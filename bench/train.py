@@ -21,10 +21,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:1] = [str(ROOT)]  # not bench/, whose data.py is another file
 
-import torch  # noqa: E402
-
 import cli  # noqa: E402
 import common  # noqa: E402
+import torch  # noqa: E402
+
 import data  # noqa: E402
 import train_pretrain as trainer  # noqa: E402
 from attention import BACKENDS  # noqa: E402
@@ -81,16 +81,34 @@ def contenders(o, p, vocab, device):
                          num_attention_heads=p.heads, num_key_value_heads=p.kv_heads, max_position_embeddings=p.row_tokens)  # fmt: skip
     dtypes = (half,) if device.type == "cuda" else (half, torch.float32)
     for dtype in dtypes:
-        add("ours", Qwen2(config), lambda m, tokens, every, solution, starts: m(tokens, starts, every, loss_only=True)[1], dtype)
+        add(
+            "ours",
+            Qwen2(config),
+            lambda m, tokens, every, solution, starts: m(tokens, starts, every, loss_only=True)[1],
+            dtype,
+        )
         if device.type == "cuda":
             compiled = Qwen2(config)
             compiled.compile_layers()
-            add("ours, compiled", compiled, lambda m, tokens, every, solution, starts: m(tokens, starts, every, loss_only=True)[1], dtype)
+            add(
+                "ours, compiled",
+                compiled,
+                lambda m, tokens, every, solution, starts: m(tokens, starts, every, loss_only=True)[1],
+                dtype,
+            )
     if o.nanogpt:
         spec = importlib.util.spec_from_file_location("nanogpt", o.nanogpt)
         nanogpt = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(nanogpt)
-        settings = nanogpt.GPTConfig(block_size=p.row_tokens, vocab_size=vocab, n_layer=p.layers, n_head=p.heads, n_embd=p.hidden_size, dropout=0.0, bias=False)
+        settings = nanogpt.GPTConfig(
+            block_size=p.row_tokens,
+            vocab_size=vocab,
+            n_layer=p.layers,
+            n_head=p.heads,
+            n_embd=p.hidden_size,
+            dropout=0.0,
+            bias=False,
+        )
 
         def loss(m, tokens, every, solution, starts):
             return m(tokens, every.clamp(min=-1))[1]  # its mark of no target is -1
@@ -102,9 +120,15 @@ def contenders(o, p, vocab, device):
     try:
         import transformers
 
-        fields = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("rope_theta", "initializer_range")}
+        fields = {
+            k: v
+            for k, v in dataclasses.asdict(config).items()
+            if k not in ("rope_theta", "initializer_range")
+        }
         for dtype in dtypes:
-            peer = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**fields, attn_implementation="sdpa", use_cache=False)).train()
+            peer = transformers.Qwen2ForCausalLM(
+                transformers.Qwen2Config(**fields, attn_implementation="sdpa", use_cache=False)
+            ).train()
             add("transformers Qwen2", peer, lambda m, tokens, every, solution, starts: torch.nn.functional.cross_entropy(
                 m(tokens).logits.flatten(0, 1).float(), every.flatten()), dtype)  # fmt: skip
     except ImportError:
@@ -124,7 +148,12 @@ def main():
     mixture = data.Mixture.parse(p.mixture)
     tokenizer = trainer.train_tokenizer(mixture, (), p.vocab_size, 0)
     batches = []
-    for both in zip(*(data.batches(data.Source(mixture, tokenizer, 0, rows, p.row_tokens, only)) for only in (False, True))):
+    for both in zip(
+        *(
+            data.batches(data.Source(mixture, tokenizer, 0, rows, p.row_tokens, only))
+            for only in (False, True)
+        )
+    ):
         (tokens, every, starts), (_, solution, _) = (common.to_device(b, device) for b in both)
         batches.append((tokens, every, solution, starts))
         if len(batches) == o.steps:
@@ -145,7 +174,9 @@ def main():
     medians = {name: statistics.median(s) for name, s in seconds.items()}
     count, out, first = rows * p.row_tokens, [], next(iter(medians.values()))
     rates = ", ".join(f"{str(dtype).split('.')[1]} {rate / 1e9:,.0f}" for dtype, rate in peak.items())
-    print(f"steps of {rows} x {p.row_tokens} tokens, median of {o.rounds} x {o.steps}; measured matmul rate, GFLOP/s: {rates}")
+    print(
+        f"steps of {rows} x {p.row_tokens} tokens, median of {o.rounds} x {o.steps}; measured matmul rate, GFLOP/s: {rates}"
+    )
     print(f"{'':38}{'parameters':>12}{'tokens/s':>12}{'first / it':>12}{'share of matmul rate':>22}")
     for name, s in medians.items():
         _, size, dtype = entries[name]

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import datagen
 from lab.options import CheckedOptions, opt, parse_options, run_script, write_atomic
+
+import datagen
 
 
 @dataclass(frozen=True)

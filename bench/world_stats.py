@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import datagen
 from lab.options import opt, parse_options, run_script
+
+import datagen
 
 
 @dataclass(frozen=True)

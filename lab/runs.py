@@ -86,8 +86,9 @@ def keep_options(o, saved):
         value = getattr(o, field.name)
         if not field.metadata["free"] and saved.get(field.name, value) != value:
             raise UserError(
-                f"the run in {o.out} has {flag(field.name)} {saved[field.name]}, not {value}: resumed, it keeps its options; "
-                "start another with another --out")  # fmt: skip
+                f"the run in {o.out} has {flag(field.name)} {saved[field.name]}, not {value}: resumed, it keeps its "
+                "options; start another with another --out"
+            )
 
 
 def refuse_used_folder(path):
@@ -123,7 +124,8 @@ def own_folder(o, start=None):
         if start is not None and read_json(config).get("start") != start:
             raise UserError(
                 f"the run in {path} was started from other weights than those of --init-from now: "
-                "choose another --out, or move the folder away")  # fmt: skip
+                "choose another --out, or move the folder away"
+            )
         yield
     finally:
         lock.release()
@@ -157,7 +159,8 @@ def write_folder(path, files):
         shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(
             f"cannot write checkpoint {path} ({error.strerror}): make room, then go on with --resume; "
-            f"the newest complete one is {newest_folder(path.parent)}") from None  # fmt: skip
+            f"the newest complete one is {newest_folder(path.parent)}"
+        ) from None
 
 
 def content_hash(content):
@@ -356,8 +359,9 @@ class Guard:
         self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
         if self.in_a_row >= self.most:
             raise UserError(
-                f"loss or gradient not finite {self.most} times in a row, last at step {step}: lower the learning rate or look "
-                "at the data; the run's last checkpoint is good")  # fmt: skip
+                f"loss or gradient not finite {self.most} times in a row, last at step {step}: lower the learning "
+                "rate or look at the data; the run's last checkpoint is good"
+            )
         return False
 
     def state(self):

@@ -1,11 +1,12 @@
 import json
 
+from lab.options import UserError
+
 import pytest
 
 import datagen
 from bench import audit, world_speed, world_stats
 from datagen import TEMPLATES, Mixture, from_record, generate, render, to_record
-from lab.options import UserError
 
 
 def test_splits_share_no_problem_and_the_audit_would_see_it(monkeypatch):

@@ -7,6 +7,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from lab.options import UserError
+
 import pytest
 from solver import solve
 
@@ -23,7 +25,6 @@ from datagen import (
     statements_of,
     to_record,
 )
-from lab.options import UserError
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "gsm_infinite"
