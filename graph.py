@@ -122,7 +122,11 @@ def combine(op, u, v):
 
 
 def add(forms):
-    return tuple(map(sum, zip(*forms)))
+    a = b = 0
+    for c, d in forms:
+        a += c
+        b += d
+    return a, b
 
 
 @cache
