@@ -1,10 +1,11 @@
-"""What each configuration of the Triton kernels takes of a GPU, compiled for it by Triton's own compiler; no GPU is needed.
+"""What each configuration of the Triton kernels takes of a GPU, by Triton's own compiler; no GPU is needed.
 
     python bench/gpu_resources.py
     python bench/gpu_resources.py --arch 80 --width 128
 
-Registers of a thread (255 at most), bytes that did not fit into them (spilled, to slow memory), shared memory of a
-block (227 KB at most on Hopper, 163 on an A100), and whether its matrix products are Hopper's asynchronous ones (wgmma).
+Registers of a thread (255 at most), bytes that did not fit into them (spilled, to slow memory), shared memory
+of a block (227 KB at most on Hopper, 163 on an A100), and whether its matrix products are Hopper's
+asynchronous ones (wgmma).
 """
 
 import os
