@@ -1,7 +1,10 @@
-"""Attention beside torch's own kernels in the same run: milliseconds, forward and forward with backward, dense and packed documents.
+"""Attention beside torch's own kernels in the same run: milliseconds, forward and with backward.
 
-python bench/attention_speed.py                      # on a CPU: the tiny preset's row, documents one by one against one masked call
-python bench/attention_speed.py --attention triton   # on a GPU: our kernels against FLASH, CUDNN, FlexAttention and varlen
+On a CPU the tiny preset's row, documents one by one against one masked call; on a GPU our kernels against
+FLASH, CUDNN, FlexAttention and varlen. Dense and packed documents.
+
+    python bench/attention_speed.py
+    python bench/attention_speed.py --attention triton
 """
 
 import inspect
@@ -17,13 +20,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:1] = [str(ROOT)]
 
-from lab.options import CheckedOptions, UserError, opt, parse_options, run_script, write_atomic  # noqa: E402
-
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
 
 from attention import BACKENDS, Layout, choose  # noqa: E402
+from lab.options import CheckedOptions, UserError, opt, parse_options, run_script, write_atomic  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -93,9 +95,8 @@ def contenders(q, k, v, doc_start, backend):
             first = (doc_start == torch.arange(T, device=q.device)).flatten().nonzero()[:, 0].to(torch.int32)
             ends = torch.cat((first, first.new_tensor([B * T])))
             longest = int(ends.diff().max())
-            known = inspect.signature(
-                varlen_attn
-            ).parameters  # causal and shared heads are asked for in other words from version to version
+            # causal and shared heads are asked for in other words from version to version
+            known = inspect.signature(varlen_attn).parameters
             causal = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
             shared = {"enable_gqa": True} if "enable_gqa" in known else {}
             times = 1 if shared else q.shape[2] // k.shape[2]
@@ -142,20 +143,18 @@ def measure(calls, inputs, rounds):
 def main(argv=None):
     o = parse_options(Options, argv, description=__doc__.splitlines()[0])
     gpu = torch.cuda.is_available() if o.device == "auto" else o.device == "cuda"
+    if gpu and not torch.cuda.is_available():
+        raise UserError("device cuda was asked for, but torch sees none here; use --device cpu")
     device = torch.device("cuda" if gpu else "cpu")
     try:
         B, T, H, K, D = map(int, (o.shape or ("16,2048,12,2,64" if gpu else "1,1536,4,4,32")).split(","))
     except ValueError:
         raise UserError(f"--shape must be five numbers B,T,H,K,D, not {o.shape!r}") from None
     backend, note = choose(o.attention, device, D)
-    print(f"device {device}, attention {backend.name} {note and f'({note})'}, torch {torch.__version__}")
+    print(f"device {device}, attention {backend.name}{note and f' ({note})'}, torch {torch.__version__}")
     mean = o.mean or (340 if gpu else 150)
-    inputs = [
-        torch.randn(
-            B, T, h, D, device=device, dtype=torch.bfloat16 if gpu else torch.float32, requires_grad=True
-        )
-        for h in (H, K, K)
-    ]
+    kind = {"device": device, "dtype": torch.bfloat16 if gpu else torch.float32, "requires_grad": True}
+    inputs = [torch.randn(B, T, h, D, **kind) for h in (H, K, K)]
     doc_start = documents(B, T, mean, random.Random(0)).to(device)
     out = []
     for title, calls in zip(

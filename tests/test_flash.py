@@ -1,4 +1,4 @@
-"""The Triton kernels against attention.reference in float64: through Triton's interpreter on a CPU in fp32, and, where there is a GPU, on it in bf16."""
+"""The Triton kernels against attention.reference: interpreted on a CPU in fp32, on a GPU in bf16."""
 
 import math
 import os
@@ -14,11 +14,10 @@ ROOT = Path(__file__).parent.parent
 GPU = torch.cuda.is_available()
 pytest.importorskip("triton")
 
-from lab.options import UserError  # noqa: E402
-
 import flash  # noqa: E402
 from attention import BACKENDS, Layout, choose, reference  # noqa: E402
 from flash import CONFIGS, compare, compare_decoding, fault, flash_attention  # noqa: E402
+from lab.options import UserError  # noqa: E402
 
 DEVICE, DTYPE = ("cuda", torch.bfloat16) if GPU else ("cpu", torch.float32)
 TOLERANCE = 1e-2 if GPU else 2e-6  # relative to the largest entry (or 1)
@@ -74,7 +73,8 @@ CONFIGS_FIRST = {kind: configs[0] for kind, configs in CONFIGS.items()}
 
 @pytest.mark.parametrize("arch", [80, 90])
 def test_every_configuration_compiles_for_a_gpu(arch):
-    """By Triton's compiler, which needs none: what the interpreter accepts, the GPU's compiler may not. Nothing of it spills much on Hopper."""
+    """By Triton's compiler, which needs none: what the interpreter accepts, the GPU's compiler may not.
+    Nothing of it spills much on Hopper."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     command = [sys.executable, "bench/gpu_resources.py", "--arch", str(arch)]
     out = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
@@ -196,7 +196,8 @@ def test_results_that_are_not_numbers_are_faults():
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
-    """Tensors say that they are on a GPU, so that a CPU takes the way of one; the interpreter still runs the kernels. Returns what was timed."""
+    """Tensors say that they are on a GPU, so that a CPU takes the way of one; the interpreter still runs the
+    kernels. Returns what was timed."""
     timed = []
 
     def do_bench(run, **_):
@@ -340,7 +341,8 @@ def test_the_kernels_refuse_a_shared_prompt():
 @pytest.mark.parametrize("way", ["sdpa", "triton"])
 @pytest.mark.parametrize("heads", [(1, 1), (4, 2), (12, 2), (6, 1), (40, 1)], ids=str)
 def test_decode(heads, way):
-    """Some rows of five groups of four, each over its prompt and its own columns, whatever lies outside them."""
+    """Some rows of five groups of four, each over its prompt and its own columns, whatever lies outside
+    them."""
     torch.manual_seed(0)
     (H, K), G, P, D, filled = heads, 4, 5, 32, 70
     rows = torch.tensor([0, 1, 2, 3, 5, 12, 13, 16, 17, 19])  # of the third group none is left

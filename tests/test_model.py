@@ -3,12 +3,11 @@ import math
 import shutil
 import time
 
-from lab.options import UserError
-
 import pytest
 import torch
 
 from attention import BACKENDS, Layout, attention, reference
+from lab.options import UserError
 from model import ModelConfig, Qwen2, rotary, rotate
 
 SMALL = {
@@ -70,7 +69,8 @@ def test_what_a_layout_works_out_of_its_documents():
     assert layout.bounds[0].tolist() == [[0, 0, 0, 3, 4, 4], [0] * 6]
     assert layout.bounds[1].tolist() == [[3, 3, 3, 4, 6, 6], [6] * 6]
     assert (layout.mask(torch.float32)[0, 0] == 0).int().tolist() == [
-        [1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 0, 0], [0, 0, 0, 0, 1, 0], [0, 0, 0, 0, 1, 1],
+        [1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0],
+        [0, 0, 0, 1, 0, 0], [0, 0, 0, 0, 1, 0], [0, 0, 0, 0, 1, 1],
     ]  # fmt: skip
 
 
@@ -92,7 +92,8 @@ def test_a_layout_is_worked_out_once_for_all_layers(monkeypatch):
 
 
 def group(prompt, lengths, before=0, after=0):
-    """Layout (1, T) of a document of `before` tokens, a prompt, completions of these lengths that share it, and one more document."""
+    """Layout (1, T) of a document of `before` tokens, a prompt, completions of these lengths that share it,
+    and one more document."""
     sizes = [before, prompt, *lengths, after]
     doc_start = starts(sizes)
     position = torch.arange(doc_start.shape[1]) - doc_start
@@ -106,7 +107,8 @@ def group(prompt, lengths, before=0, after=0):
 @pytest.mark.parametrize("way", ["reference", "sdpa"])
 @pytest.mark.parametrize("heads, kv", [(4, 4), (6, 2)])
 def test_completions_that_share_a_prompt_see_what_each_would_see_alone(way, heads, kv):
-    """In float64, forward and gradients: a packed prompt with its completions against prompt + completion, each in a row of its own."""
+    """In float64, forward and gradients: a packed prompt with its completions against prompt + completion,
+    each in a row of its own."""
     torch.manual_seed(0)
     prompt, lengths, before, after = 9, [5, 1, 12], 4, 6
     layout, attend = group(prompt, lengths, before, after), BACKENDS[way].attend
@@ -268,8 +270,8 @@ def test_local_heads_look_as_far_back_as_they_say():
 
 
 def decoded(model, tokens, lengths):
-    """Logits of the last of each row's own tokens (R, V), by a cache: of prompts of these lengths, two rows each, and the rest of tokens (R, T)
-    as the rows' own."""
+    """Logits of the last of each row's own tokens (R, V), by a cache: of prompts of these lengths, two rows
+    each, and the rest of tokens (R, T) as the rows' own."""
     R, config, W, S = len(tokens), model.config, max(lengths), tokens.shape[1]
     cache = torch.zeros(config.num_hidden_layers, 2, R, config.num_key_value_heads, S, config.head_dim)
     prompts = torch.zeros(config.num_hidden_layers, 2, R // 2, config.num_key_value_heads, W, config.head_dim)
@@ -301,7 +303,8 @@ def decoded(model, tokens, lengths):
 
 @pytest.mark.parametrize("way", BACKENDS)
 def test_every_backend_gives_the_same_logits(way):
-    """Of the whole model, packed, dense and decoded with a cache: against the reference; the kernels where Triton's interpreter can run them."""
+    """Of the whole model, packed, dense and decoded with a cache: against the reference; the kernels where
+    Triton's interpreter can run them."""
     if way == "triton" and (torch.cuda.is_available() or pytest.importorskip("triton") is None):
         pytest.skip("on a GPU the kernels do not run on a CPU's tensors")
     torch.manual_seed(0)
@@ -338,7 +341,8 @@ def test_matrix_products_in_bfloat16_are_close_and_gradients_are_not_rounded():
 
 
 class Counting:
-    """A backend of torch.compile that only counts: the forward graphs, and those with a size that stands for any number."""
+    """A backend of torch.compile that only counts: the forward graphs, and those with a size that stands for
+    any number."""
 
     def __init__(self):
         self.graphs = self.symbolic = 0
@@ -362,21 +366,22 @@ def test_evaluation_with_other_row_counts_leaves_the_training_graph_as_it_is():
         with torch.set_grad_enabled(train):
             model(tokens, starts([5, 19]).expand(rows, 24), tokens, loss_only=True)
 
-    for rows in (3, 5, 2):  # evaluation at step 0, of what is left of it too
+    for rows in range(1, 13):  # evaluation at step 0, of what is left of it too
         run(rows, train=False)
-    assert count.graphs == 3 and not count.symbolic
+    assert count.graphs == 12 and not count.symbolic
     run(4, train=True)
     run(3, train=True)
-    assert count.graphs == 5 and not count.symbolic
+    assert count.graphs == 14 and not count.symbolic
     for rows, train in ((4, True), (5, False), (4, True), (3, True), (2, False)):
         run(rows, train)
-    assert count.graphs == 5
+    assert count.graphs == 14
     assert not torch._dynamo.utils.counters["graph_break"]
 
 
 @pytest.mark.parametrize("way", ["reference", "triton"])
 def test_compiled_layers_are_the_same_layers(way):
-    """Once for all layers and document layouts: logits, gradients, keys; and a copy of a compiled model works."""
+    """Once for all layers and document layouts: logits, gradients, keys; and a copy of a compiled model
+    works."""
     if way == "triton" and (torch.cuda.is_available() or pytest.importorskip("triton") is None):
         pytest.skip("on a GPU the kernels do not run on a CPU's tensors")
     torch._dynamo.reset()
