@@ -1,7 +1,6 @@
 """Evaluate checkpoints on the same held-out problems: pass@k by operations, band, mode and template.
 
     python evaluate.py base=out/base/latest grpo=out/grpo/latest --preset tiny --out out/eval --report out/eval/report.html
-    python evaluate.py --plot out/demo/*
 
 Every problem gets `samples` tries; each is judged as correct (every step and the answer), by its answer alone, and as faithful.
 Writes judged.jsonl (each problem's counts, as it goes), results.json and figure.png to --out, prints the table.
@@ -21,7 +20,7 @@ import numpy as np
 
 from checkpoint import load_checkpoint, weights_hash
 from datagen import TINY_WORLD, Mixture, held_out, parse_ops
-from report import compare_runs, draw_results, write_report
+from report import draw_results, write_report
 from rollout import held_out_nll, roll_out
 from verify import explain, pass_at_k
 
@@ -39,7 +38,8 @@ PRESETS = {
 class Options(RunOptions):
     out: str = opt("out/eval", "folder for all that is written", group="run", free=True)
     checkpoints: str | None = opt(
-        None, "checkpoint folders; name=folder names one (with --plot: run and evaluation folders)", group="evaluation", free=True)  # fmt: skip
+        None, "checkpoint folders; name=folder names one", group="evaluation", free=True
+    )
     bands: str = opt("id=2-10,edge=11-14,hard=15-20", "name=operations of each band")
     mixture: str = opt(
         "op 2-20", "the world to draw from: datagen.Mixture (its ops are replaced by the bands')"
@@ -56,18 +56,11 @@ class Options(RunOptions):
         None, "write one self-contained HTML page here: table, figure, judged solutions", free=True
     )
     report_samples: int = opt(100, "solutions of each checkpoint on that page", within="[1, inf)", free=True)
-    plot: bool = opt(
-        False, "compare runs in one figure instead: pass@1 by operations, reward, NLL", free=True
-    )
 
     def __post_init__(self):
         super().__post_init__()
         if self.checkpoints is None:
             raise UserError("no checkpoint to evaluate: python evaluate.py name=folder name=folder")
-
-    @property
-    def writes(self):
-        return not self.plot
 
 
 def parse_bands(text):
@@ -314,8 +307,6 @@ class Evaluation:
 
 def main(argv=None):
     o = parse_run_options(Options, argv, PRESETS, __doc__, positional="checkpoints")
-    if o.plot:
-        return compare_runs(o.checkpoints.split(","), Path(o.out) / "runs.png")
     evaluation = Evaluation(o)
     device = setup(o)
     with own_folder(o):

@@ -1,11 +1,10 @@
-"""What one looks at: figures of an evaluation and of runs, and one HTML page of judged solutions that opens offline."""
+"""What one looks at: figures of an evaluation, and one HTML page of judged solutions that opens offline."""
 
 import io
 from base64 import b64encode
 from html import escape
-from pathlib import Path
 
-from lab.options import UserError, read_json, read_jsonl, write_atomic
+from lab.options import write_atomic
 
 from verify import explain, verify
 
@@ -123,50 +122,3 @@ def save_figure(fig, path):
     write_atomic(path, buffer.getvalue())
     print(f"figure: {path}")
     return buffer.getvalue()
-
-
-def compare_runs(paths, out):
-    """One figure of many folders, of what each holds: evaluations (pass@1 by operations), GRPO runs (reward), training (NLL).
-
-    Raises UserError for a folder that holds none of these.
-    """
-    evaluations, rewards, nll = {}, {}, {}
-    for path in map(Path, paths):
-        if path.is_file():
-            continue  # of `out/demo/*`
-        if (path / "results.json").is_file():
-            try:
-                for name, result in read_json(path / "results.json")["results"].items():
-                    evaluations[f"{path.name}/{name}"] = correct_by_op(result)
-            except (KeyError, TypeError, AttributeError, ValueError):
-                raise UserError(f"{path / 'results.json'} is not what evaluate.py writes") from None
-        elif (path / "metrics.jsonl").is_file():
-            for _, line in read_jsonl(path / "metrics.jsonl"):
-                if "rollout/reward" in line:
-                    rewards.setdefault(path.name, []).append((line["step"], line["rollout/reward"]))
-                ops = {
-                    int(key.removeprefix("eval/nll_op")): v
-                    for key, v in line.items()
-                    if key.startswith("eval/nll_op")
-                }
-                if ops:
-                    nll[path.name] = ops  # the last evaluation
-        else:
-            raise UserError(f"{path} holds neither metrics.jsonl of a run nor results.json of an evaluation")
-    plt = pyplot()
-    if plt is None:
-        return
-    fig, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 4), layout="constrained")
-    for name, stats in evaluations.items():
-        draw_by_op(left, stats, name)
-    for name, points in rewards.items():
-        middle.plot(*zip(*points), label=name)
-    for name, ops in nll.items():
-        right.plot(sorted(ops), [ops[op] for op in sorted(ops)], ".-", label=name)
-    left.set(xlabel="operations", ylabel="pass@1 (every step correct)", ylim=(0, 1.05))
-    middle.set(xlabel="GRPO step", ylabel="mean reward")
-    right.set(xlabel="operations", ylabel="held-out NLL (nats per token)", yscale="log")
-    for axes, shown in ((left, evaluations), (middle, rewards), (right, nll)):
-        if shown:
-            axes.legend(fontsize="small")
-    save_figure(fig, out)
