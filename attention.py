@@ -8,10 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 
+from lab.options import UserError
+
 import torch
 import torch.nn.functional as F
-
-from lab.options import UserError
 
 
 @dataclass(frozen=True, eq=False)

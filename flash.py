@@ -16,14 +16,14 @@ query sees whole need no mask: each program goes through three ranges of blocks,
 import functools
 import math
 
+from lab.options import UserError
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from triton.language import constexpr
 from triton.testing import do_bench
-
-from lab.options import UserError
 
 # (queries, keys of a block, warps, stages): what the tuner may choose from. `bench/gpu_resources.py` shows
 # what each takes of a GPU.

@@ -7,12 +7,13 @@ state_dict keys are those of transformers' Qwen2ForCausalLM, so weights travel b
 from dataclasses import dataclass
 from functools import partial
 
+from lab.options import UserError
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from attention import BACKENDS, Layout
-from lab.options import UserError
 
 # Of a fresh model with tied embeddings: the logit of the token itself, which the final norm's first weight
 # sets. All others are about 0, so that the first loss is ln V at every width; a weight of 1 makes it √C.

@@ -20,12 +20,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:1] = [str(ROOT)]
 
+from lab.options import CheckedOptions, UserError, opt, parse_options, run_script, write_atomic  # noqa: E402
+
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
 
 from attention import BACKENDS, Layout, choose  # noqa: E402
-from lab.options import CheckedOptions, UserError, opt, parse_options, run_script, write_atomic  # noqa: E402
 
 
 @dataclass(frozen=True)

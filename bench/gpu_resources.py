@@ -21,12 +21,13 @@ if __name__ == "__main__":  # else Triton would hand out its interpreter's kerne
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:1] = [str(ROOT)]
 
+from lab.options import CheckedOptions, opt, parse_options, run_script  # noqa: E402
+
 import triton  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
 import flash  # noqa: E402
-from lab.options import CheckedOptions, opt, parse_options, run_script  # noqa: E402
 
 KERNELS = {name: (flash.KERNELS[name], configs) for name, configs in flash.CONFIGS.items()}
 KERNELS |= {

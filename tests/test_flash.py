@@ -14,10 +14,11 @@ ROOT = Path(__file__).parent.parent
 GPU = torch.cuda.is_available()
 pytest.importorskip("triton")
 
+from lab.options import UserError  # noqa: E402
+
 import flash  # noqa: E402
 from attention import BACKENDS, Layout, choose, reference  # noqa: E402
 from flash import CONFIGS, compare, compare_decoding, fault, flash_attention  # noqa: E402
-from lab.options import UserError  # noqa: E402
 
 DEVICE, DTYPE = ("cuda", torch.bfloat16) if GPU else ("cpu", torch.float32)
 TOLERANCE = 1e-2 if GPU else 2e-6  # relative to the largest entry (or 1)

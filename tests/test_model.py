@@ -3,11 +3,12 @@ import math
 import shutil
 import time
 
+from lab.options import UserError
+
 import pytest
 import torch
 
 from attention import BACKENDS, Layout, attention, reference
-from lab.options import UserError
 from model import ModelConfig, Qwen2, rotary, rotate
 
 SMALL = {
