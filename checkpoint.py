@@ -1,4 +1,5 @@
-"""A checkpoint: a folder of tensors (loaded without pickle's code), tokenizer and readable JSON, with a hash of every file.
+"""A checkpoint: a folder of tensors (loaded without pickle's code), tokenizer and readable JSON, with a hash
+of every file.
 
     weights.pt, optimizer.pt     state_dicts
     tokenizer.json
@@ -42,7 +43,9 @@ class Checkpoint:
 
 
 def checkpoint_files(model, tokenizer, options, state, optimizers=()):
-    """What a checkpoint folder holds, {name: bytes}. options: a dataclass or a dict; state: a dict of readable facts."""
+    """What a checkpoint folder holds, {name: bytes}. options: a dataclass or a dict; state: a dict of
+    readable facts.
+    """
     options = options if isinstance(options, dict) else dataclasses.asdict(options)
     config = {"model": dataclasses.asdict(model.config), "options": options}
     state = {**state, "tokenizer_hash": tokenizer.hash, "code": code_hash(), "torch": torch.__version__}
@@ -72,10 +75,11 @@ def weights_hash(path):
 
 
 def load_checkpoint(path, device, dtype="float32", attention="auto"):
-    """Read a checkpoint folder → Checkpoint with the model on `device`. dtype, attention: as of DeviceOptions.
+    """Read a checkpoint folder → Checkpoint with the model on `device`. dtype, attention: as of
+    DeviceOptions.
 
-    Raises UserError, one line, for a missing or damaged file, weights of another shape, or another tokenizer's weights; it
-    names another checkpoint of the run that can be used instead.
+    Raises UserError, one line, for a missing or damaged file, weights of another shape, or another
+    tokenizer's weights; it names another checkpoint of the run that can be used instead.
     """
     path = Path(path)
     if not path.is_dir():
@@ -109,7 +113,8 @@ def _load(path, device, dtype, attention):
 
 
 def new_model(config, device, dtype="float32", attention="auto", weights=None):
-    """A Qwen2 on `device`, with fresh weights or these → model. Raises UserError if the weights are of another shape or not finite.
+    """A Qwen2 on `device`, with fresh weights or these → model. Raises UserError if the weights are of
+    another shape or not finite.
 
     Shapes are compared on torch's meta device, before any memory is taken.
     """
@@ -119,12 +124,14 @@ def new_model(config, device, dtype="float32", attention="auto", weights=None):
     if weights is not None:
         model.load_state_dict(weights)
     model.compute_dtype = compute_dtype(dtype, device)
-    model.backend, model.backend_note = choose(attention, device, config.head_dim)
+    model.backend, model.backend_note = choose(attention, device, config.head_dim, model.compute_dtype)
     return model.to(device)
 
 
 def check_weights(config, weights):
-    """Raise UserError unless these weights, {name: tensor}, are finite and of the shapes of this configuration."""
+    """Raise UserError unless these weights, {name: tensor}, are finite and of the shapes of this
+    configuration.
+    """
     layers = {name.split(".")[2] for name in weights if name.startswith("model.layers.")}
     if len(layers) != config.num_hidden_layers:
         raise UserError(

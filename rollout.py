@@ -1,4 +1,5 @@
-"""Sample solutions and judge them: what RL learns from, what an evaluation counts, and a talk with a checkpoint.
+"""Sample solutions and judge them: what RL learns from, what an evaluation counts, and a talk with a
+checkpoint.
 
 python rollout.py --ckpt out/demo/grpo/latest --op 5
 echo "The otters in Fernhollow number 3. … What is …?" | python rollout.py --ckpt out/demo/grpo/latest
@@ -58,7 +59,7 @@ def roll_out(model, tokenizer, problems, group_size, *, reward="strict", alpha=0
 
 
 def pack_rollouts(rollouts, row_tokens, pad_id):
-    """Rollouts → Batch whose targets are the completions, with their `old_logp` and `advantage` beside them."""
+    """Rollouts → Batch whose targets are the completions, with `old_logp` and `advantage` beside them."""
     documents = []
     for rollout in rollouts:
         before, n = len(rollout.prompt_ids), len(rollout.completion_ids)
@@ -115,7 +116,7 @@ def described(rollout):
     return f"{get(problem, 'problem')}\n{get(problem, 'question')}\n{text.strip()}\n{explain(text, problem)}"
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # A talk with a checkpoint
 
 
@@ -153,7 +154,9 @@ def main(argv=None):
 
 
 def answer_typed_problem(checkpoint, line, sampling):
-    """Solve a problem whose gold graph nobody knows: a step's ✓ says that its equations are true, not that it is what was asked."""
+    """Solve a problem whose gold graph nobody knows: a step's ✓ says that its equations are true, not that it
+    is what was asked.
+    """
     tokenizer = checkpoint.tokenizer
     prompt = tokenizer.encode(prompt_text({"problem": line, "question": ""}))
     samples = generate(checkpoint.model, [prompt], stop_id=tokenizer.eos_id, **sampling)
@@ -166,9 +169,8 @@ def answer_typed_problem(checkpoint, line, sampling):
             parents = ", ".join(sorted(step.parents)) or "the text"
             print(printable(f"{'✓' if step.faithful else '✗'} {step.name} = {value}   from {parents}"))
         errors = f", errors: {', '.join(dict.fromkeys(parsed.errors))}" if parsed.errors else ""
-        print(
-            f"answer {parsed.answer}{errors}; ✓: its equations are true (nobody knows here whether they are the right ones)"
-        )
+        print(f"answer {parsed.answer}{errors}")
+        print("✓: its equations are true; nobody knows here whether they are the right ones")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """The folder of one run: its options, who may write to it, what is logged, which checkpoints are kept.
 
-    config.json                  options, and the hash of the weights it started from; written when the run starts
+    config.json                  options, and the hash of the weights it started from
     step_N/                      checkpoints, each a folder of files with a manifest of their hashes
     latest, best                 links to the newest checkpoint, and to the one with the highest score
     metrics.jsonl, samples.txt   logs
 
-A checkpoint knows how long the logs were: resuming cuts them back to there, so that the record of a run is the same however
-often it was interrupted.
+A checkpoint knows how long the logs were: resuming cuts them back to there, so that the record of a run is
+the same however often it was interrupted.
 """
 
 import dataclasses
@@ -48,8 +48,8 @@ class RunOptions(DeviceOptions):
 def parse_run_options(cls, argv, presets, description, positional=None):
     """The options of a script with a run folder; with --resume those of the run in --out.
 
-    Raises UserError if there is no such run, if a flag contradicts the run that is resumed, or if the folder holds
-    something and is not to be resumed.
+    Raises UserError if there is no such run, if a flag contradicts the run that is resumed, or if the folder
+    holds something and is not to be resumed.
     """
     parse = partial(parse_options, cls, argv, description=description, presets=presets, positional=positional)
     o = parse()
@@ -71,9 +71,7 @@ def parse_run_options(cls, argv, presets, description, positional=None):
 def saved_options(path):
     """The options of the run in a folder. Raises UserError if there is none."""
     if not (path / "config.json").exists():
-        raise UserError(
-            f"there is no run in {path} to resume: check --out (--resume-or-start begins one where there is none)"
-        )
+        raise UserError(f"there is no run in {path} to resume: check --out (--resume-or-start begins one)")
     config = read_json(path / "config.json")
     if not isinstance(config, dict) or not isinstance(config.get("options"), dict):
         raise UserError(f"{path / 'config.json'} holds no options of a run: choose another --out")
@@ -86,8 +84,8 @@ def keep_options(o, saved):
         value = getattr(o, field.name)
         if not field.metadata["free"] and saved.get(field.name, value) != value:
             raise UserError(
-                f"the run in {o.out} has {flag(field.name)} {saved[field.name]}, not {value}: resumed, it keeps its "
-                "options; start another with another --out"
+                f"the run in {o.out} has {flag(field.name)} {saved[field.name]}, not {value}: resumed, it keeps "
+                "its options; start another with another --out"
             )
 
 
@@ -103,7 +101,8 @@ def refuse_used_folder(path):
 
 @contextmanager
 def own_folder(o, start=None):
-    """Make the folder of RunOptions, and nobody else writes to it meanwhile. start: hash of the weights the run starts from.
+    """Make the folder of RunOptions, and nobody else writes to it meanwhile. start: hash of the weights the
+    run starts from.
 
     Raises UserError if somebody does, or if the run in it was started from other weights.
     """
@@ -131,14 +130,15 @@ def own_folder(o, start=None):
         lock.release()
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Folders of files that are whole or not there
 
 
 def write_folder(path, files):
     """Write a folder, {name: bytes}, whole or not at all: into a temporary one, synced to disk, then renamed.
 
-    manifest.json holds a hash of every file. Raises UserError if the disk does not take it; what was there before stays.
+    manifest.json holds a hash of every file. Raises UserError if the disk does not take it; what was there
+    before stays.
     """
     temporary = path.with_name(path.name + ".tmp")
     hashes = {name: content_hash(content) for name, content in files.items()}
@@ -179,7 +179,9 @@ def sync_folder(path):
 
 
 def damage(path):
-    """What is wrong with a folder of write_folder, in a few words, or None: each file must be what the manifest says."""
+    """What is wrong with a folder of write_folder, in a few words, or None: each file must be what the
+    manifest says.
+    """
     try:
         manifest = json.loads((path / "manifest.json").read_text())
         for name, digest in manifest.items():
@@ -219,15 +221,16 @@ def code_hash():
     return blake2b(b"".join(file.read_bytes() for file in files), digest_size=8).hexdigest()
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 
 class Run:
     """The run folder while a script works in it: `with Run(o, processes) as run`.
 
-    `checkpoint` is the folder to go on from, or None; `rated` whether that one was evaluated already. SIGTERM and SIGINT set
-    `stopping`, a second one interrupts at once. Raises UserError if another process writes to the folder, if its checkpoints
-    are damaged, or if `start`, the hash of the weights it starts from, is not what it was.
+    `checkpoint` is the folder to go on from, or None; `rated` whether that one was evaluated already. SIGTERM
+    and SIGINT set `stopping`, a second one interrupts at once. Raises UserError if another process writes to
+    the folder, if its checkpoints are damaged, or if `start`, the hash of the weights it starts from, is not
+    what it was.
     """
 
     LOGS = ("metrics.jsonl", "samples.txt")
@@ -300,7 +303,9 @@ class Run:
                 file.write(text)
 
     def save(self, step, files):
-        """Write checkpoint step_N, {name: bytes}, and point `latest` at it. Old ones go, but for the best and the last `keep`."""
+        """Write checkpoint step_N, {name: bytes}, and point `latest` at it. Old ones go, but for the best and
+        the last `keep`.
+        """
         if not self.processes.first:
             return
         path = self.path / f"step_{step:07d}"
@@ -309,7 +314,9 @@ class Run:
         self._prune()
 
     def rate(self, step, score):
-        """Note that checkpoint step_N was evaluated, with this score, and point `best` at the one with the highest."""
+        """Note that checkpoint step_N was evaluated, with this score, and point `best` at the one with the
+        highest.
+        """
         if not self.processes.first:
             return
         content = as_json({"score": score, "lengths": self._lengths()})
@@ -346,7 +353,9 @@ def link(path, name):
 
 
 class Guard:
-    """Counts updates whose loss or gradient is not finite: they are skipped, and too many in a row end the run."""
+    """Counts updates whose loss or gradient is not finite: they are skipped, and too many in a row end the
+    run.
+    """
 
     def __init__(self, most, skipped=0, in_a_row=0):
         self.most, self.skipped, self.in_a_row = most, skipped, in_a_row
@@ -359,8 +368,8 @@ class Guard:
         self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
         if self.in_a_row >= self.most:
             raise UserError(
-                f"loss or gradient not finite {self.most} times in a row, last at step {step}: lower the learning "
-                "rate or look at the data; the run's last checkpoint is good"
+                f"loss or gradient not finite {self.most} times in a row, last at step {step}: lower the "
+                "learning rate or look at the data; the run's last checkpoint is good"
             )
         return False
 

@@ -50,7 +50,9 @@ def test_advantages_metamorphic():
 
 
 def test_loss_and_gradient_by_hand_2x2():
-    """Two samples of two tokens; the second token of sample 2 is padding. Every number below is worked out by hand."""
+    """Two samples of two tokens; the second token of sample 2 is padding. Every number below is worked out by
+    hand.
+    """
     ratio = [[1.5, 0.5], [0.9, 123.0]]
     old = torch.tensor([[-1.0, -2.0], [-0.5, 0.0]])
     logp = (old + torch.tensor(ratio).log()).requires_grad_()
@@ -86,7 +88,9 @@ def test_policy_equal_to_the_reference_has_no_kl_and_ratio_one():
 
 
 def test_gradient_of_the_kl_term_is_that_of_its_formula():
-    """k3 = exp(d) − d − 1 with d = ref − logp: its derivative by logp is 1 − exp(d); and its mean is the KL where samples are the policy's."""
+    """k3 = exp(d) − d − 1 with d = ref − logp: its derivative by logp is 1 − exp(d); and its mean is the KL
+    where samples are the policy's.
+    """
     torch.manual_seed(3)
     logp, ref = (-torch.rand(3, 4)).requires_grad_(), -torch.rand(3, 4)
     loss, _ = grpo_loss(logp, logp.detach(), ref, torch.zeros(3, 1), torch.ones(3, 4), kl_coef=0.7)
@@ -129,7 +133,9 @@ def test_garbage_in_padding_changes_nothing(garbage):
 
 @pytest.mark.parametrize("kl, delta", [(0.05, None), (0.0, None)])
 def test_agrees_with_trl(kl, delta):
-    """TRL's own loss function on the same tensors (token-mean, 'bnpo'). Runs where TRL is installed; it is no dependency."""
+    """TRL's own loss function on the same tensors (token-mean, 'bnpo'). Runs where TRL is installed; it is no
+    dependency.
+    """
     trl = pytest.importorskip("trl")
     torch.manual_seed(2)
     old, ref = -torch.rand(4, 7), -torch.rand(4, 7)
@@ -219,7 +225,9 @@ def test_micro_batches_change_nothing():
 
 
 def test_samples_without_advantage_are_not_computed_where_they_change_nothing(monkeypatch):
-    """Without a KL: the same gradient and loss as with them; with all advantages 0 a step with a gradient of 0, not none."""
+    """Without a KL: the same gradient and loss as with them; with all advantages 0 a step with a gradient of
+    0, not none.
+    """
     scored, score = [], train_grpo.token_logps
 
     def counting(model, micro, temperature):
@@ -317,7 +325,9 @@ def test_problems_are_a_function_of_the_step_and_of_the_rl_split():
 
 
 def test_no_two_purposes_share_their_noise():
-    """Samples of a step, of another step, of another seed, of a pass rate, of another round: streams of their own."""
+    """Samples of a step, of another step, of another seed, of a pass rate, of another round: streams of their
+    own.
+    """
     seeds = []
 
     def sampled(it, problems, group_size, numbers, seed):
