@@ -119,7 +119,8 @@ def new_model(config, device, dtype="float32", attention="auto", weights=None):
     Shapes are compared on torch's meta device, before any memory is taken.
     """
     if weights is not None:
-        check_weights(config, weights)
+        check_shapes(config, {name: tensor.shape for name, tensor in weights.items()})
+        check_finite(weights)
     model = Qwen2(config)
     if weights is not None:
         model.load_state_dict(weights)
@@ -128,21 +129,23 @@ def new_model(config, device, dtype="float32", attention="auto", weights=None):
     return model.to(device)
 
 
-def check_weights(config, weights):
-    """Raise UserError unless these weights, {name: tensor}, are finite and of the shapes of this
-    configuration.
-    """
-    layers = {name.split(".")[2] for name in weights if name.startswith("model.layers.")}
-    if len(layers) != config.num_hidden_layers:
+def check_shapes(config, shapes):
+    """Raise UserError unless {name: shape} are those of this configuration, found out without taking memory."""
+    layers = len({name.split(".")[2] for name in shapes if name.startswith("model.layers.")})
+    if layers != config.num_hidden_layers:
         raise UserError(
-            f"the weights are of {len(layers)} layers, the configuration of {config.num_hidden_layers}"
+            f"the weights are of {layers} layers, the configuration of {config.num_hidden_layers} layers"
         )
     with torch.device("meta"):
-        expected = {name: value.shape for name, value in Qwen2(config).state_dict().items()}
-    for name in sorted(expected.keys() | weights.keys()):
-        if name not in expected or name not in weights or expected[name] != weights[name].shape:
-            here = tuple(weights[name].shape) if name in weights else "missing"
-            wanted = tuple(expected[name]) if name in expected else "not there"
-            raise UserError(f"weight {name} is {here}, in the configuration {wanted}")
-        if not bool(torch.isfinite(weights[name]).all()):
-            raise UserError(f"weight {name} is not finite")
+        wanted = {name: list(value.shape) for name, value in Qwen2(config).state_dict().items()}
+    for name in sorted(wanted.keys() | shapes.keys()):
+        here = None if shapes.get(name) is None else list(shapes[name])
+        if here != wanted.get(name):
+            raise UserError(f"{name} has shape {here}, the configuration asks for {wanted.get(name)}")
+
+
+def check_finite(weights):
+    """Raise UserError if any number of {name: tensor} is not finite."""
+    for name, tensor in weights.items():
+        if not bool(tensor.isfinite().all()):
+            raise UserError(f"{name} holds numbers that are not finite")
