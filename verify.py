@@ -94,9 +94,8 @@ class Verdict:
     @property
     def kind(self):
         """The best that can be said of it: "faithful", "correct", "answer only" or "wrong"."""
-        if self.correct:
-            return "faithful" if self.faithful else "correct"
-        return "answer only" if self.answer_correct else "wrong"
+        grades = {"faithful": self.faithful, "correct": self.correct, "answer only": self.answer_correct}
+        return next((grade for grade, holds in grades.items() if holds), "wrong")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -183,9 +182,8 @@ def normal_form(value):
 
 def show(value):
     """A form as one writes it: 3*x + 4."""
-    if value is None:
-        return "nothing that computes"
-    return "".join(f" {t} " if t in "+-" and i else t for i, t in enumerate(normal_form(value)))
+    tokens = ["nothing that computes"] if value is None else normal_form(value)
+    return "".join(f" {t} " if t in "+-" and i else t for i, t in enumerate(tokens))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -435,10 +433,9 @@ def verify(text, record):
     if any(name not in gold or sorted(gold[name].parents) != sorted(names) for name, names in parsed.plans):
         errors.append("wrong_plan")
     last = next(reversed(gold.values())).value if gold else None
-    if last and last[0] and not parsed.closing:
-        errors.append("no_closing")
-    elif parsed.closing and not _solves(parsed.closing, last, answer):
-        errors.append("bad_closing")
+    reverse = bool(last and last[0])
+    if (reverse or parsed.closing) and not (reverse and _solves(parsed.closing, last, answer)):
+        errors.append("bad_closing" if parsed.closing else "no_closing")
     ok = sum(status == "ok" for status in nodes.values())
     answer_correct = parsed.answer == answer
     correct = answer_correct and 0 < ok == len(gold)
@@ -455,8 +452,8 @@ def _solves(closing, last, answer):
         forms = set(sides.values())
         if None in forms or len({a * answer + b for a, b in forms}) > 1:
             return False
-        names_letter = len(sides) > 1 and any(len(side) == 1 and side[0] in LETTERS - {"x"} for side in sides)
-        if len(forms) == 1 and not names_letter:
+        named = len(sides) > 1 and any(len(side) == 1 and side[0] in LETTERS - {"x"} for side in sides)
+        if len(forms) == 1 and not named:
             return False
         last_stated = any("x" in side and form == last for side, form in sides.items())
         stated |= last_stated and any(not a for a, _ in forms)
@@ -529,9 +526,8 @@ def explain(text, record=None, colour=False):
         say("·", f"{name}   not needed")
     remark = "" if verdict.answer_correct else f"   found {verdict.parsed.answer}"
     say("✓" if verdict.answer_correct else "✗", f"answer {answer}{remark}")
-    errors = ", ".join(dict.fromkeys(verdict.errors)) or "none"
-    summary = f"process {verdict.process:.2f}, correct {verdict.correct}, faithful {verdict.faithful}"
-    return "\n".join((*lines, f"{summary}, errors: {errors}"))
+    lines.append(f"process {verdict.process:.2f}, correct {verdict.correct}, faithful {verdict.faithful}")
+    return "\n".join(lines) + f", errors: {', '.join(dict.fromkeys(verdict.errors)) or 'none'}"
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -31,10 +31,20 @@ def gold(rand, p):
 
 
 CLOSINGS = (
-    "We know {r} = {n}, so {f} = {n} and x = {n} - {b} = {c}.", "So {f} = {n}, which gives {a}*x = {c} and x = {c} / {a} = {x}.", "{n} = {f}. Solution: x = {x}.",
-    "We know {r} = {f} and {r} = {n}; so {a}*x + 0 = {c}, x = {x}.", "We know the total is {n}, hence x is {x}.", "We know {r} = {n}, hence x = {x}.", "0*x = 0, so x = {x}.",
-    "x = x. {f} = {n}. x = {x}.", "{f} = {n}, x = {x}, so {r} = {r}.", "{f} = {n}, x = {x} and {f} = {f}.", "{f} ≠ {n}. x = {x}.", "Then {f} = {n} and 2 + x = {x} + 2 = 2 + x, x = {x}.", "",
-)  # fmt: skip
+    "We know {r} = {n}, so {f} = {n} and x = {n} - {b} = {c}.",
+    "So {f} = {n}, which gives {a}*x = {c} and x = {c} / {a} = {x}.",
+    "{n} = {f}. Solution: x = {x}.",
+    "We know {r} = {f} and {r} = {n}; so {a}*x + 0 = {c}, x = {x}.",
+    "We know the total is {n}, hence x is {x}.",
+    "We know {r} = {n}, hence x = {x}.",
+    "0*x = 0, so x = {x}.",
+    "x = x. {f} = {n}. x = {x}.",
+    "{f} = {n}, x = {x}, so {r} = {r}.",
+    "{f} = {n}, x = {x} and {f} = {f}.",
+    "{f} ≠ {n}. x = {x}.",
+    "Then {f} = {n} and 2 + x = {x} + 2 = 2 + x, x = {x}.",
+    "",
+)
 
 
 def vary(rand, text, p):
@@ -56,9 +66,11 @@ def vary(rand, text, p):
             n=a * answer + b, f=f"{a}*x + {b}" if rand.random() < 0.5 else f"{b} + {a}*x", a=a, b=b, c=a * answer, x=answer)  # fmt: skip
         return re.sub(r"We know .*(?=Answer:|</solution>)", lambda m: closing + " ", text)
     if kind == 2:
-        swap = lambda m: (
-            f"so {m[1]} = {int(m[5]) - int(m[4])} + {m[3]} = {int(m[5]) - int(m[4])} + {m[4]} = {m[5]}"
-        )
+
+        def swap(m):
+            rest = int(m[5]) - int(m[4])
+            return f"so {m[1]} = {rest} + {m[3]} = {rest} + {m[4]} = {m[5]}"
+
         return re.sub(r"so (\w) = (\d+) [*] (\w) = \d+ [*] (\d+) = (\d+)", swap, text, count=1)
     if kind == 3:
         return re.sub(r"= (\w [-+*/] \w) = (\d+ [-+*/] \d+) =", r"= \2 = \1 =", text, count=1)

@@ -54,7 +54,6 @@ def test_the_oracle_would_see_a_wrong_judge(monkeypatch):
             with pytest.raises(AssertionError):
                 for seed in range(6_000_000, 6_020_000):
                     agree(*mutate.case(seed))
-                print(f"{name}: no disagreement")
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
