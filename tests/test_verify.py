@@ -527,6 +527,8 @@ def test_rewards_are_the_formulas():
     assert reward(wrong_step, "mixed", alpha=0.2) == pytest.approx(0.2 + 0.8 * 2 / 3)
     assert reward(wrong_step, "gated", alpha=0.2) == pytest.approx(0.2 + 0.8 * 2 / 3)
     assert reward(wrong_step, "gated", alpha=0.2) == pytest.approx(0.2 + 0.8 * 2 / 3)
+    assert reward(wrong_step, "gated", alpha=0.2) == pytest.approx(0.2 + 0.8 * 2 / 3)
+    assert reward(wrong_step, "gated", alpha=0.2) == pytest.approx(0.2 + 0.8 * 2 / 3)
     wrong_answer = verify(GOLD["solution"].replace("Answer: 9", "Answer: 8"), GOLD)
     assert (
         reward(wrong_answer, "mixed", alpha=0.25) == pytest.approx(0.75)
@@ -880,6 +882,538 @@ def test_odd_text_and_odd_stdout(tmp_path):
             and b"\x1b" not in out.stdout
             and b"\\ud800 \\x1b[31m" in out.stdout
         )
+        out.stdout.decode(encoding)
+    with open("/dev/full", "w") as full:
+        out = run(stdout=full)
+    assert b"Traceback" not in out.stderr and out.returncode != 0
+    out = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *command], stderr=subprocess.PIPE, timeout=60)
+    assert out.returncode == 2 and out.stderr.count(b"\n") == 1
+
+
+def test_explanation_without_gold_says_that_it_compares_with_nothing():
+    text = explain(GOLD["solution"].replace("3 + 6", "3 + 5"))
+    assert text.count("✓") == 3 and text.count("✗") == 1 and "no gold" in text.splitlines()[-1]
+    assert "another relation" in explain(GOLD["solution"].replace("2 * s = 2 * 3", "3 + s = 3 + 3"), GOLD)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The relation, its parents, closings, plans, unread text
+
+
+def outcome(text, gold):
+    verdict = verify(text, gold)
+    return verdict.correct, verdict.faithful
+
+
+RELATIONS = [
+    ("b in P", "so m = 2 * k = 2 * 3 = 6", FAITHFUL, "without a scratch letter"),
+    ("b in P", "so m = k + k = 3 + 3 = 6", FAITHFUL, "the same polynomial"),
+    ("b in P", "s = 2 * k = 2 * 3 = 6; so m = s = 6", FAITHFUL, "through a scratch letter"),
+    ("b in P", "so m = 4 * k - 2 * k = 4 * 3 - 2 * 3 = 6", FAITHFUL, "the same polynomial"),
+    ("b in P", "so m = 0 * k + 6 = 0 * 3 + 6 = 6", CORRECT, "6 is 2 * k only here"),
+    ("b in P", "so m = k + 3 = 3 + 3 = 6", CORRECT, "equal only here"),
+    ("b in P", "so m = k * k - k = 3 * 3 - 3 = 6", CORRECT, "equal only here"),
+    ("b in P", "so m = 2 * k = 2 * 3 = 6 = k + 3 = 3 + 3 = 6", CORRECT, "one of two expressions is another"),
+    ("total number of things in P", "so t = m + k = 6 + 3 = 9", FAITHFUL, "a sum in another order"),
+    ("total number of things in P", "so t = m / k * 4 + 1 = 6 / 3 * 4 + 1 = 9", CORRECT, "equal only here"),
+    ("total number of things in P", "so t = m + 3 = 6 + 3 = 9", WRONG, "a parent is missing"),
+    ("total number of things in P", "so t = 3 + 6 = k + m = 9", FAITHFUL, "parents in a later part"),
+]
+
+
+@pytest.mark.parametrize("name, clauses, expected, why", RELATIONS, ids=[r[1] for r in RELATIONS])
+def test_each_step_is_the_gold_relation(name, clauses, expected, why):
+    step = next(m[0] for m in STEP.finditer(GOLD["solution"]) if m[1] == name)
+    text = GOLD["solution"].replace(step, f"{step.partition(';')[0]}; {clauses}.")
+    assert outcome(text, GOLD) == expected, (why, verify(text, GOLD).errors)
+    without_nodes = {"solution": GOLD["solution"]}  # the gold relation is then the gold solution's own
+    assert outcome(text, without_nodes) == expected, why
+
+
+def test_only_the_gold_pairing_of_a_third_layer_total_is_faithful():
+    tried = 0
+    for i in range(400):
+        p = datagen.generate(31, i, op=8 + i % 6, layers=3)
+        root = p.nodes[-1]
+        if root.operator != "*+" or len(root.operands) != 4:
+            continue
+        head, _, tail = p.solution.rpartition("Define ")
+        letters = {m[1]: m[2] for m in STEP.finditer(head)}
+        value = {n.name: n.value for n in p.nodes}
+        a, u, b, v = root.operands
+        if value[a] * value[v] + value[b] * value[u] != root.value:
+            continue
+
+        def product(left, one, two, letters=letters, value=value):
+            return f"{left} = {letters[one]} * {letters[two]} = {value[one]} * {value[two]} = {value[one] * value[two]}"
+
+        free = iter(c for c in string.ascii_letters if c not in letters.values() and c not in re.findall(r"\b[A-Za-z]\b", head))
+        t, s, r = next(free), next(free), next(free)
+
+        def total(first, second, t=t, s=s, r=r, head=head, root=root, value=value):
+            sums = [value[one] * value[two] for one, two in (first, second)]
+            end = f"so {t} = {s} + {r} = {sums[0]} + {sums[1]} = {root.value}"
+            return f"{head}Define {root.name} as {t}; {product(s, *first)}; {product(r, *second)}; {end}. Answer: {p.answer}."
+
+        assert outcome(total((a, u), (b, v)), p) == outcome(total((v, b), (u, a)), p) == FAITHFUL
+        assert outcome(total((a, v), (b, u)), p) == CORRECT
+        tried += 1
+    assert tried >= 3
+
+
+def test_parents_come_from_all_parts_through_scratch_letters():
+    text = "Define d in P as d; so d = 10. Define z in P as Z; so Z = 2. Define b in P as b; so b = 10 - 2 = d - Z = 8. Answer: 8."
+    parsed = parse_solution(text)
+    assert parsed.steps[-1].parents == {"d in P", "z in P"} and parsed.steps[-1].value == (0, 8)
+    gold = {"solution": text.replace("10 - 2 = d - Z", "d - Z = 10 - 2")}
+    assert outcome(text, gold) == FAITHFUL
+    through = text.replace("so b = 10 - 2 = d - Z", "s = 10 = d = 10; so b = 10 - 2 = s - Z")
+    assert parse_solution(through).steps[-1].parents == {"d in P", "z in P"}
+    assert outcome(text.replace("10 - 2 = d - Z", "d - 2 = 10 - 2"), gold) == WRONG
+
+
+REVERSE = {
+    "solution": "Define a in P as x; we don't know its value yet but will find it out later. Define b in P as b; s = x = x; so b = 4 * s = "
+    "(4) * (x) = 4*x. We know b = 12, so 4*x = 12 and x = 12 / 4 = 3. Answer: 3.",
+    "answer": 3,
+    "nodes": [
+        {"name": "a in P", "operator": "", "operands": [], "constant": None, "value": [1, 0]},
+        {"name": "b in P", "operator": "*", "operands": ["a in P"], "constant": 4, "value": [4, 0]},
+    ],
+}
+CLOSINGS = [
+    ("We know b = 12, so 4*x = 12 and x = 12 / 4 = 3.", FAITHFUL, "shorter than the gold one"),
+    ("The total is given: 4*x = 12. Hence x = 3.", FAITHFUL, "any wording"),
+    ("Since b = 4*x and b = 12 we get 12 = 4*x, that is x = 3.", FAITHFUL, "what a letter stands for may be said"),
+    ("", CORRECT, "no closing"),
+    ("We know the total is 12, hence x is 3.", CORRECT, "no equation"),
+    ("We know b = 12, so x = 3.", CORRECT, "the linear form is not set equal to its value"),
+    ("We know b = 12, so 4*x = 12.", CORRECT, "not solved"),
+    ("We know b = 12, so 4*x = 12 and x = 12 / 4.", CORRECT, "not worked out"),
+    ("So x = 3, since 4*x = 12.", CORRECT, "x = 3 is not the end"),
+    ("We know b = 12, so 4*x = 12 and 4*x = 16, x = 3.", CORRECT, "4*x = 16 is false"),
+    ("We know b = 12, so 4*x = 12, 0*x = 0 and x = 3.", CORRECT, "0*x = 0 says nothing"),
+    ("We know b = 12, so 4*x = 12, x = x and x = 3.", CORRECT, "x = x says nothing"),
+    ("We know b = 12, so 4*x = 12, 12 = 12 and x = 3.", CORRECT, "12 = 12 says nothing"),
+    ("We know b = 12, so 4*x = 12, q = 7 and x = 3.", CORRECT, "q stands for nothing"),
+    ("We know b = 12, so 4*x = 12 and x = 3.5.", CORRECT, "3.5 is not 3"),
+    ("We know b = 12, so 4*x = 12 and x = 3 % 2.", CORRECT, "not arithmetic"),
+    ("We know b = 12, so 4*x = 12, x ≠ 4 and x = 3.", CORRECT, "not an equation"),
+]
+
+
+@pytest.mark.parametrize("closing, expected, why", CLOSINGS, ids=[c[0] for c in CLOSINGS])
+def test_closing_is_judged_by_its_equations(closing, expected, why):
+    head = REVERSE["solution"].partition("We know")[0]
+    assert outcome(f"{head}{closing} Answer: 3.", REVERSE) == expected, why
+
+
+@pytest.mark.parametrize("closing", ["We know 0*x = 0.", "We know t = 9.", "Thus k + m = 9.", "x = 9."])
+def test_closing_in_a_forward_text_is_not_faithful(closing):
+    assert outcome(f"{A} {B} {T} {closing} Answer: 9.", GOLD) == CORRECT
+
+
+UNREAD = [
+    (f"{A} {B} {T} Answer: 9. It is 8, though.", CORRECT),
+    (f"{A} {B} {T} Answer: 9. Define a in P as q; so q = 3.", CORRECT),
+    (f"{A} {B} {T} Answer: 9. Define a in P as q; so q = 4.", WRONG),
+    (f"{A} {B} {T} </solution> <answer> 9 </answer> It is 8, though.", CORRECT),
+    (f"{A} {B} {T} </solution> It is 8, though. <answer> 9 </answer>", CORRECT),
+    (f"{A} {B} {T} </solution> <answer> 9 </answer> Define a in P as q; so q = 4.", WRONG),
+    (f"<question> Define a in P as q; so q = 4. </question> <solution> {A} {B} {T} </solution> <answer> 9 </answer>", WRONG),
+    (f"<question> How many? </question> <solution> {A} {B} {T} </solution> <answer> 9 </answer>", CORRECT),
+    (f"Define c = 7 in Q as z; so z = 1. {A} {B} {T} Answer: 9.", CORRECT),
+    (f"It holds that 3 ＝ 4. {A} {B} {T} Answer: 9.", CORRECT),
+    (f"<solution> {A} {B} {T} Answer: 9. </solution> <answer> 9 </answer> [EOS]", FAITHFUL),
+]
+
+
+@pytest.mark.parametrize("text, expected", UNREAD, ids=range(len(UNREAD)))
+def test_nothing_that_claims_something_stands_unread(text, expected):
+    assert outcome(text, GOLD) == expected, verify(text, GOLD).errors
+
+
+def test_only_the_caller_strips_a_prompt():
+    document = "[BOS] <question> Define a in P as q; so q = 4. </question> <solution> ..."
+    assert strip_prompt(document) == " <solution> ..." and strip_prompt("no <question> q </question>") == "no <question> q </question>"
+
+
+PLANS = [
+    ("To find total number of things in P we need a in P, b in P. To find b in P we need a in P.", FAITHFUL),
+    ("To find total number of things in P we need b in P, a in P.", FAITHFUL),
+    ("To find total number of things in P we need a in P.", CORRECT),
+    ("To find total number of things in P we need a in P, b in P, b in P.", CORRECT),
+    ("To find b in P we need a in P, c in Q.", CORRECT),
+    ("To find c in Q we need a in P.", CORRECT),
+    ("To find a in P we need it.", CORRECT),
+    ("To find b in P we need k = 4.", CORRECT),
+]
+
+
+@pytest.mark.parametrize("plan, expected", PLANS, ids=[plan[0] for plan in PLANS])
+def test_a_plan_is_a_claim_about_the_gold_graph(plan, expected):
+    assert outcome(f"{plan} {A} {B} {T} Answer: 9.", GOLD) == expected
+
+
+def three_layers(seed):
+    """A record in the public data's format with three layers, by its rules: no `so` before a total of several products, or of one
+    product written before the sum is known; averages are defined like counts."""
+    rng = random.Random(seed)
+    animals, letters = rng.sample(["owl", "bear", "wolf", "crow", "deer"], 1 + seed % 3), iter(rng.sample(string.ascii_letters, 40))
+    place, steps, pairs = "Pine Ridge", [], []
+    for animal in animals:
+        count, average = next(letters), next(letters)
+        n, m = rng.randint(1, 6), rng.randint(1, 4)
+        steps += [f"Define adult {animal} in {place} as {count}; so {count} = {n}."]
+        steps += [f"Define average number of newborn children per adult {animal} in {place} as {average}; so {average} = {m}."]
+        pairs.append((count, average, n, m))
+    clauses, terms = [], []
+    for count, average, n, m in pairs:
+        product = next(letters)
+        clauses.append(f"{product} = {count} * {average} = {n} * {m} = {n * m}")
+        terms.append((product, n * m))
+    while len(terms) > 1:
+        (u, a), (v, b), w = terms[0], terms[1], next(letters)
+        clauses.append(f"{w} = {u} + {v} = {a} + {b} = {a + b}")
+        terms[:2] = [(w, a + b)]
+    total, value = terms[0]
+    steps.append(f"Define total number of newborn animal children in {place} as {total}; {'; '.join(clauses)}.")
+    if seed % 2:
+        again, scratch, k = next(letters), next(letters), rng.randint(2, 4)
+        equations = f"{scratch} = {total} = {value}; so {again} = {k} * {scratch} = {k} * {value} = {k * value}"
+        steps.append(f"Define adult fox in Bundle Ranch as {again}; {equations}.")
+        value *= k
+    return {"solution": " ".join(steps) + f" Answer: {value}.", "mode": "normalforward", "d": 3, "op": 5}
+
+
+def test_60_public_records_of_three_layers_are_faithful():
+    for record in map(three_layers, range(60)):
+        text = record["solution"]
+        assert outcome(text, record) == FAITHFUL, explain(text, record)
+        for changed in edits(text):
+            assert not verify(changed, record).faithful, changed
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Odd records, odd terminals
+
+
+NODE = {"name": "a", "operator": "", "operands": [], "constant": None, "value": 3}
+ODD = [
+    *({**NODE, "value": value} for value in (["a", "b"], "34", [None, None], {"a": 1}, None, 3.0, True, [1], [1, 2, 3], [True, 2])),
+    *({**NODE, "operator": operator} for operator in ("+", "*+", "?", None, 3)),
+    *({**NODE, "operands": operands} for operands in ("b", None, [3], ["b", "c"], {"b": 1})),
+    {**NODE, "operands": ["b"], "constant": 3},
+    {**NODE, "operands": ["b"], "constant": "3", "operator": "*"},
+    {**NODE, "operands": ["b"], "constant": 0, "operator": "/"},
+    {**NODE, "operands": ["b", "c", "d"], "operator": "*+"},
+    {**NODE, "name": None},
+    3,
+    None,
+]
+
+
+@pytest.mark.parametrize("node", ODD, ids=map(str, ODD))
+def test_odd_gold_is_one_line(node, tmp_path, capsys):
+    record = {"solution": "Define a as a; so a = 3. Answer: 3.", "answer": 3, "nodes": [node]}
+    with pytest.raises(UserError, match="item 1 of its `nodes`"):
+        verify("", record)
+    path = tmp_path / "odd.jsonl"
+    path.write_text(json.dumps({**record, "nodes": [NODE]}) + "\n" + json.dumps(record) + "\n")
+    for arguments in ([str(path)], [str(path), "--explain"]):
+        with pytest.raises(UserError, match="line 2: item 1 of its `nodes`"):
+            judge.main(arguments)
+
+
+@pytest.mark.parametrize("key, value", [("answer", "3"), ("answer", 3.5), ("answer", True), ("nodes", {}), ("nodes", "a"), ("nodes", [])])
+def test_odd_records_are_user_errors(key, value):
+    with pytest.raises(UserError, match="gold graph"):
+        verify("", {**GOLD, key: value})
+
+
+def test_a_record_with_an_answer_alone_has_an_answer_only_verdict():
+    verdict = verify("Answer: 7.", {"question": "?", "answer": 7})
+    assert verdict.answer_correct and not verdict.correct and reward(verdict, "outcome") == 1 and reward(verdict, "strict") == 0
+
+
+def test_odd_text_and_odd_stdout(tmp_path):
+    record = {**GOLD, "solution": GOLD["solution"].replace("Define", "Define \ud800 \x1b[31m é in Q as q; so q = 1. Define", 1)}
+    path = tmp_path / "odd.jsonl"
+    path.write_text(json.dumps(record) + "\n")
+    command = [sys.executable, str(ROOT / "verify.py"), str(path), "--explain"]
+
+    def run(**more):
+        return subprocess.run(command, stderr=subprocess.PIPE, timeout=60, **more)
+
+    for encoding in ("ascii", "utf-8"):
+        out = run(stdout=subprocess.PIPE, env={"PYTHONIOENCODING": encoding})
+        assert out.returncode == 0 and not out.stderr and b"\x1b" not in out.stdout and b"\\ud800 \\x1b[31m" in out.stdout
+        out.stdout.decode(encoding)
+    with open("/dev/full", "w") as full:
+        out = run(stdout=full)
+    assert b"Traceback" not in out.stderr and out.returncode != 0
+    out = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *command], stderr=subprocess.PIPE, timeout=60)
+    assert out.returncode == 2 and out.stderr.count(b"\n") == 1
+
+
+def test_explanation_without_gold_says_that_it_compares_with_nothing():
+    text = explain(GOLD["solution"].replace("3 + 6", "3 + 5"))
+    assert text.count("✓") == 3 and text.count("✗") == 1 and "no gold" in text.splitlines()[-1]
+    assert "another relation" in explain(GOLD["solution"].replace("2 * s = 2 * 3", "3 + s = 3 + 3"), GOLD)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The relation, its parents, closings, plans, unread text
+
+
+def outcome(text, gold):
+    verdict = verify(text, gold)
+    return verdict.correct, verdict.faithful
+
+
+RELATIONS = [
+    ("b in P", "so m = 2 * k = 2 * 3 = 6", FAITHFUL, "without a scratch letter"),
+    ("b in P", "so m = k + k = 3 + 3 = 6", FAITHFUL, "the same polynomial"),
+    ("b in P", "s = 2 * k = 2 * 3 = 6; so m = s = 6", FAITHFUL, "through a scratch letter"),
+    ("b in P", "so m = 4 * k - 2 * k = 4 * 3 - 2 * 3 = 6", FAITHFUL, "the same polynomial"),
+    ("b in P", "so m = 0 * k + 6 = 0 * 3 + 6 = 6", CORRECT, "6 is 2 * k only here"),
+    ("b in P", "so m = k + 3 = 3 + 3 = 6", CORRECT, "equal only here"),
+    ("b in P", "so m = k * k - k = 3 * 3 - 3 = 6", CORRECT, "equal only here"),
+    ("b in P", "so m = 2 * k = 2 * 3 = 6 = k + 3 = 3 + 3 = 6", CORRECT, "one of two expressions is another"),
+    ("total number of things in P", "so t = m + k = 6 + 3 = 9", FAITHFUL, "a sum in another order"),
+    ("total number of things in P", "so t = m / k * 4 + 1 = 6 / 3 * 4 + 1 = 9", CORRECT, "equal only here"),
+    ("total number of things in P", "so t = m + 3 = 6 + 3 = 9", WRONG, "a parent is missing"),
+    ("total number of things in P", "so t = 3 + 6 = k + m = 9", FAITHFUL, "parents in a later part"),
+]
+
+
+@pytest.mark.parametrize("name, clauses, expected, why", RELATIONS, ids=[r[1] for r in RELATIONS])
+def test_each_step_is_the_gold_relation(name, clauses, expected, why):
+    step = next(m[0] for m in STEP.finditer(GOLD["solution"]) if m[1] == name)
+    text = GOLD["solution"].replace(step, f"{step.partition(';')[0]}; {clauses}.")
+    assert outcome(text, GOLD) == expected, (why, verify(text, GOLD).errors)
+    without_nodes = {"solution": GOLD["solution"]}  # the gold relation is then the gold solution's own
+    assert outcome(text, without_nodes) == expected, why
+
+
+def test_only_the_gold_pairing_of_a_third_layer_total_is_faithful():
+    tried = 0
+    for i in range(400):
+        p = datagen.generate(31, i, op=8 + i % 6, layers=3)
+        root = p.nodes[-1]
+        if root.operator != "*+" or len(root.operands) != 4:
+            continue
+        head, _, tail = p.solution.rpartition("Define ")
+        letters = {m[1]: m[2] for m in STEP.finditer(head)}
+        value = {n.name: n.value for n in p.nodes}
+        a, u, b, v = root.operands
+        if value[a] * value[v] + value[b] * value[u] != root.value:
+            continue
+
+        def product(left, one, two, letters=letters, value=value):
+            return f"{left} = {letters[one]} * {letters[two]} = {value[one]} * {value[two]} = {value[one] * value[two]}"
+
+        free = iter(c for c in string.ascii_letters if c not in letters.values() and c not in re.findall(r"\b[A-Za-z]\b", head))
+        t, s, r = next(free), next(free), next(free)
+
+        def total(first, second, t=t, s=s, r=r, head=head, root=root, value=value):
+            sums = [value[one] * value[two] for one, two in (first, second)]
+            end = f"so {t} = {s} + {r} = {sums[0]} + {sums[1]} = {root.value}"
+            return f"{head}Define {root.name} as {t}; {product(s, *first)}; {product(r, *second)}; {end}. Answer: {p.answer}."
+
+        assert outcome(total((a, u), (b, v)), p) == outcome(total((v, b), (u, a)), p) == FAITHFUL
+        assert outcome(total((a, v), (b, u)), p) == CORRECT
+        tried += 1
+    assert tried >= 3
+
+
+def test_parents_come_from_all_parts_through_scratch_letters():
+    text = "Define d in P as d; so d = 10. Define z in P as Z; so Z = 2. Define b in P as b; so b = 10 - 2 = d - Z = 8. Answer: 8."
+    parsed = parse_solution(text)
+    assert parsed.steps[-1].parents == {"d in P", "z in P"} and parsed.steps[-1].value == (0, 8)
+    gold = {"solution": text.replace("10 - 2 = d - Z", "d - Z = 10 - 2")}
+    assert outcome(text, gold) == FAITHFUL
+    through = text.replace("so b = 10 - 2 = d - Z", "s = 10 = d = 10; so b = 10 - 2 = s - Z")
+    assert parse_solution(through).steps[-1].parents == {"d in P", "z in P"}
+    assert outcome(text.replace("10 - 2 = d - Z", "d - 2 = 10 - 2"), gold) == WRONG
+
+
+REVERSE = {
+    "solution": "Define a in P as x; we don't know its value yet but will find it out later. Define b in P as b; s = x = x; so b = 4 * s = "
+    "(4) * (x) = 4*x. We know b = 12, so 4*x = 12 and x = 12 / 4 = 3. Answer: 3.",
+    "answer": 3,
+    "nodes": [
+        {"name": "a in P", "operator": "", "operands": [], "constant": None, "value": [1, 0]},
+        {"name": "b in P", "operator": "*", "operands": ["a in P"], "constant": 4, "value": [4, 0]},
+    ],
+}
+CLOSINGS = [
+    ("We know b = 12, so 4*x = 12 and x = 12 / 4 = 3.", FAITHFUL, "shorter than the gold one"),
+    ("The total is given: 4*x = 12. Hence x = 3.", FAITHFUL, "any wording"),
+    ("Since b = 4*x and b = 12 we get 12 = 4*x, that is x = 3.", FAITHFUL, "what a letter stands for may be said"),
+    ("", CORRECT, "no closing"),
+    ("We know the total is 12, hence x is 3.", CORRECT, "no equation"),
+    ("We know b = 12, so x = 3.", CORRECT, "the linear form is not set equal to its value"),
+    ("We know b = 12, so 4*x = 12.", CORRECT, "not solved"),
+    ("We know b = 12, so 4*x = 12 and x = 12 / 4.", CORRECT, "not worked out"),
+    ("So x = 3, since 4*x = 12.", CORRECT, "x = 3 is not the end"),
+    ("We know b = 12, so 4*x = 12 and 4*x = 16, x = 3.", CORRECT, "4*x = 16 is false"),
+    ("We know b = 12, so 4*x = 12, 0*x = 0 and x = 3.", CORRECT, "0*x = 0 says nothing"),
+    ("We know b = 12, so 4*x = 12, x = x and x = 3.", CORRECT, "x = x says nothing"),
+    ("We know b = 12, so 4*x = 12, 12 = 12 and x = 3.", CORRECT, "12 = 12 says nothing"),
+    ("We know b = 12, so 4*x = 12, q = 7 and x = 3.", CORRECT, "q stands for nothing"),
+    ("We know b = 12, so 4*x = 12 and x = 3.5.", CORRECT, "3.5 is not 3"),
+    ("We know b = 12, so 4*x = 12 and x = 3 % 2.", CORRECT, "not arithmetic"),
+    ("We know b = 12, so 4*x = 12, x ≠ 4 and x = 3.", CORRECT, "not an equation"),
+]
+
+
+@pytest.mark.parametrize("closing, expected, why", CLOSINGS, ids=[c[0] for c in CLOSINGS])
+def test_closing_is_judged_by_its_equations(closing, expected, why):
+    head = REVERSE["solution"].partition("We know")[0]
+    assert outcome(f"{head}{closing} Answer: 3.", REVERSE) == expected, why
+
+
+@pytest.mark.parametrize("closing", ["We know 0*x = 0.", "We know t = 9.", "Thus k + m = 9.", "x = 9."])
+def test_closing_in_a_forward_text_is_not_faithful(closing):
+    assert outcome(f"{A} {B} {T} {closing} Answer: 9.", GOLD) == CORRECT
+
+
+UNREAD = [
+    (f"{A} {B} {T} Answer: 9. It is 8, though.", CORRECT),
+    (f"{A} {B} {T} Answer: 9. Define a in P as q; so q = 3.", CORRECT),
+    (f"{A} {B} {T} Answer: 9. Define a in P as q; so q = 4.", WRONG),
+    (f"{A} {B} {T} </solution> <answer> 9 </answer> It is 8, though.", CORRECT),
+    (f"{A} {B} {T} </solution> It is 8, though. <answer> 9 </answer>", CORRECT),
+    (f"{A} {B} {T} </solution> <answer> 9 </answer> Define a in P as q; so q = 4.", WRONG),
+    (f"<question> Define a in P as q; so q = 4. </question> <solution> {A} {B} {T} </solution> <answer> 9 </answer>", WRONG),
+    (f"<question> How many? </question> <solution> {A} {B} {T} </solution> <answer> 9 </answer>", CORRECT),
+    (f"Define c = 7 in Q as z; so z = 1. {A} {B} {T} Answer: 9.", CORRECT),
+    (f"It holds that 3 ＝ 4. {A} {B} {T} Answer: 9.", CORRECT),
+    (f"<solution> {A} {B} {T} Answer: 9. </solution> <answer> 9 </answer> [EOS]", FAITHFUL),
+]
+
+
+@pytest.mark.parametrize("text, expected", UNREAD, ids=range(len(UNREAD)))
+def test_nothing_that_claims_something_stands_unread(text, expected):
+    assert outcome(text, GOLD) == expected, verify(text, GOLD).errors
+
+
+def test_only_the_caller_strips_a_prompt():
+    document = "[BOS] <question> Define a in P as q; so q = 4. </question> <solution> ..."
+    assert strip_prompt(document) == " <solution> ..." and strip_prompt("no <question> q </question>") == "no <question> q </question>"
+
+
+PLANS = [
+    ("To find total number of things in P we need a in P, b in P. To find b in P we need a in P.", FAITHFUL),
+    ("To find total number of things in P we need b in P, a in P.", FAITHFUL),
+    ("To find total number of things in P we need a in P.", CORRECT),
+    ("To find total number of things in P we need a in P, b in P, b in P.", CORRECT),
+    ("To find b in P we need a in P, c in Q.", CORRECT),
+    ("To find c in Q we need a in P.", CORRECT),
+    ("To find a in P we need it.", CORRECT),
+    ("To find b in P we need k = 4.", CORRECT),
+]
+
+
+@pytest.mark.parametrize("plan, expected", PLANS, ids=[plan[0] for plan in PLANS])
+def test_a_plan_is_a_claim_about_the_gold_graph(plan, expected):
+    assert outcome(f"{plan} {A} {B} {T} Answer: 9.", GOLD) == expected
+
+
+def three_layers(seed):
+    """A record in the public data's format with three layers, by its rules: no `so` before a total of several products, or of one
+    product written before the sum is known; averages are defined like counts."""
+    rng = random.Random(seed)
+    animals, letters = rng.sample(["owl", "bear", "wolf", "crow", "deer"], 1 + seed % 3), iter(rng.sample(string.ascii_letters, 40))
+    place, steps, pairs = "Pine Ridge", [], []
+    for animal in animals:
+        count, average = next(letters), next(letters)
+        n, m = rng.randint(1, 6), rng.randint(1, 4)
+        steps += [f"Define adult {animal} in {place} as {count}; so {count} = {n}."]
+        steps += [f"Define average number of newborn children per adult {animal} in {place} as {average}; so {average} = {m}."]
+        pairs.append((count, average, n, m))
+    clauses, terms = [], []
+    for count, average, n, m in pairs:
+        product = next(letters)
+        clauses.append(f"{product} = {count} * {average} = {n} * {m} = {n * m}")
+        terms.append((product, n * m))
+    while len(terms) > 1:
+        (u, a), (v, b), w = terms[0], terms[1], next(letters)
+        clauses.append(f"{w} = {u} + {v} = {a} + {b} = {a + b}")
+        terms[:2] = [(w, a + b)]
+    total, value = terms[0]
+    steps.append(f"Define total number of newborn animal children in {place} as {total}; {'; '.join(clauses)}.")
+    if seed % 2:
+        again, scratch, k = next(letters), next(letters), rng.randint(2, 4)
+        equations = f"{scratch} = {total} = {value}; so {again} = {k} * {scratch} = {k} * {value} = {k * value}"
+        steps.append(f"Define adult fox in Bundle Ranch as {again}; {equations}.")
+        value *= k
+    return {"solution": " ".join(steps) + f" Answer: {value}.", "mode": "normalforward", "d": 3, "op": 5}
+
+
+def test_60_public_records_of_three_layers_are_faithful():
+    for record in map(three_layers, range(60)):
+        text = record["solution"]
+        assert outcome(text, record) == FAITHFUL, explain(text, record)
+        for changed in edits(text):
+            assert not verify(changed, record).faithful, changed
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Odd records, odd terminals
+
+
+NODE = {"name": "a", "operator": "", "operands": [], "constant": None, "value": 3}
+ODD = [
+    *({**NODE, "value": value} for value in (["a", "b"], "34", [None, None], {"a": 1}, None, 3.0, True, [1], [1, 2, 3], [True, 2])),
+    *({**NODE, "operator": operator} for operator in ("+", "*+", "?", None, 3)),
+    *({**NODE, "operands": operands} for operands in ("b", None, [3], ["b", "c"], {"b": 1})),
+    {**NODE, "operands": ["b"], "constant": 3},
+    {**NODE, "operands": ["b"], "constant": "3", "operator": "*"},
+    {**NODE, "operands": ["b"], "constant": 0, "operator": "/"},
+    {**NODE, "operands": ["b", "c", "d"], "operator": "*+"},
+    {**NODE, "name": None},
+    3,
+    None,
+]
+
+
+@pytest.mark.parametrize("node", ODD, ids=map(str, ODD))
+def test_odd_gold_is_one_line(node, tmp_path, capsys):
+    record = {"solution": "Define a as a; so a = 3. Answer: 3.", "answer": 3, "nodes": [node]}
+    with pytest.raises(UserError, match="item 1 of its `nodes`"):
+        verify("", record)
+    path = tmp_path / "odd.jsonl"
+    path.write_text(json.dumps({**record, "nodes": [NODE]}) + "\n" + json.dumps(record) + "\n")
+    for arguments in ([str(path)], [str(path), "--explain"]):
+        with pytest.raises(UserError, match="line 2: item 1 of its `nodes`"):
+            judge.main(arguments)
+
+
+@pytest.mark.parametrize("key, value", [("answer", "3"), ("answer", 3.5), ("answer", True), ("nodes", {}), ("nodes", "a"), ("nodes", [])])
+def test_odd_records_are_user_errors(key, value):
+    with pytest.raises(UserError, match="gold graph"):
+        verify("", {**GOLD, key: value})
+
+
+def test_a_record_with_an_answer_alone_has_an_answer_only_verdict():
+    verdict = verify("Answer: 7.", {"question": "?", "answer": 7})
+    assert verdict.answer_correct and not verdict.correct and reward(verdict, "outcome") == 1 and reward(verdict, "strict") == 0
+
+
+def test_odd_text_and_odd_stdout(tmp_path):
+    record = {**GOLD, "solution": GOLD["solution"].replace("Define", "Define \ud800 \x1b[31m é in Q as q; so q = 1. Define", 1)}
+    path = tmp_path / "odd.jsonl"
+    path.write_text(json.dumps(record) + "\n")
+    command = [sys.executable, str(ROOT / "verify.py"), str(path), "--explain"]
+
+    def run(**more):
+        return subprocess.run(command, stderr=subprocess.PIPE, timeout=60, **more)
+
+    for encoding in ("ascii", "utf-8"):
+        out = run(stdout=subprocess.PIPE, env={"PYTHONIOENCODING": encoding})
+        assert out.returncode == 0 and not out.stderr and b"\x1b" not in out.stdout and b"\\ud800 \\x1b[31m" in out.stdout
         out.stdout.decode(encoding)
     with open("/dev/full", "w") as full:
         out = run(stdout=full)
