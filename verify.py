@@ -445,8 +445,7 @@ def _solves(closing, last, answer):
         named = len(sides) > 1 and any(len(side) == 1 and side[0] in LETTERS - {"x"} for side in sides)
         if len(forms) == 1 and not named:
             return False
-        last_stated = any("x" in side and form == last for side, form in sides.items())
-        stated |= last_stated and any(not a for a, _ in forms)
+        stated |= 0 in dict(forms) and any("x" in side and form == last for side, form in sides.items())
         solved = ("x",) in sides and tuple(normal_form((0, answer))) in sides
     return stated and solved
 
