@@ -13,7 +13,7 @@ import pytest
 import datagen
 import verify as judge
 from lab.options import UserError
-from verify import REWARDS, explain, parse_solution, pass_at_k, reward, strip_prompt, verify
+from verify import explain, parse_solution, pass_at_k, reward, strip_prompt, verify
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT.parent / "shared" / "gsm_infinite" / "sample.jsonl"
@@ -628,7 +628,7 @@ def test_only_the_gold_pairing_of_a_third_layer_total_is_faithful():
         root = p.nodes[-1]
         if root.operator != "*+" or len(root.operands) != 4:
             continue
-        head, _, tail = p.solution.rpartition("Define ")
+        head, _, _tail = p.solution.rpartition("Define ")
         letters = {m[1]: m[2] for m in STEP.finditer(head)}
         value = {n.name: n.value for n in p.nodes}
         a, u, b, v = root.operands
