@@ -648,7 +648,7 @@ def test_only_the_gold_pairing_of_a_third_layer_total_is_faithful():
         def total(first, second, t=t, s=s, r=r, head=head, root=root, value=value):
             sums = [value[one] * value[two] for one, two in (first, second)]
             end = f"so {t} = {s} + {r} = {sums[0]} + {sums[1]} = {root.value}"
-            return f"{head}Define {root.name} as {t}; {product(s, *first)}; {product(r, *second)}; {end}. Answer: {p.answer}."
+            return f"{head}Define {root.name} as {t}; {product(s, *first)}; {product(r, *second)}; {end}. Answer: {root.value}."
 
         assert outcome(total((a, u), (b, v)), p) == outcome(total((v, b), (u, a)), p) == FAITHFUL
         assert outcome(total((a, v), (b, u)), p) == CORRECT
