@@ -1,7 +1,7 @@
-"""Causal attention within documents: the definition, and a table of ways to compute it that must agree with it.
+"""Causal attention within documents: the definition, and a table of ways to compute it that must agree.
 
-Shapes: B rows, T positions, H query heads, K key/value heads (H a multiple of K), D head width; of decoding: R rows, P prompts, W columns of
-the longest prompt, S columns of a row's own.
+Shapes: B rows, T positions, H query heads, K key/value heads (H a multiple of K), D head width; of decoding:
+R rows, P prompts, W columns of the longest prompt, S columns of a row's own.
 """
 
 from collections.abc import Callable
@@ -16,11 +16,14 @@ import torch.nn.functional as F
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """Which keys each token sees, as tensors (B, T): those of its document from its first position up to the token itself, and, where several
-    completions share a prompt, those of the prompt too. Whatever a backend needs of it is worked out once and serves every layer.
+    """Which keys each token sees, as tensors (B, T).
 
-    A prompt and its completions are documents of their own, anywhere in the same row; the positions of a completion go on from its prompt's.
-    A token that has no prompt (the prompt's own, say) has prompt_start = prompt_end.
+    Those of its document up to itself, and, where several completions share a prompt, those of the prompt
+    too. Whatever a backend needs of it is worked out once and serves every layer.
+
+    A prompt and its completions are documents of their own, anywhere in the same row; the positions of a
+    completion go on from its prompt's. A token that has no prompt (the prompt's own, say) has prompt_start =
+    prompt_end.
     """
 
     doc_start: torch.Tensor  # where each token's document begins in its row
@@ -31,7 +34,7 @@ class Layout:
 
     @classmethod
     def of(cls, doc_start):
-        """Packed documents that share nothing, by the first position of each token's document: doc_start (B, T), integers."""
+        """Packed documents that share nothing, given the first position of each token's, (B, T)."""
         return cls(doc_start, torch.arange(doc_start.shape[1], device=doc_start.device) - doc_start)
 
     @cached_property
@@ -41,9 +44,8 @@ class Layout:
         B, T = start.shape
         position = torch.arange(T, device=start.device, dtype=torch.int32).expand(B, T)
         following = torch.cat((start[:, 1:], start.new_full((B, 1), T)), 1)
-        end = torch.where(
-            following != start, position + 1, T
-        )  # right at a document's last token, elsewhere not below it
+        # right at a document's last token, elsewhere not below it
+        end = torch.where(following != start, position + 1, T)
         return start, end.flip(1).cummin(1).values.flip(1).contiguous()
 
     @cached_property
@@ -66,22 +68,22 @@ class Layout:
 
 def additive(visible, dtype=torch.float32):
     """True/False → 0/−inf: a mask to add to scores."""
-    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(
-        ~visible, float("-inf")
-    )
+    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return mask.masked_fill_(~visible, float("-inf"))
 
 
 def attention(q, k, v, layout=None):
-    """softmax(q·kᵀ/√D)·v over the keys that each token sees: q (B, T, H, D); k, v (B, T, K, D) → (B, T, H, D).
+    """softmax(q·kᵀ/√D)·v over the keys that each token sees.
 
-    layout: a Layout; None: each row is one document. By torch's fused kernels; `BACKENDS` has the other ways.
+    q (B, T, H, D); k, v (B, T, K, D) → (B, T, H, D). layout: a Layout; None: each row is one document. By
+    torch's fused kernels; `BACKENDS` has the other ways.
     """
     return attend_sdpa(q, k, v, layout)
 
 
 def reference(q, k, v, layout=None):
     """`attention` by definition, every score written out; works in float64."""
-    B, T, H, D = q.shape
+    H, D = q.shape[2:]
     layout = layout or one_document(q)
     k, v = (x.repeat_interleave(H // x.shape[2], 2) for x in (k, v))  # (B, T, H, D)
     scores = torch.einsum("bthd,bshd->bhts", q, k) * D**-0.5 + layout.mask(q.dtype)
@@ -93,14 +95,14 @@ def one_document(q):
     return Layout.of(torch.zeros(q.shape[:2], dtype=torch.int32, device=q.device))
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # By torch's fused kernels
 
 
 def one_by_one(layout, device):
     """Whether each document gets a call of its own, so that no work is spent on pairs of different documents.
 
-    On a CPU that beats one call with a mask by 1.4 times in training; on a GPU the many small calls would not.
+    On a CPU that beats one call with a mask by 1.4 times in training; not so many small calls on a GPU.
     """
     return device.type == "cpu" and layout.prompt_start is None
 
@@ -131,13 +133,14 @@ def attend_sdpa(q, k, v, layout):
 
 
 def decode_torch(q, own, prompt, lengths, rows, group, filled, window):
-    """One query a row, over its prompt's keys and then its own: sampling, where the samples of a group share their prompt's keys.
+    """Sampling: one query a row, over its prompt's keys, which a group shares, and then its own.
 
-    q (R, H, D). own (2, R, K, S, D): keys and values of each row, of which the first `filled` columns count. prompt (2, P, K, W, D): those of
-    each prompt, of which the first lengths[p] count. rows (R,) int64, ascending: the numbers of these rows among all P * group; number n
-    belongs to prompt n // group. lengths (P,) and filled (1,) are integer tensors, so that a CUDA graph can hold a call; window, an int:
-    columns of `own` to look at, filled or more. Returns (R, H, D).
-    A group's queries stand together as one matrix product with their prompt's keys, which are read once for all of them.
+    q (R, H, D). own (2, R, K, S, D): keys and values of each row, of which the first `filled` columns count.
+    prompt (2, P, K, W, D): those of each prompt, of which the first lengths[p] count. rows (R,) int64,
+    ascending: the numbers of these rows among all P * group; number n belongs to prompt n // group. lengths
+    (P,) and filled (1,) are integer tensors, so that a CUDA graph can hold a call; window, an int: columns of
+    `own` to look at, filled or more. Returns (R, H, D). A group's queries stand together as one matrix
+    product with their prompt's keys, which are read once for all of them.
     """
     (R, H, D), (P, K, W) = q.shape, prompt.shape[1:4]
 
@@ -163,7 +166,7 @@ def window_torch(filled, columns, device):
     return filled if device.type == "cpu" else min(columns, -(-filled // 128) * 128)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # By the kernels of flash.py, which is imported only then
 
 
@@ -182,7 +185,7 @@ def decode_triton(q, own, prompt, lengths, rows, group, filled, window):
     return flash_decode(q.to(own.dtype), own, prompt, lengths, rows, group, filled)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # The table
 
 
@@ -191,40 +194,42 @@ class Backend:
     """One way to compute attention, in training and in sampling."""
 
     name: str
-    prepare: (
-        Callable  # (layout, like): works out what attend takes from a layout; like: of q's dtype and device
-    )
+    # (layout, like): works out what attend takes from a layout; like: a tensor of q's device and dtype
+    prepare: Callable
     attend: Callable  # as `attention`
     decode: Callable  # as `decode_torch`
-    decode_window: (
-        Callable  # (filled, columns, device) → a `window`: few values on a GPU, where each needs a graph
-    )
+    # (filled, columns, device) → decode's `window`: few different ones on a GPU, where each needs a graph
+    decode_window: Callable
 
 
+# Triton's decoding stops by itself where a row ends, and looks at all columns.
 BACKENDS = {b.name: b for b in (
     Backend("reference", lambda layout, like: layout.mask(like.dtype), reference, decode_torch, window_torch),
     Backend("sdpa", prepare_sdpa, attend_sdpa, decode_torch, window_torch),
     Backend("triton", lambda layout, like: layout.bounds, attend_triton, decode_triton,
-            lambda filled, columns, device: columns),  # its kernel stops by itself
+            lambda filled, columns, device: columns),
 )}  # fmt: skip
 
 
 def choose(name, device, head_dim, dtype=torch.bfloat16):
-    """The backend to use → (Backend, note). name: one of `BACKENDS`, or auto: the Triton kernels on a CUDA GPU, else sdpa.
+    """The backend to use → (Backend, note).
 
-    The kernels are taken only if all of them give what the reference does here, computing in `dtype` for heads of this width. Else auto
+    name: one of `BACKENDS`, or auto: the Triton kernels on a CUDA GPU, else sdpa. The kernels are taken only
+    if all of them give what the reference does here, computing in `dtype` for heads of this width. Else auto
     takes sdpa too, and the note says why; it is "" otherwise. Raises UserError if they are asked for by name.
     """
     if name not in ("auto", *BACKENDS):
         raise UserError(f"unknown attention {name!r}: choose from auto, {', '.join(BACKENDS)}")
-    if name == "auto":
-        name = "triton or sdpa" if device.type == "cuda" else "sdpa"
-    if "triton" not in name:
+    if name == "auto" and device.type != "cuda":
+        name = "sdpa"
+    if name in ("sdpa", "reference"):
         return BACKENDS[name], ""
     why = why_not_triton(device, head_dim, dtype)
-    if why and name == "triton":
+    if not why:
+        return BACKENDS["triton"], ""
+    if name == "triton":
         raise UserError(f"--attention triton cannot be used: {why}; choose sdpa")
-    return (BACKENDS["sdpa"], f"no Triton kernels: {why}") if why else (BACKENDS["triton"], "")
+    return BACKENDS["sdpa"], f"no Triton kernels: {why}"
 
 
 def why_not_triton(device, head_dim, dtype):
@@ -233,5 +238,5 @@ def why_not_triton(device, head_dim, dtype):
     try:
         from flash import why_not
     except Exception as error:  # no package, or one for another Python: each has a type of its own
-        return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+        return f"{type(error).__name__}: {error}".splitlines()[0]
     return why_not(device, head_dim, dtype)

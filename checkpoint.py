@@ -101,7 +101,8 @@ def _load(path, device, dtype, attention):
     tokenizer = Tokenizer.load(path / "tokenizer.json")
     if tokenizer.hash != state["tokenizer_hash"]:
         raise UserError(
-            f"it was trained with tokenizer {state['tokenizer_hash']}, but its tokenizer.json is {tokenizer.hash}")  # fmt: skip
+            f"its tokenizer is {tokenizer.hash}, but it was trained with {state['tokenizer_hash']}"
+        )
     weights = torch.load(path / "weights.pt", map_location="cpu", weights_only=True)
     model = new_model(ModelConfig(**config["model"]), device, dtype, attention, weights)
     return Checkpoint(path, model, tokenizer, config["options"], state)

@@ -11,6 +11,7 @@ Shapes: B rows, T positions.
 import random
 import signal
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from lab.options import UserError, read_jsonl, stream_key
 
@@ -108,11 +109,16 @@ class Batch:
             some = slice(i, i + rows)
             trained = int((self.targets[some] != IGNORE).sum())
             if trained:
-                values = {name: move(array[some]) for name, array in self.values.items()}
-                tokens, targets, doc_start = (
-                    move(a[some]) for a in (self.tokens, self.targets, self.doc_start)
+                arrays = (move(array[some]) for array in (self.tokens, self.targets, self.doc_start))
+                yield Batch(
+                    *arrays, {name: move(array[some]) for name, array in self.values.items()}, trained
                 )
-                yield Batch(tokens, targets, doc_start, values, trained)
+
+
+def check_length(document, row_tokens):
+    n = len(document.ids)
+    if n > row_tokens:
+        raise UserError(f"a document has {n} tokens but a row only {row_tokens}; raise --row-tokens")
 
 
 def pack(documents, row_tokens, pad_id):
@@ -124,9 +130,8 @@ def pack(documents, row_tokens, pad_id):
     """
     rows, room = [], []
     for document in sorted(documents, key=lambda document: -len(document.ids)):
+        check_length(document, row_tokens)
         n = len(document.ids)
-        if n > row_tokens:
-            raise UserError(f"a document has {n} tokens but a row only {row_tokens}; raise --row-tokens")
         r = min((r for r in range(len(rows)) if room[r] >= n), key=room.__getitem__, default=None)
         if r is None:
             r = len(rows)
@@ -188,24 +193,20 @@ class Source:
         if not self.records:
             return self.mixture.problem(self.seed, number, self.split)
         epoch, place = divmod(number - replayed, len(self.records))
-        return self.records[self._order(epoch)[place]]
-
-    def _order(self, epoch):
-        """The records' order in an epoch."""
-        known = self.__dict__.get("_known")
-        if known is None or known[0] != epoch:
-            order = list(range(len(self.records)))
-            random.Random(stream_key(self.seed, "records", epoch)).shuffle(order)
-            known = epoch, order
-            object.__setattr__(self, "_known", known)
-        return known[1]
+        return self.records[order_of_records(len(self.records), self.seed, epoch)[place]]
 
     def document(self, number):
         document = to_document(self.record(number), self.tokenizer, self.solution_only)
-        if len(document.ids) > self.row_tokens:
-            raise UserError(
-                f"a document has {len(document.ids)} tokens but a row only {self.row_tokens}; raise --row-tokens")  # fmt: skip
+        check_length(document, self.row_tokens)
         return document
+
+
+@lru_cache(maxsize=4)
+def order_of_records(n, seed, epoch):
+    """The order of n records in an epoch."""
+    order = list(range(n))
+    random.Random(stream_key(seed, "records", epoch)).shuffle(order)
+    return order
 
 
 class Lane:
@@ -248,9 +249,8 @@ class Batches(IterableDataset):
         try:
             lanes = [Lane(self.source, r, cursor) for r, cursor in zip(self.part, self.cursors, strict=True)]
             while True:
-                batch = fill(
-                    [lane.row() for lane in lanes], self.source.row_tokens, self.source.tokenizer.pad_id
-                )
+                rows = [lane.row() for lane in lanes]
+                batch = fill(rows, self.source.row_tokens, self.source.tokenizer.pad_id)
                 yield batch, [lane.cursor for lane in lanes]
         except UserError as error:  # as it is: a DataLoader would make a page of what a worker raises
             yield error, None
@@ -266,9 +266,8 @@ def batches(source, part=None, cursors=None, workers=0):
     dataset = Batches(source, part, [(0,)] * len(part) if cursors is None else cursors)
     loader = dataset
     if workers:  # spawned: a forked child of a process with torch's threads may hang
-        loader = DataLoader(
-            dataset, batch_size=None, num_workers=1, collate_fn=_as_it_is, prefetch_factor=4,
-            multiprocessing_context="spawn", worker_init_fn=_ignore_signals)  # fmt: skip
+        how = dict(multiprocessing_context="spawn", worker_init_fn=_ignore_signals, collate_fn=_as_it_is)
+        loader = DataLoader(dataset, batch_size=None, num_workers=1, prefetch_factor=4, **how)
     try:
         for batch, after in loader:
             if isinstance(batch, UserError):
@@ -278,7 +277,7 @@ def batches(source, part=None, cursors=None, workers=0):
         if "DataLoader worker" not in str(error):
             raise
         raise UserError(
-            "the process that prepares batches died, perhaps for want of memory: try --workers 0"
+            "the process that prepares batches died, of memory perhaps: try --workers 0"
         ) from None
 
 

@@ -2,8 +2,9 @@
 
     graph (graph.py) → words → problem → mixture, split
 
-The graph is drawn apart from its words, so that one graph can be told in any context. A split is a bucket of a hash of
-the text, so that no problem is in two of them. Everything is a pure function of its arguments. Standard library only.
+The graph is drawn apart from its words, so that one graph can be told in any context. A split is a bucket of
+a hash of the text, so that no problem is in two of them. Everything is a pure function of its arguments.
+Standard library only.
 """
 
 import json
@@ -22,14 +23,14 @@ from graph import AVERAGE, COUNT, MODES, OPS, TOTAL, Graph, WorldConfig, combine
 MIN_OP, MAX_OP = 2, 20
 # The world of the preset tiny: numbers of one or two digits, and letters that leave nothing to guess.
 TINY_WORLD = "template zoo; mode forward; distractors 2-4; literals 1-9; bound 99; letters ordered"
-# Split = bucket of the canonical hash, out of 8: training gets four, every other purpose one. `dev` picks every `best`,
-# `eval` is only ever reported.
+# Split = bucket of the canonical hash, out of 8: training gets four, every other purpose one. `dev` picks
+# every `best`, `eval` is only ever reported.
 SPLITS = {"train": (0, 1, 2, 3), "dev": (4,), "mid": (5,), "rl": (6,), "eval": (7,)}
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 CONSTANTS = dict(zip(OPS, ("{} more than ", "{} fewer than ", "{} times ", "a 1/{} share of ")))
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # The contexts. Kinds are (plural, singular). A name takes two look-ups: the kind and the place.
 
 
@@ -54,16 +55,17 @@ TEMPLATES = {
 }  # fmt: skip
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Records
 
 
 @dataclass(slots=True)
 class Node:
-    """One necessary quantity. `operator` is "" for a literal, a copy or the unknown; else the operator that joins the
-    operands ("+" or "-", if there are several), then the one that joins the constant ("+", "-", "*", "/"): "3 times the
-    sum of a and b" is "+*" with constant 3. "*+" without a constant: operands taken in pairs, multiplied, summed.
-    `value` is an int, or (a, b) for a*x + b where it depends on the unknown x."""
+    """One necessary quantity. `operator` is "" for a literal, a copy or the unknown; else the operator that
+    joins the operands ("+" or "-", if there are several), then the one that joins the constant ("+", "-",
+    "*", "/"): "3 times the sum of a and b" is "+*" with constant 3. "*+" without a constant: operands taken
+    in pairs, multiplied, summed. `value` is an int, or (a, b) for a*x + b where it depends on the unknown
+    x."""
 
     name: str
     operator: str
@@ -109,7 +111,7 @@ def from_record(record):
         raise UserError(f"not a record of datagen.py ({type(error).__name__}: {error})") from None
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Words
 
 
@@ -161,7 +163,8 @@ def show(form):
 def define(v, names, letter, lefts):
     """The sentence of the solution that computes v, in GSM-Infinite's format.
 
-    letter: the variable of each vertex; lefts: an iterator of the variables that the equations define, v's own last.
+    letter: the variable of each vertex; lefts: an iterator of the variables that the equations define, v's
+    own last.
     """
     equations = []
     terms = [(letter[u], u.form) for u in v.operands]  # what is still to be joined: (written as, form)
@@ -223,19 +226,20 @@ def solve(rand, graph, names):
         a, b = root.form
         left, c = show(root.form), root.value - b
         out.append(
-            f"We know {letter[root]} = {root.value}, so we have {left} = {root.value} and we solve it through the "
-            f"following steps: Simplifying the equation: {left} = {root.value}. Move all terms to one side: "
-            f"{show((a, 0))} - {c} = 0. Isolate the term with x: {a}*x = {c}. Divide both sides by {a}: x = {c} / {a}. "
-            f"Solution: x = {answer}."
+            f"We know {letter[root]} = {root.value}, so we have {left} = {root.value} and we solve it through "
+            f"the following steps: Simplifying the equation: {left} = {root.value}. Move all terms to one side: "
+            f"{show((a, 0))} - {c} = 0. Isolate the term with x: {a}*x = {c}. "
+            f"Divide both sides by {a}: x = {c} / {a}. Solution: x = {answer}."
         )
     out.append(f"Answer: {answer}.")
     return " ".join(out), answer
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Splits and problems
 
 config_of = lru_cache(maxsize=64, typed=True)(WorldConfig)
+written = lru_cache(maxsize=64)(repr)  # of a WorldConfig: a part of the key of each problem
 
 
 def look_up(table, name, what):
@@ -246,7 +250,7 @@ def look_up(table, name, what):
 
 
 def canonical_hash(template, mode, question, statements):
-    """64 bits that do not depend on the order of the statements (nor on letters, which only the solution has)."""
+    """64 bits that do not depend on the order of the statements (letters are in the solution alone)."""
     text = "\n".join([template, mode, question, *sorted(statements)])
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big")
 
@@ -258,16 +262,16 @@ def statements_of(text):
 
 def split_of(problem):
     """The split a problem belongs to, from its text alone."""
-    bucket = (
-        canonical_hash(problem.template, problem.mode, problem.question, statements_of(problem.problem)) % 8
-    )
+    statements = statements_of(problem.problem)
+    bucket = canonical_hash(problem.template, problem.mode, problem.question, statements) % 8
     return next(name for name, buckets in SPLITS.items() if bucket in buckets)
 
 
 def render(graph, template, split=None):
-    """Tell a graph in a context → Problem. The same graph gives the same structure and numbers in every context.
+    """Tell a graph in a context → Problem. Structure and numbers are the same in every context.
 
-    split: draw names until the text falls into this split (None: take the first names, whatever split they are in).
+    split: draw names until the text falls into this split (None: take the first names, whatever split they
+    are in).
     """
     context = look_up(TEMPLATES, template, "template")
     buckets = look_up(SPLITS, split, "split") if split else range(8)
@@ -283,21 +287,29 @@ def render(graph, template, split=None):
         bucket = canonical_hash(template, graph.mode, question, statements) % 8
         seed += 1
     problem = " ".join(sample(rand, statements, len(statements)))
-    solution, answer = solve(rand, graph, names)
-    nodes = [
-        Node(
-            names[v], v.operator, [names[u] for u in v.operands], v.constant, v.form if v.form[0] else v.value
-        )
-        for v in graph.vertices
-    ]
+    nodes = []
+    for v in graph.vertices:
+        value = v.form if v.form[0] else v.value
+        nodes.append(Node(names[v], v.operator, [names[u] for u in v.operands], v.constant, value))
+    told, layers = (problem, question, *solve(rand, graph, names)), graph.config.layers
     return Problem(
-        problem, question, solution, answer, graph.op, graph.mode, template, nodes, names[query],
-        names[unknown] if unknown else None, graph.id, graph.config.layers, graph)  # fmt: skip
+        *told,
+        graph.op,
+        graph.mode,
+        template,
+        nodes,
+        names[query],
+        names.get(unknown),
+        graph.id,
+        layers,
+        graph,
+    )
 
 
 def generate(seed, index, *, op, mode="forward", template="zoo", split="train", **knobs):
-    """Problem number `index` of the endless sequence `seed`: a pure function of its arguments (knobs: see WorldConfig).
+    """Problem number `index` of the endless sequence `seed`: a pure function of its arguments.
 
+    knobs: fields of WorldConfig.
     The template changes the words alone: the same (seed, index, …) is the same graph in every context.
     Raises UserError for an argument out of range, and where no problem fits the knobs.
     """
@@ -306,11 +318,11 @@ def generate(seed, index, *, op, mode="forward", template="zoo", split="train", 
         raise UserError(f"op must be {MIN_OP} to {MAX_OP}, not {op}")
     look_up(CHOICES["mode"], mode, "mode")
     look_up(SPLITS, split, "split")
-    rng = random.Random(stream_key(seed, index, op, mode, split, config))
+    rng = random.Random(stream_key(seed, index, op, mode, split, written(config)))
     return render(draw_graph(rng, op, mode, config, f"{split}/{seed}/{index}"), template, split)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Mixtures
 
 WORDS = re.compile(
@@ -330,14 +342,15 @@ KNOBS = {
 
 @dataclass(frozen=True)
 class Mixture:
-    """What to draw problems from: `Mixture.parse("op 2-4:3, 5-6:1; template zoo:0.9, school:0.1; tokens 6M")`.
+    """What to draw problems from: `Mixture.parse("op 2-4:3, 5-6:1; template zoo:0.9, school; tokens 6M")`.
 
-    Semicolons separate keys, commas choices, a colon gives a choice its weight (1 if none; weights are normalised).
-    A range of ops shares its weight evenly. Keys: op, template, mode, layers, and the knobs of WorldConfig: distractors
-    1-3, literals 1-9, operators +-*, bound 99, degree 4, letters ordered. A `|` separates components, each complete in
-    itself, with its share (1 if none): "op 2-20; share 0.99 | op 2; template school; share 0.01". Two keys belong to
-    the whole, whichever component they are written in: tokens (the budget; k, M and B are understood), and shares, of
-    documents or of tokens: `shares tokens` divides shares and weights of ops by the mean lengths of their texts.
+    Semicolons separate keys, commas choices, a colon gives a choice its weight (1 if none; weights are
+    normalised). A range of ops shares its weight evenly. Keys: op, template, mode, layers, and the knobs of
+    WorldConfig: distractors 1-3, literals 1-9, operators +-*, bound 99, degree 4, letters ordered. A `|`
+    separates components, each complete in itself, with its share (1 if none): "op 2-20; share 0.99 | op 2;
+    template school; share 0.01". Two keys belong to the whole, whichever component they are written in:
+    tokens (the budget; k, M and B are understood), and shares, of documents or of tokens: `shares tokens`
+    divides shares and weights of ops by the mean lengths of their texts.
     """
 
     spec: str
@@ -474,7 +487,7 @@ def parse_ops(text):
     return ops
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Command line
 
 
@@ -491,19 +504,17 @@ class Options(WorldConfig):
     def problems(self):
         """Yield the problems that the options ask for, in order of op, mode and template."""
         knobs = {field.name: getattr(self, field.name) for field in fields(WorldConfig)}
-        modes, templates = (
-            [look_up(CHOICES[key], name.strip(), key) for name in getattr(self, key).split(",")]
-            for key in ("mode", "template")
-        )
+        modes = [look_up(CHOICES["mode"], name.strip(), "mode") for name in self.mode.split(",")]
+        templates = [
+            look_up(CHOICES["template"], name.strip(), "template") for name in self.template.split(",")
+        ]
         for op, mode, template in product(parse_ops(self.op), modes, templates):
             for i in range(self.n):
                 yield generate(self.seed, i, op=op, mode=mode, template=template, split=self.split, **knobs)
 
 
 def main(argv=None):
-    o = parse_options(
-        Options, argv, description="Print problems of the world: readable, or as JSONL records."
-    )
+    o = parse_options(Options, argv, description="Print problems: readable, or as JSONL records.")
     for p in o.problems():
         if o.jsonl:
             print(json.dumps(to_record(p)))

@@ -36,6 +36,7 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class Options(RunOptions):
+    out: str = opt("out/eval", "folder for all that is written", group="run", free=True)
     checkpoints: str | None = opt(
         None, "checkpoint folders; name=folder names one", group="evaluation", free=True
     )

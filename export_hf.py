@@ -4,8 +4,8 @@
     python export_hf.py --import --ckpt out/hf --out out/back
 
 Exporting writes config.json (Qwen2ForCausalLM), model.safetensors, tokenizer.json, tokenizer_config.json,
-generation_config.json and a model card. Importing reads such a folder, or any Qwen2 checkpoint of transformers
-if --tokenizer names one of ours. Neither touches a folder that it did not write itself. Needs safetensors.
+generation_config.json and a model card. Importing reads such a folder, or, with a --tokenizer of ours, any
+Qwen2 checkpoint of transformers. Neither touches a folder that it did not write. Needs safetensors.
 """
 
 import importlib.util
@@ -151,7 +151,7 @@ def export(checkpoint, out, results=None):
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.max_position_embeddings,
             **{f"{kind}_token": name for kind, name in zip(("pad", "unk", "bos", "eos"), SPECIALS)},
-            # transformers 5 has every qwen2 model split words in Qwen's own way, whatever tokenizer.json says,
+            # transformers 5 has every qwen2 model split words in Qwen's way, whatever tokenizer.json says,
             # unless there is an auto_map; an empty one names no code, and tokenizer.json is used
             "clean_up_tokenization_spaces": False, "auto_map": {"AutoTokenizer": ["", ""]},
         },
@@ -208,8 +208,8 @@ def read_config(content, extra):
 def read_weights(folder, config):
     """The tensors of a folder's safetensors files by name, in float32.
 
-    Raises UserError if a number is not finite; and, before anything is allocated, if their names and shapes are
-    not those that the config asks for.
+    Raises UserError if a number is not finite; and, before anything is allocated, if the names and shapes are
+    others than the config asks for.
     """
     from safetensors import safe_open
 

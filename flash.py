@@ -1,14 +1,16 @@
-"""Flash attention in Triton (Dao 2023): causal, grouped-query, over packed documents; forward, backward, and one decoding step.
+"""Flash attention in Triton (Dao 2023): causal, grouped-query, packed documents; forward, backward, decoding.
 
-`attention.reference` is the definition that these kernels must equal; tests/test_flash.py holds them to it, block size by block size.
+`attention.reference` is the definition that these kernels must equal; tests/test_flash.py holds them to it,
+block size by block size.
 
-Shapes: B rows, T positions, S cache columns, H query heads, K key/value heads, G = H/K, D head width.
-q, out, dq (B, T, H, D); k, v, dk, dv (B, T, K, D); lse, delta (B, H, T) fp32. Scores are kept in base 2: p = exp2(s·log2 e/√D − lse).
+Shapes: B rows, T positions, S cache columns, H query heads, K key/value heads, D head width.
+q, out, do, dq (B, T, H, D); k, v, dk, dv (B, T, K, D); lse, delta (B, H, T) fp32.
+Scores are kept in base 2: p = exp2(s·log2 e/√D − lse).
 
-Documents cost nothing to skip: a query at position i sees keys from doc_start[i] to i. Both bounds grow with i, so a block of queries
-visits the key blocks from its first query's start to its last query, and a block of keys the query blocks from its first key to the end of
-its last key's document. Blocks in between that every query sees whole need no mask: each program goes through three ranges of blocks, of
-which the second is that.
+Documents cost nothing to skip: a query at position i sees keys from doc_start[i] to i. Both bounds grow with
+i, so a block of queries visits the key blocks from its first query's start to its last query, and a block of
+keys the query blocks from its first key to the end of its last key's document. Blocks in between that every
+query sees whole need no mask: each program goes through three ranges of blocks, of which the second is that.
 """
 
 import functools
@@ -23,7 +25,8 @@ from torch import Tensor
 from triton.language import constexpr
 from triton.testing import do_bench
 
-# (queries, keys of a block, warps, stages): what the tuner may choose from. `bench/gpu_resources.py` shows what each takes of a GPU.
+# (queries, keys of a block, warps, stages): what the tuner may choose from. `bench/gpu_resources.py` shows
+# what each takes of a GPU.
 CONFIGS = {
     "forward": [(128, 64, 8, 3), (128, 128, 8, 3), (128, 64, 4, 3), (64, 64, 4, 3), (64, 32, 4, 3)],
     "dq": [(64, 64, 4, 3), (128, 64, 8, 3), (64, 32, 4, 3), (32, 64, 4, 2)],
@@ -67,7 +70,7 @@ def _scores(q, k, rows, columns, start, T, D: constexpr, MASKED: constexpr):
 
 @triton.jit
 def _query_block(T, H, K, D: constexpr, M: constexpr):
-    """Of this program: its queries' positions (M,), and where its row, its head of q, of k, and its head's statistics begin."""
+    """Of this program: positions of its queries (M,); where its row, heads of q and k, statistics begin."""
     b, h = tl.program_id(1) // H, tl.program_id(1) % H
     row = b.to(tl.int64) * T
     rows = tl.program_id(0) * M + tl.arange(0, M)
@@ -76,8 +79,11 @@ def _query_block(T, H, K, D: constexpr, M: constexpr):
 
 @triton.jit
 def _key_bounds(doc_start, T, M: constexpr, N: constexpr):
-    """Of this program's queries: low ≤ whole ≤ diagonal ≤ high. Keys from low on are masked by documents, from whole on seen by every query,
-    from diagonal on masked by the diagonal."""
+    """Of this program's queries: low ≤ whole ≤ diagonal ≤ high.
+
+    Keys from low on are masked by documents, from whole on seen by every query, from diagonal on masked by
+    the diagonal.
+    """
     first = tl.program_id(0) * M
     high = tl.minimum(first + M, T)
     low = tl.load(doc_start + first) // N * N
@@ -86,7 +92,7 @@ def _key_bounds(doc_start, T, M: constexpr, N: constexpr):
     return low, whole, diagonal, high
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Forward
 
 
@@ -137,9 +143,9 @@ def _forward(q, k, v, doc_start, out, lse, T, H, K, D: constexpr, M: constexpr, 
     tl.store(lse + statistics + rows, m + tl.log2(total), mask=inside)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Backward. dq: a program a query block. dk, dv: a program a key block, over the query heads of its group: no atomics, so that two
-# runs give the same bits.
+# ------------------------------------------------------------------------------------------------------------
+# Backward. dq: a program a query block. dk, dv: a program a key block, over the query heads of its group: no
+# atomics, so that two runs give the same bits.
 
 
 @triton.jit
@@ -208,7 +214,8 @@ def _dkdv(
     row = b.to(tl.int64) * T
     columns, head = first + tl.arange(0, N), (row * K + kv) * D
     keys = _load(k + head, columns, T, K * D, D, True), _load(v + head, columns, T, K * D, D, True), columns
-    # low ≤ whole ≤ part ≤ high: masked by the diagonal; queries that see every key; queries of the last keys' document alone
+    # low ≤ whole ≤ part ≤ high: masked by the diagonal; queries that see every key; queries of the last keys'
+    # document alone
     low = first // M * M
     high = tl.load(doc_end + row + tl.minimum(first + N, T) - 1)
     whole = tl.minimum((first + N - 1 + M - 1) // M * M, high)
@@ -224,10 +231,10 @@ def _dkdv(
     _store(dv + head, columns, T, K * D, D, grads[1])
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Decoding: one query a row, over the keys of its prompt, which the rows of a group share, and then its own. A program a prompt and KV head
-# takes the queries of all rows and heads there as one block, so that the prompt is read once; it leaves the running softmax in memory, where
-# a program a row and KV head takes it up.
+# ------------------------------------------------------------------------------------------------------------
+# Decoding: one query a row, over the keys of its prompt, which the rows of a group share, and then its own. A
+# program a prompt and KV head takes the queries of all rows and heads there as one block, so that the prompt
+# is read once; it leaves the running softmax in memory, where a program a row and KV head takes it up.
 
 
 @triton.jit
@@ -273,7 +280,7 @@ def _decode_own(
     tl.store(_rows(out, index, D, D), (acc / total[:, None]).to(out.dtype.element_ty), mask=inside[:, None])
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Launching
 
 
@@ -283,7 +290,10 @@ _chosen = {}  # (kernel, shape) → the fastest configuration that is right
 
 
 def _shape(q, k):
-    """What a configuration is chosen for: (H, K, D, aligned, size, dtype); aligned: whether 16 divides T, which the compiler makes use of."""
+    """What a configuration is chosen for: (H, K, D, aligned, size, dtype).
+
+    aligned: whether 16 divides T, which the compiler makes use of.
+    """
     T, H, D = q.shape[1:]
     return H, k.shape[2], D, T % 16 == 0, triton.next_power_of_2(T), q.dtype
 
@@ -295,8 +305,10 @@ def _launch(kind, config, q, k, *tensors):
 
 
 def _run(kind, q, *tensors):
-    """Run a kernel in the fastest configuration that is right, found the first time a shape is seen; off a GPU, where time means nothing,
-    in the first."""
+    """Run a kernel in the fastest configuration that is right, found the first time a shape is seen.
+
+    Off a GPU, where time means nothing, in the first.
+    """
     key = kind, _shape(q, tensors[0])
     if key not in _chosen:
         _chosen[key] = _tune(kind, q, *tensors) if q.is_cuda else CONFIGS[kind][0]
@@ -366,7 +378,7 @@ flash_forward.register_autograd(_backward, setup_context=_save)
 
 
 def flash_attention(q, k, v, doc_start, doc_end):
-    """attention.attention on these kernels, for documents with these bounds, int32 (B, T) each: first position, and one past the last.
+    """attention.attention on these kernels. doc_start, doc_end: Layout.bounds, int32 (B, T).
 
     Raises UserError for a head width they cannot do.
     """
@@ -390,14 +402,15 @@ def flash_decode(q, own, prompt, lengths, rows, group, filled):
     return out
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Checking: some versions of Triton miscompile some kernels on some GPUs, so that each is compared with its formula before it is trusted.
+# ------------------------------------------------------------------------------------------------------------
+# Checking: some versions of Triton miscompile some kernels on some GPUs, so that each is compared with its
+# formula before it is trusted.
 
 
 def formula(q, k, v, do, doc_start):
-    """The kernels' arguments and results by name, all (B, T, ·) of one layout, written out in the dtype of q (Dao et al. 2022, appendix B).
+    """The kernels' arguments and results by name, written out in q's dtype (Dao et al. 2022, appendix B.2).
 
-    No autograd: kernels are tuned, and so checked, inside an operator's backward pass, where nothing is recorded.
+    No autograd: kernels are tuned, and so checked, within an operator's backward, where nothing is recorded.
     """
     (T, H, D), K = q.shape[1:], k.shape[2]
     keys, values = (x.repeat_interleave(H // K, 2) for x in (k, v))  # (B, T, H, D)
@@ -416,7 +429,10 @@ def formula(q, k, v, do, doc_start):
 
 
 def compare(kind, config, shape, device):
-    """Run a kernel in this configuration on four small documents → pairs of a result and what it should be. shape: as of `_shape`."""
+    """Run a kernel in this configuration on four small documents → pairs of a result and what it should be.
+
+    shape: as of `_shape`.
+    """
     H, K, D, aligned, _, dtype = shape
     generator, lengths = torch.Generator(device).manual_seed(0), [50, 1, 130, 27 if aligned else 20]
     example = [torch.randn(1, sum(lengths), h, D, generator=generator, device=device) for h in (H, K, K, H)]
@@ -449,7 +465,7 @@ def compare_decoding(shape, device):
 
 
 def fault(check, *arguments):
-    """What is wrong with the results of `compare` or `compare_decoding`, in one line, or "" if they are exact but for rounding."""
+    """What is wrong with the results of `compare` or `compare_decoding`, in one line, or ""."""
     try:
         worst = max(float((got - want).norm() / want.norm()) for got, want in check(*arguments))
         return "" if worst < 1e-2 else f"its results are off by {worst:.1%}"
@@ -460,7 +476,7 @@ def fault(check, *arguments):
 
 @functools.cache
 def why_not(device, D, dtype):
-    """Why the kernels cannot be used on this device for heads of this width, in one line, or "" if they can."""
+    """Why the kernels cannot be used on this device for heads of this width, in one line, or ""."""
     if D not in WIDTHS:
         return f"{WIDTH_LIMIT}, not {D}"
     shape = 4, 2, D, True, 256, dtype

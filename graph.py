@@ -1,13 +1,13 @@
-"""A reasoning graph: quantities, how each follows from others, and their numbers. No words yet (datagen.py tells it).
+"""A reasoning graph: quantities, how each follows from others, and their numbers. datagen.py has the words.
 
     structure → numbers → distractors
 
-A *count* ("otters in Fernhollow") is stated in the text: a literal, or an expression over other quantities. A *total*
-("total number of animals in Fernhollow") is never defined by the text: it is the sum of the counts mentioned there, an
-edge the reader must add. With three layers a place also has *averages* ("average number of cubs per otter in
-Fernhollow") and a total of the third layer, the sum of count × average. `op` is the number of edges of the needed
-graph, the edge from a literal included (GSM-Infinite's count): a literal costs 1, a copy 1, "3 times the sum of a and
-b" 3.
+A *count* ("otters in Fernhollow") is stated in the text: a literal, or an expression over other quantities. A
+*total* ("total number of animals in Fernhollow") is never defined by the text: it is the sum of the counts
+mentioned there, an edge the reader must add. With three layers a place also has *averages* ("average number
+of cubs per otter in Fernhollow") and a total of the third layer, the sum of count × average. `op` is the
+number of edges of the needed graph, the edge from a literal included (GSM-Infinite's count): a literal costs
+1, a copy 1, "3 times the sum of a and b" 3.
 """
 
 from bisect import bisect
@@ -20,6 +20,7 @@ from lab.options import CheckedOptions, UserError, opt
 OPS = ("+", "-", "*", "/")
 MODES = ("forward", "reverse")
 COUNT, TOTAL, AVERAGE, OFFSPRING = "count", "total", "average", "offspring"
+EDGES = {COUNT: 1, TOTAL: 1, OFFSPRING: 3}  # of the cheapest definition; of a total, for each member
 PLACES = 12  # places of one problem, at most: as many as a context has words for
 STRUCTURES, NUMBERS = (
     2000,
@@ -39,12 +40,9 @@ class WorldConfig(CheckedOptions):
     min_literal: int = opt(1, "smallest literal", within="[1, 98]")
     max_literal: int = opt(12, "largest literal", within="[2, 99]")
     bound: int = opt(999, "no value, and in reverse mode no coefficient, is larger", within="[16, 99999]")
-    # The fewer letters there are to guess, the faster a small model learns.
-    letters: str = opt(
-        "random",
-        "names of variables: random, ordered (a, b, …), or shifted: ordered from a random letter on",
-        ("random", "ordered", "shifted"),
-    )
+    # Variables: in random order, from a on, or from a random letter on. The fewer there are to guess, the
+    # faster a small model learns; but ordered letters never show the ones that only longer solutions need.
+    letters: str = opt("random", "order of the letters of variables", ("random", "ordered", "shifted"))
 
     def __post_init__(self):
         super().__post_init__()
@@ -55,16 +53,15 @@ class WorldConfig(CheckedOptions):
             if low > high - (name == "literal"):
                 raise UserError(f"min_{name} must be below max_{name}, not {low} to {high}")
         if self.bound < 8 * self.max_literal:
-            raise UserError(
-                f"bound must be at least 8 times max_literal ({8 * self.max_literal}), not {self.bound}"
-            )
+            raise UserError(f"bound must be 8 times max_literal or more, not {self.bound}")
 
 
 @dataclass(slots=True, eq=False)
 class Vertex:
     """A quantity before it has a name: `place` and `kind` are indices that the context turns into words.
 
-    `value` is its number; `form` is (a, b) for a*x + b, where x is the unknown (a is 0 where it does not depend on x).
+    `value` is its number; `form` is (a, b) for a*x + b, where x is the unknown (a is 0 where it does not
+    depend on x).
     """
 
     type: str
@@ -125,16 +122,21 @@ def combine(op, u, v):
 
 
 def add(forms):
-    return tuple(map(sum, zip(*forms)))
+    a = b = 0
+    for c, d in forms:
+        a += c
+        b += d
+    return a, b
 
 
 @cache
 def ways_to_define(free, nodes, reuse, waiting, most):
     """Ways to define a count: (operands, new operands, has a constant), with cumulative weights.
 
-    free: edges to spend beyond the least; nodes: quantities still wanted; reuse: waiting quantities that could be
-    operands; waiting: quantities that wait to be defined, this one among them; most: largest in-degree.
-    A way's price is what it takes off `free`: its edges, less the one reserved for it, and one for each new operand.
+    free: edges to spend beyond the least; nodes: quantities still wanted; reuse: waiting quantities that
+    could be operands; waiting: quantities that wait to be defined, this one among them; most: largest
+    in-degree. A way's price is what it takes off `free`: its edges, less the one reserved for it, and one for
+    each new operand.
     """
     wish = 0.35 + free / (waiting + nodes)
     ways, weights, total = [], [], 0.0
@@ -155,12 +157,12 @@ def ways_to_define(free, nodes, reuse, waiting, most):
 
 
 class GraphBuilder:
-    """Draws one graph: `draw_structure`, `draw_numbers` (whether they fit), `draw_distractors`, in this order.
+    """Draws one graph: `draw_structure`, `draw_numbers` (whether they fit), `draw_distractors`.
 
-    The structure is drawn root first, until exactly `op` edges are spent. A quantity is defined by quantities that
-    still wait to be defined, or by new ones: so there is no cycle, each one is needed, and the order of definition,
-    reversed, is an order of computation. Each waiting quantity has edges reserved for its cheapest definition; the
-    rest is free to spend, and the last one waiting must spend it all.
+    The structure is drawn root first, until exactly `op` edges are spent. A quantity is defined by quantities
+    that still wait to be defined, or by new ones: so there is no cycle, each one is needed, and the order of
+    definition, reversed, is an order of computation. Each waiting quantity has edges reserved for its
+    cheapest definition; the rest is free to spend, and the last one waiting must spend it all.
     """
 
     def __init__(self, rand, op, mode, config):
@@ -177,7 +179,8 @@ class GraphBuilder:
         while self.waiting:
             v = choice(self.rand, self.waiting)
             place = self.places[v.place]
-            # A count in a place whose total waits must wait for it: the total might need a count that needs the total.
+            # A count in a place whose total waits must wait for it: the total might need a count that needs
+            # the total.
             if v.type is COUNT and place.summary is not None and not place.closed:
                 v = place.summary
             free = self.left - self.reserved()
@@ -193,15 +196,12 @@ class GraphBuilder:
         """Edges that the cheapest definitions of all waiting quantities take."""
         edges = 0
         for v in self.waiting:
-            if v.type is COUNT:
-                edges += 1
-            else:
-                members = len(self.places[v.place].members)
-                edges += (3 * members or 4) if v.type is OFFSPRING else (members or 2)
+            each = EDGES[v.type]
+            edges += each if v.type is COUNT else each * len(self.places[v.place].members) or each + 1
         return edges
 
     def add_total(self, third_layer):
-        """A new place whose total is needed. third_layer: the chance that it is one of the third layer, if there is one."""
+        """A new place whose total is needed. third_layer: the chance of an OFFSPRING total, with 3 layers."""
         offspring = self.config.layers == 3 and self.rand() < third_layer
         v = Vertex(OFFSPRING if offspring else TOTAL, len(self.places))
         self.places.append(Place(v))
@@ -257,25 +257,23 @@ class GraphBuilder:
 
     def define_total(self, v, place, free):
         members, third_layer = len(place.members), v.type is OFFSPRING
-        price = 4 if third_layer else 2  # of a member, its own definition included
+        price = EDGES[v.type] + 1  # of a new member, its own definition included
         least = 0 if members else 1
         most = min(self.config.max_in_degree - members, least + free // price, max(least, self.wanted))
         new = least + int(self.rand() * (most - least + 1))
-        for _ in range(new):
-            self.waiting.append(self.add_count(v.place))
+        self.waiting += [self.add_count(v.place) for _ in range(new)]
         self.wanted -= new * (1 + third_layer)
+        self.left -= EDGES[v.type] * len(place.members)
         place.closed = True
         for u in place.members:
             v.operands.append(u)
-            self.left -= 1
             if third_layer:
-                average = Vertex(AVERAGE, v.place, u.kind)
-                v.operands.append(average)
-                self.vertices.append(average)
-                self.left -= 2
+                self.vertices.append(Vertex(AVERAGE, v.place, u.kind))
+                v.operands.append(self.vertices[-1])
 
     def draw_numbers(self):
-        """Literals, the unknown, operators and constants, operands first. Returns whether all values are in bounds."""
+        """Literals, the unknown, operators and constants, operands first. Returns whether all are in
+        bounds."""
         if self.mode == "reverse":
             self.unknown = choice(self.rand, [v for v in self.vertices if not v.operands])
         return all(map(self.evaluate, self.vertices))
@@ -311,7 +309,7 @@ class GraphBuilder:
         v.form = (1, 0) if v is self.unknown else (0, v.value)
 
     def draw_expression(self, v):
-        """Choose operators (and constant, and order) of a count so that it stays in bounds. Returns whether it does."""
+        """Choose operators (constant, order) of a count to keep it in bounds. Returns whether it is."""
         config, bound = self.config, self.config.bound
         v.operator = "+" if len(v.operands) > 1 else ""
         self.settle(v, add([u.form for u in v.operands]))
@@ -341,7 +339,7 @@ class GraphBuilder:
         return self.in_bounds(v)
 
     def draw_distractors(self):
-        """Statements beside the point, each of the form of a needed one: a form does not tell what is needed."""
+        """Statements beside the point, each of the form of a needed one: its form gives none away."""
         config, root = self.config, self.vertices[-1]
         needed = [v for v in self.vertices if v.type in (COUNT, AVERAGE) and v is not self.unknown]
         counts = [v for v in needed if v.type is COUNT]
@@ -360,7 +358,7 @@ class GraphBuilder:
             self.distractors.append(v)
 
     def without_average(self):
-        """The counts of which an average can be stated without changing anything: no total of the third layer has them."""
+        """The counts whose average can be stated without changing anything: no OFFSPRING total has them."""
         stated = self.vertices + self.distractors
         taken = {(v.place, v.kind) for v in stated if v.type is AVERAGE}
         return [v for v in stated if v.type is COUNT and (v.place, v.kind) not in taken]
@@ -382,17 +380,16 @@ class GraphBuilder:
 
 
 def draw_graph(rng, op, mode, config, id):
-    """A graph with exactly `op` edges, from a random.Random. Raises UserError if the knobs leave no room for one."""
+    """A graph with exactly `op` edges, from a random.Random. Raises UserError if the knobs allow none."""
     for _ in range(STRUCTURES):
         builder = GraphBuilder(rng.random, op, mode, config)
         builder.draw_structure()
         # A clash with the bound is rare: draw the numbers again; where they never fit, the structure.
         if any(builder.draw_numbers() for _ in range(NUMBERS)):
             builder.draw_distractors()
-            return Graph(
-                builder.vertices, builder.distractors, builder.unknown, op, mode, config, rng.getrandbits(63), id
-            )  # fmt: skip
+            drawn = builder.vertices, builder.distractors, builder.unknown
+            return Graph(*drawn, op, mode, config, rng.getrandbits(63), id)
     raise UserError(
-        f"found no {mode} problem with op {op} and values within bound {config.bound}: raise bound, lower min_literal "
-        "or max_literal, allow more operators, or ask for fewer operations"
+        f"found no {mode} problem with op {op} and values within bound {config.bound}: raise bound, lower "
+        "min_literal or max_literal, allow more operators, or ask for fewer operations"
     )

@@ -1,6 +1,6 @@
 """Qwen2.5 by hand: RMSNorm, rotary positions, grouped-query attention with QKV bias, SwiGLU, tied embeddings.
 
-Shapes: B rows, T positions, S cache positions, C model width, H query heads, K key/value heads, D head width, V vocabulary.
+Shapes: B rows, T positions, C model width, H query heads, K key/value heads, D head width, V vocabulary.
 state_dict keys are those of transformers' Qwen2ForCausalLM, so weights travel both ways.
 """
 
@@ -15,8 +15,8 @@ from torch import nn
 
 from attention import BACKENDS, Layout
 
-# Of a fresh model with tied embeddings: the logit of the token itself, which the final norm's first weight sets. The others' are about 0, so
-# that the first loss is ln V at every width; a weight of 1 makes it √C.
+# Of a fresh model with tied embeddings: the logit of the token itself, which the final norm's first weight
+# sets. All others are about 0, so that the first loss is ln V at every width; a weight of 1 makes it √C.
 FIRST_LOGIT = 1.0
 
 
@@ -72,7 +72,10 @@ def rotary(positions, head_dim, theta):
 
 
 def rotate(x, cos, sin):
-    """Turn the pairs (x_i, x_{i+D/2}) of x (B, T, heads, D) by their angles, in float32: a head that looks things up needs them exact."""
+    """Turn the pairs (x_i, x_{i+D/2}) of x (B, T, heads, D) by their angles.
+
+    In float32: a head that looks things up needs them exact.
+    """
     x = x.float()
     a, b = x.chunk(2, -1)
     return x * cos + torch.cat((-b, a), -1) * sin
@@ -142,7 +145,7 @@ class Qwen2(nn.Module):
             self.initialise(config.initializer_range or config.hidden_size**-0.5)
 
     def initialise(self, std):
-        """Fresh weights. What a layer adds starts at zero, so that a token is itself until the layers learn."""
+        """Fresh weights. What layers add starts at zero, so that a token is itself until they learn."""
         for name, p in self.named_parameters():
             if p.ndim > 1:
                 nn.init.normal_(p, std=0.0 if "o_proj" in name or "down_proj" in name else std)
@@ -153,9 +156,10 @@ class Qwen2(nn.Module):
     def look_nearby(self, strength=3.0, spacing=2, frequencies=6):
         """Start the first layer's heads as local ones: head h looks about spacing * (h + 1) positions back.
 
-        Equal biases of queries and keys make a score that depends on the distance alone, since rotary positions turn them
-        apart: turned against each other by the angles of distance d, they agree most at d. A small model finds induction
-        (look back, then look up) much sooner from there; training is free to undo it.
+        Equal biases of queries and keys make a score that depends on the distance alone, since rotary
+        positions turn them apart: turned against each other by the angles of distance d, they agree most at
+        d. A small model finds induction (look back, then look up) much sooner from there; training is free to
+        undo it.
         """
         config, attention = self.config, self.model.layers[0].self_attn
         D, n = config.head_dim, min(frequencies, config.head_dim // 2)
@@ -175,11 +179,13 @@ class Qwen2(nn.Module):
         return torch.autocast(self.lm_head.weight.device.type, self.compute_dtype, enabled=half)
 
     def compile_layers(self, **options):
-        """Have torch.compile (with these options) fuse what stands between the matrix products, once for all layers.
+        """Have torch.compile (with these options) fuse what stands between the matrix products.
 
-        Each number of rows and tokens gets code of its own: code for any number would be slower, and one batch of another shape, of an
-        evaluation say, would make it replace what training runs.
+        One code for all layers. Each number of rows and tokens gets its own: code for any number would be
+        slower, and one batch of another shape, of an evaluation say, would make it replace what training
+        runs.
         """
+        torch._dynamo.config.recompile_limit = 64  # shapes, after which others would run as they are
         for layer in self.model.layers:
             layer.compile(dynamic=False, **options)
 
@@ -191,8 +197,8 @@ class Qwen2(nn.Module):
     def hidden(self, tokens, positions, attend):
         """The last layer's normed output, (B, T, C). positions (B, T): of each token in its document.
 
-        attend: one function for each layer, of its q (B, T, H, D), k and v (B, T, K, D) → (B, T, H, D): attention, or, in the
-        sampler, over what came before too.
+        attend: one function for each layer, of its q (B, T, H, D), k and v (B, T, K, D) → (B, T, H, D):
+        attention, or, in the sampler, over what came before too.
         """
         x = self.model.embed_tokens(tokens)  # (B, T, C)
         cos, sin = rotary(positions, self.config.head_dim, self.config.rope_theta)
@@ -203,8 +209,8 @@ class Qwen2(nn.Module):
     def logits(self, tokens, layout=None, where=None):
         """tokens (B, T) → (B, T, V), or with where, (B, T) bools, those (N, V) alone.
 
-        layout: a Layout, or doc_start (B, T), the first position of each token's document, or None: a row is one document. A document sees
-        exactly what it would see alone.
+        layout: a Layout, or doc_start (B, T), the first position of each token's document, or None: a row is
+        one document. A document sees exactly what it would see alone.
         """
         if layout is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
@@ -219,9 +225,10 @@ class Qwen2(nn.Module):
             return self.head(x if where is None else x[where])
 
     def forward(self, tokens, doc_start=None, targets=None, *, loss_only=False):
-        """tokens (B, T) → (logits (B, T, V), None), or with targets (B, T) → (logits, mean loss over the targets ≥ 0).
+        """tokens (B, T) → (logits (B, T, V), None), or with targets (B, T) → (logits, mean loss).
 
-        doc_start: as `layout` of `logits`. loss_only: form logits only where there is a target, and return (None, loss).
+        The mean is over the targets ≥ 0. doc_start: as `layout` of `logits`. loss_only: form logits only
+        where there is a target, and return (None, loss).
         """
         if targets is None:
             return self.logits(tokens, doc_start), None

@@ -46,9 +46,14 @@ def roll_out(model, tokenizer, problems, group_size, *, reward="strict", alpha=0
     for i, ids in enumerate(samples.ids):
         problem, text = problems[i // group_size], tokenizer.decode(ids)
         verdict = verify(text, problem)
+        old_logp, finished, paid = (
+            samples.logprobs[i],
+            samples.finished[i],
+            verify_reward(verdict, reward, alpha),
+        )
         rollouts.append(
-            Rollout(problem, prompts[i // group_size], ids, samples.logprobs[i], samples.finished[i], text, verdict,
-                    verify_reward(verdict, reward, alpha)))  # fmt: skip
+            Rollout(problem, prompts[i // group_size], ids, old_logp, finished, text, verdict, paid)
+        )
     return rollouts
 
 
@@ -61,8 +66,8 @@ def pack_rollouts(rollouts, row_tokens, pad_id):
             "old_logp": [0.0] * before + rollout.old_logp,
             "advantage": [0.0] * before + [rollout.advantage] * n,
         }
-        documents.append(
-            Document(rollout.prompt_ids + rollout.completion_ids, [False] * before + [True] * n, values))  # fmt: skip
+        ids, trained = rollout.prompt_ids + rollout.completion_ids, [False] * before + [True] * n
+        documents.append(Document(ids, trained, values))
     longest = max((len(document.ids) for document in documents), default=0)
     return pack(documents, max(row_tokens, longest), pad_id)
 

@@ -34,6 +34,7 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class Options(TrainingOptions):
+    out: str = opt("out/grpo", "folder for all that is written", group="run", free=True)
     init_from: str = opt(
         "out/base/latest", "checkpoint to start from; also the frozen reference", group="training"
     )
@@ -162,8 +163,9 @@ class Problems:
             pool += [number for number, rate in zip(numbers, rates) if 0 < rate <= o.select_bound]
             if tried >= 40 * o.select_pool and len(pool) < tried // 40:
                 raise UserError(
-                    f"--select edge found {len(pool)} problems with 0 < pass rate <= {o.select_bound} among {tried}; "
-                    "choose easier problems (--mixture) or more samples (--select-samples)")  # fmt: skip
+                    f"--select edge found {len(pool)} problems with 0 < pass rate <= {o.select_bound} among "
+                    f"{tried}; choose easier problems (--mixture) or more samples (--select-samples)"
+                )
         self.pool = pool[: o.select_pool]
         return len(pool) / tried
 
@@ -171,9 +173,8 @@ class Problems:
 def token_logps(model, micro, temperature):
     """log p of each target under the model at this temperature → (B, T), 0 where there is no target; and the entropy's sum there."""
     mask = micro.targets != IGNORE
-    logp = torch.log_softmax(
-        model.logits(micro.tokens, micro.doc_start, mask).float() / temperature, -1
-    )  # (N, V)
+    logits = model.logits(micro.tokens, micro.doc_start, mask).float()  # (N, V)
+    logp = torch.log_softmax(logits / temperature, -1)
     chosen = logp.gather(-1, micro.targets[mask][:, None])[:, 0]
     entropy = -(logp.detach().exp() * logp.detach()).sum()
     return torch.zeros_like(micro.targets, dtype=chosen.dtype).masked_scatter(mask, chosen), entropy
@@ -183,25 +184,17 @@ class GRPO(Training):
     def __init__(self, o, device, processes, folder=None):
         super().__init__(o, device, processes, folder)
         if min(o.minibatch, o.prompts) % processes.size or o.prompts % o.minibatch % processes.size:
-            raise UserError(
-                f"--prompts {o.prompts} and --minibatch {o.minibatch} must be multiples of the {processes.size} processes"
-            )
+            raise UserError(f"--prompts and --minibatch must be multiples of the {processes.size} processes")
         self.steps, self.keep_first = o.steps, o.kl > 0
         self.mine = range(processes.rank, o.prompts, processes.size)  # this process's prompts of a step
         self.model, self.tokenizer, self.reference = self.start.model, self.start.tokenizer, None
-        if (
-            o.kl
-        ):  # the first checkpoint is kept, since the one we start from may be gone when the run is resumed
+        if o.kl:  # the first checkpoint is kept: the one we start from may be gone when the run is resumed
             first = self.load(folder.parent / "step_0000000").model if folder else copy.deepcopy(self.model)
             self.reference = first.eval().requires_grad_(False)
             if o.compile:
                 self.reference.compile_layers()
-        betas = (0.9, o.beta2)
-        self.optimizers = [
-            torch.optim.AdamW(
-                self.model.parameters(), lr=o.lr, betas=betas, weight_decay=o.weight_decay, fused=True
-            )
-        ]
+        adamw = dict(lr=o.lr, betas=(0.9, o.beta2), weight_decay=o.weight_decay, fused=True)
+        self.optimizers = [torch.optim.AdamW(self.model.parameters(), **adamw)]
         self.begin()
         saved = self.saved or {"updates": 0, "pool": None, "candidates": 0}
         self.updates = saved["updates"]
@@ -287,10 +280,8 @@ class GRPO(Training):
             "length": sum(len(r.completion_ids) for r in rollouts),
             "zero_variance": self.o.group * float((rewards == rewards[:, :1]).all(1).sum()),
         }
-        n = self.o.prompts * self.o.group
-        return {
-            f"rollout/{name}": total / n for name, total in zip(sums, self.processes.sum(list(sums.values())))
-        }
+        means = [total / (self.o.prompts * self.o.group) for total in self.processes.sum(list(sums.values()))]
+        return {f"rollout/{name}": mean for name, mean in zip(sums, means)}
 
     def pass_rates(self, problems):
         """The share of `select_samples` tries at each problem that are correct."""

@@ -37,6 +37,7 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class Options(TrainingOptions):
+    out: str = opt("out/base", "folder for all that is written", group="run", free=True)
     mixture: str = opt(
         "op 2-10; tokens 10B", "what to train on, and how much: datagen.Mixture", group="training"
     )

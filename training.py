@@ -60,9 +60,7 @@ class Training:
     def __init__(self, o, device, processes, folder=None):
         """folder: the checkpoint of this run to go on from, or None."""
         self.o, self.device, self.processes = o, device, processes
-        if (
-            o.compile and device.type != "cuda"
-        ):  # there documents of other lengths would be compiled anew each step
+        if o.compile and device.type != "cuda":  # a CPU's documents would be compiled anew each step
             raise UserError(f"--compile is for a CUDA GPU, and the device is {device.type}: leave it out")
         self.mixture = Mixture.parse(o.mixture)
         self.records = tuple(read_records(o.data)) if o.data else ()

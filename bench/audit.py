@@ -11,8 +11,9 @@ from itertools import combinations
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import datagen
 from lab.options import CheckedOptions, UserError, opt, parse_options, run_script
+
+import datagen
 
 KINDS = ("exact", "canonical", "structural", "names")
 
@@ -22,7 +23,8 @@ def _digest(parts):
 
 
 def structure(problem):
-    """A hash of the reasoning graph with its numbers but without its words: equal for one problem told in two ways."""
+    """A hash of the reasoning graph with its numbers but without its words: equal for one problem told in two
+    ways."""
     known = {}
     for node in problem.nodes:
         operands = [known[name] for name in node.operands]
@@ -33,9 +35,11 @@ def structure(problem):
 
 
 def up_to_names(problem):
-    """A hash of everything but the names: the needed graph, and what each statement says, distractors too, in any order.
+    """A hash of everything but the names: the needed graph, and what each statement says, distractors too, in
+    any order.
 
-    Equal for two problems that differ only in which kinds and places they speak of, and in the order of statements.
+    Equal for two problems that differ only in which kinds and places they speak of, and in the order of
+    statements.
     """
     graph, said = problem.graph, {}
     for v in graph.vertices + graph.distractors:
@@ -64,9 +68,10 @@ def keys_of(problem):
 def audit(mixture, n, seed=0):
     """Draw n problems of each split → ({(split, split): {kind: how many keys both hold}}, repeats).
 
-    exact: the same text; canonical: the same but for the order of statements; structural: the same needed graph and
-    numbers in any words, of those with 5 operations or more; names: the same graph, numbers and form of all statements.
-    repeats: {(split, op): (problems of that split that stand in train up to names, all of them)}.
+    exact: the same text; canonical: the same but for the order of statements; structural: the same needed
+    graph and numbers in any words, of those with 5 operations or more; names: the same graph, numbers and
+    form of all statements. repeats: {(split, op): (problems of that split that stand in train up to names,
+    all of them)}.
     """
     keys, drawn = {split: {kind: set() for kind in KINDS} for split in datagen.SPLITS}, {}
     for split in datagen.SPLITS:

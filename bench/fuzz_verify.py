@@ -13,11 +13,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:1] = [str(ROOT), str(ROOT / "tests")]  # not bench/, whose verify.py is another file
 
+import cli  # noqa: E402
 import mutate  # noqa: E402
 import oracle  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-import cli  # noqa: E402
 import verify  # noqa: E402
 
 
@@ -47,14 +47,21 @@ def main():
     o = cli.parse_options(Options, description=__doc__.splitlines()[0])
     outcomes, slowest, failures = Counter(), (0, 0), []
     with multiprocessing.Pool(o.processes or None) as pool:
-        for outcome, took, seed in tqdm(pool.imap_unordered(compare, range(o.first, o.first + o.n), 500), total=o.n, unit="case", mininterval=5):
+        for outcome, took, seed in tqdm(
+            pool.imap_unordered(compare, range(o.first, o.first + o.n), 500),
+            total=o.n,
+            unit="case",
+            mininterval=5,
+        ):
             outcomes[outcome] += 1
             slowest = max(slowest, (took, seed))
             if outcome.startswith(("exception", "disagreement")):
                 failures.append(seed)
     print(f"{o.n:,} cases: " + ", ".join(f"{name} {n:,}" for name, n in outcomes.most_common()))
     exceptions = sum(n for name, n in outcomes.items() if name.startswith("exception"))
-    print(f"disagreements {outcomes['disagreement']}, exceptions {exceptions}, slowest {slowest[0] / 1e3:.2f} ms (case {slowest[1]})")
+    print(
+        f"disagreements {outcomes['disagreement']}, exceptions {exceptions}, slowest {slowest[0] / 1e3:.2f} ms (case {slowest[1]})"
+    )
     for seed in sorted(failures)[:10]:
         print(f"--- case {seed}\n{mutate.case(seed)[0]!r}")
     sys.exit(bool(failures))

@@ -1,10 +1,11 @@
-"""What each configuration of the Triton kernels takes of a GPU, compiled for it by Triton's own compiler; no GPU is needed.
+"""What each configuration of the Triton kernels takes of a GPU, by Triton's own compiler; no GPU is needed.
 
     python bench/gpu_resources.py
     python bench/gpu_resources.py --arch 80 --width 128
 
-Registers of a thread (255 at most), bytes that did not fit into them (spilled, to slow memory), shared memory of a
-block (227 KB at most on Hopper, 163 on an A100), and whether its matrix products are Hopper's asynchronous ones (wgmma).
+Registers of a thread (255 at most), bytes that did not fit into them (spilled, to slow memory), shared memory
+of a block (227 KB at most on Hopper, 163 on an A100), and whether its matrix products are Hopper's
+asynchronous ones (wgmma).
 """
 
 import os
@@ -20,12 +21,13 @@ if __name__ == "__main__":  # else Triton would hand out its interpreter's kerne
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:1] = [str(ROOT)]
 
+from lab.options import CheckedOptions, opt, parse_options, run_script  # noqa: E402
+
 import triton  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
 import flash  # noqa: E402
-from lab.options import CheckedOptions, opt, parse_options, run_script  # noqa: E402
 
 KERNELS = {name: (flash.KERNELS[name], configs) for name, configs in flash.CONFIGS.items()}
 KERNELS |= {

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:1] = [str(ROOT)]  # not bench/, whose verify.py is another file
 
 import cli  # noqa: E402
+
 import datagen  # noqa: E402
 import verify  # noqa: E402
 
@@ -58,7 +59,10 @@ def copy_the_numbers(p, commonest, rand):
 
 def define_everything_with_every_value(p, commonest, rand):
     """Hedge: define each quantity as each of 1 to 50."""
-    return " ".join(f"Define {name} as a; so a = {n}." for name in _names(p)[:6] for n in range(1, 51))[:30000] + f" Answer: {commonest[p.mode, p.op]}."
+    return (
+        " ".join(f"Define {name} as a; so a = {n}." for name in _names(p)[:6] for n in range(1, 51))[:30000]
+        + f" Answer: {commonest[p.mode, p.op]}."
+    )
 
 
 def answer_then_nothing(p, commonest, rand):
@@ -74,7 +78,11 @@ def right_steps_wrong_order(p, commonest, rand):
 
 
 def _names(p):
-    return [s.strip().removeprefix("The ").partition(" number ")[0] for s in p.problem.split(".") if " number " in s]
+    return [
+        s.strip().removeprefix("The ").partition(" number ")[0]
+        for s in p.problem.split(".")
+        if " number " in s
+    ]
 
 
 def _define(p, value):
@@ -92,8 +100,18 @@ POLICIES = (honest, guess_the_commonest_answer, repeat_the_question, spam_answer
 
 def earnings(n, seed, ops=range(5, 21)):
     """{policy: {reward: mean}} and the guess floor, the share of the commonest answer of each (mode, op)."""
-    problems = [datagen.generate(seed, i, op=op, mode=mode, split="eval") for op in ops for mode in datagen.MODES for i in range(n)]
-    others = [datagen.generate(seed + 1, i, op=op, mode=mode, split="train") for op in ops for mode in datagen.MODES for i in range(4 * n)]
+    problems = [
+        datagen.generate(seed, i, op=op, mode=mode, split="eval")
+        for op in ops
+        for mode in datagen.MODES
+        for i in range(n)
+    ]
+    others = [
+        datagen.generate(seed + 1, i, op=op, mode=mode, split="train")
+        for op in ops
+        for mode in datagen.MODES
+        for i in range(4 * n)
+    ]
     counts = {}
     for p in others:
         counts.setdefault((p.mode, p.op), Counter())[p.answer] += 1
@@ -102,7 +120,9 @@ def earnings(n, seed, ops=range(5, 21)):
     for policy in POLICIES:
         rand = random.Random(0)
         verdicts = [verify.verify(policy(p, commonest, rand), p) for p in problems]
-        out[policy.__name__] = {kind: sum(verify.reward(v, kind) for v in verdicts) / len(verdicts) for kind in REWARDS}
+        out[policy.__name__] = {
+            kind: sum(verify.reward(v, kind) for v in verdicts) / len(verdicts) for kind in REWARDS
+        }
     floor = sum(p.answer == commonest[p.mode, p.op] for p in problems) / len(problems)
     return out, floor
 
@@ -110,7 +130,10 @@ def earnings(n, seed, ops=range(5, 21)):
 def main():
     o = cli.parse_options(Options, description=__doc__.splitlines()[0])
     table, floor = earnings(o.n, o.seed)
-    print(f"{32 * o.n} problems of op 5-20, forward and reverse, seed {o.seed}; guess floor {floor:.3f}\n{'policy':36}" + "".join(f"{k:>10}" for k in REWARDS))
+    print(
+        f"{32 * o.n} problems of op 5-20, forward and reverse, seed {o.seed}; guess floor {floor:.3f}\n{'policy':36}"
+        + "".join(f"{k:>10}" for k in REWARDS)
+    )
     for name, row in table.items():
         print(f"{name.replace('_', ' '):36}" + "".join(f"{row[k]:10.3f}" for k in REWARDS))
 

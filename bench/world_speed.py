@@ -1,4 +1,5 @@
-"""Problems per second of one core, by mode, layers and split. The public generator makes 159/s (forward) and 11/s (reverse) at op 10.
+"""Problems per second of one core, by mode, layers and split. The public generator makes 159/s (forward) and
+11/s (reverse) at op 10.
 
 python bench/world_speed.py
 """
@@ -11,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import datagen
 from lab.options import CheckedOptions, opt, parse_options, run_script, write_atomic
+
+import datagen
 
 
 @dataclass(frozen=True)

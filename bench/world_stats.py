@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import datagen
 from lab.options import opt, parse_options, run_script
+
+import datagen
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ COLUMNS = (
 
 
 def rows(problems, count):
-    """One dict for each (mode, op), in order. count: text → its length. guess_floor: the share of the commonest answer."""
+    """One dict for each (mode, op), in order. count: text → its length. guess_floor: the share of the
+    commonest answer."""
     groups = {}
     for p in problems:
         groups.setdefault((p.mode, p.op), []).append(p)

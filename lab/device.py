@@ -10,6 +10,7 @@ from lab.options import CheckedOptions, UserError, opt, run_script
 import torch
 
 DTYPES = ("auto", "float32", "bfloat16")
+ATTENTION = ("auto", "triton", "sdpa", "reference")
 
 
 @dataclass(frozen=True)
@@ -17,9 +18,7 @@ class DeviceOptions(CheckedOptions):
     seed: int = opt(0, "seed of everything drawn", within="[0, 4294967295]")
     device: str = opt("auto", "where to compute", ("auto", "cpu", "cuda", "mps"), free=True)
     threads: int = opt(0, "CPU threads (0: torch's default)", within="[0, 256]", free=True)
-    attention: str = opt(
-        "auto", "how attention is computed (auto: Triton's kernels on a CUDA GPU, else sdpa)",
-        ("auto", "triton", "sdpa", "reference"), free=True)  # fmt: skip
+    attention: str = opt("auto", "auto: Triton's kernels on a CUDA GPU, else sdpa", ATTENTION, free=True)
     dtype: str = opt("auto", "of the layers' products (auto: bfloat16 on a CUDA GPU, else float32)", DTYPES)
 
 

@@ -102,6 +102,9 @@ def inside(value, interval):
 
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, **how):
+        super().__init__(prog=os.path.basename(sys.argv[0]), allow_abbrev=False, **how)
+
     def error(self, message):
         raise UserError(f"{message} (see python {self.prog} --help)")
 
@@ -120,16 +123,14 @@ def parse_options(cls, argv=None, *, description="", presets=None, positional=No
     Raises UserError on an unknown flag, a bad value or an unknown preset.
     """
     parser = _Parser(
-        prog=os.path.basename(sys.argv[0]), description=description, allow_abbrev=False,
-        usage=f"%(prog)s [options] {positional or ''}", formatter_class=_formatter)  # fmt: skip
+        description=description, usage=f"%(prog)s [options] {positional or ''}", formatter_class=_formatter
+    )
     fields = {field.name: field for field in dataclasses.fields(cls)}
     defaults = {name: field.default for name, field in fields.items()}
     if presets is not None:
-        parser.add_argument(
-            "--config", metavar="FILE", help="JSON of options, as --print-config prints it; flags override it"
-        )
+        parser.add_argument("--config", metavar="FILE", help="JSON of options, as --print-config prints it")
         parser.add_argument("--print-config", action="store_true", help="print the options as JSON and stop")
-        early = _Parser(prog=parser.prog, add_help=False, allow_abbrev=False)
+        early = _Parser(add_help=False)
         early.add_argument("--preset")
         early.add_argument("--config")
         first = early.parse_known_args(argv)[0]
@@ -155,22 +156,15 @@ def parse_options(cls, argv=None, *, description="", presets=None, positional=No
 
 
 def _add_flag(parser, field, default, positional):
-    text = field.metadata["help"] if default is None else f"{field.metadata['help']} [{default}]"
-    text, value = text.replace("%", "%%"), kind(field)
+    help, value = field.metadata["help"], kind(field)
+    help = (help if default is None else f"{help} [{default}]").replace("%", "%%")
     if positional:
-        parser.add_argument(field.name, nargs="*", default=[], help=field.metadata["help"].replace("%", "%%"))
-    elif value is bool:
-        parser.add_argument(
-            flag(field.name),
-            dest=field.name,
-            action=argparse.BooleanOptionalAction,
-            default=default,
-            help=text,
-        )
-    else:
-        parser.add_argument(
-            flag(field.name), dest=field.name, type=value, default=default, metavar=value.__name__.upper(),
-            choices=field.metadata["choices"], help=text)  # fmt: skip
+        parser.add_argument(field.name, nargs="*", default=[], help=help)
+        return
+    how = dict(type=value, metavar=value.__name__.upper(), choices=field.metadata["choices"])
+    if value is bool:
+        how = dict(action=argparse.BooleanOptionalAction)
+    parser.add_argument(flag(field.name), dest=field.name, default=default, help=help, **how)
 
 
 def read_config(path, fields):

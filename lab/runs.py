@@ -19,6 +19,7 @@ import sys
 import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 
@@ -31,8 +32,8 @@ from tqdm import tqdm
 
 @dataclass(frozen=True)
 class RunOptions(DeviceOptions):
-    preset: str = opt("tiny", "defaults of all other options: tiny, small or paper", group="run")
-    out: str = opt("out/run", "folder for all that is written", free=True)
+    out: str = opt("out/run", "folder for all that is written", group="run", free=True)
+    preset: str = opt("tiny", "defaults of all other options: tiny, small or paper")
     resume: bool = opt(False, "go on with the run in --out, with its options", free=True)
     resume_or_start: bool = opt(
         False, "go on with the run in --out if there is one, else start it", free=True
@@ -50,17 +51,15 @@ def parse_run_options(cls, argv, presets, description, positional=None):
     Raises UserError if there is no such run, if a flag contradicts the run that is resumed, or if the folder holds
     something and is not to be resumed.
     """
-    o = parse_options(cls, argv, description=description, presets=presets, positional=positional)
+    parse = partial(parse_options, cls, argv, description=description, presets=presets, positional=positional)
+    o = parse()
     path = Path(o.out)
     if o.resume and o.resume_or_start:
         raise UserError("--resume goes on with a run, --resume-or-start may begin one: give one of them")
     if o.resume:
         saved = saved_options(path)
-        own = {
-            name: value for name, value in saved.items() if name not in ("out", "resume", "resume_or_start")
-        }
-        o = parse_options(
-            cls, argv, description=description, presets=presets, positional=positional, saved={**own, "out": o.out})  # fmt: skip
+        own = {**saved, "out": o.out, "resume": True, "resume_or_start": False}
+        o = parse(saved=own)
         keep_options(o, saved)
     elif o.resume_or_start and (path / "config.json").exists():
         keep_options(o, saved_options(path))
@@ -87,8 +86,9 @@ def keep_options(o, saved):
         value = getattr(o, field.name)
         if not field.metadata["free"] and saved.get(field.name, value) != value:
             raise UserError(
-                f"the run in {o.out} has {flag(field.name)} {saved[field.name]}, not {value}: resumed, it keeps its options; "
-                "start another with another --out")  # fmt: skip
+                f"the run in {o.out} has {flag(field.name)} {saved[field.name]}, not {value}: resumed, it keeps its "
+                "options; start another with another --out"
+            )
 
 
 def refuse_used_folder(path):
@@ -124,7 +124,8 @@ def own_folder(o, start=None):
         if start is not None and read_json(config).get("start") != start:
             raise UserError(
                 f"the run in {path} was started from other weights than those of --init-from now: "
-                "choose another --out, or move the folder away")  # fmt: skip
+                "choose another --out, or move the folder away"
+            )
         yield
     finally:
         lock.release()
@@ -158,7 +159,8 @@ def write_folder(path, files):
         shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(
             f"cannot write checkpoint {path} ({error.strerror}): make room, then go on with --resume; "
-            f"the newest complete one is {newest_folder(path.parent)}") from None  # fmt: skip
+            f"the newest complete one is {newest_folder(path.parent)}"
+        ) from None
 
 
 def content_hash(content):
@@ -357,8 +359,9 @@ class Guard:
         self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
         if self.in_a_row >= self.most:
             raise UserError(
-                f"loss or gradient not finite {self.most} times in a row, last at step {step}: lower the learning rate or look "
-                "at the data; the run's last checkpoint is good")  # fmt: skip
+                f"loss or gradient not finite {self.most} times in a row, last at step {step}: lower the learning "
+                "rate or look at the data; the run's last checkpoint is good"
+            )
         return False
 
     def state(self):

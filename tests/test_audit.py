@@ -1,16 +1,17 @@
 import json
 
+from lab.options import UserError
+
 import pytest
 
 import datagen
 from bench import audit, world_speed, world_stats
 from datagen import TEMPLATES, Mixture, from_record, generate, render, to_record
-from lab.options import UserError
 
 
 def test_splits_share_no_problem_and_the_audit_would_see_it(monkeypatch):
     mixture = Mixture.parse("op 2-6; template zoo, school; mode forward, reverse")
-    shared, repeats = audit.audit(mixture, 800)
+    shared, repeats = audit.audit(mixture, 1500)
     assert len(shared) == 10  # pairs of five splits
     for counts in shared.values():
         assert counts["exact"] == counts["canonical"] == 0
@@ -18,7 +19,7 @@ def test_splits_share_no_problem_and_the_audit_would_see_it(monkeypatch):
     monkeypatch.setattr(datagen, "SPLITS", dict.fromkeys(datagen.SPLITS, range(8)))
     # Few different problems: without buckets the splits must meet.
     one = Mixture.parse("op 2; distractors 0-0; literals 1-2; bound 16")
-    for counts in audit.audit(one, 600)[0].values():
+    for counts in audit.audit(one, 1500)[0].values():
         assert counts["exact"] and counts["names"] >= 2 and counts["canonical"] >= counts["exact"]
     with pytest.raises(UserError, match="share a problem"):
         audit.main(["--n", "300", "--mixture", one.spec])

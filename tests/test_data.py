@@ -123,7 +123,9 @@ def test_pack_by_hand():
 
 
 def test_a_mask_in_the_middle_and_values_stand_where_their_token_is_predicted():
-    document = Document([1, 2, 3, 4, 5], [True, True, False, False, True], {"old_logp": [0.0, -0.2, -0.3, -0.4, -0.5]})
+    document = Document(
+        [1, 2, 3, 4, 5], [True, True, False, False, True], {"old_logp": [0.0, -0.2, -0.3, -0.4, -0.5]}
+    )
     plain = Document([8, 9], [False, True], {"old_logp": [0.0, -0.9]})
     batch = data.pack([document, plain], 8, 0)
     no = data.IGNORE
@@ -136,7 +138,9 @@ def test_micro_batches_are_the_batch():
     batch, _ = next(batches(Source(MIXTURE, TOKENIZER, 0, 5, 2048)))
     batch.targets[2:4] = data.IGNORE  # rows without a target are not computed
     parts = list(batch.micro_batches(2, torch.device("cpu")))
-    assert [len(part.tokens) for part in parts] == [2, 1] and sum(p.trained for p in parts) == (batch.targets != data.IGNORE).sum()
+    assert [len(part.tokens) for part in parts] == [2, 1] and sum(p.trained for p in parts) == (
+        batch.targets != data.IGNORE
+    ).sum()
     assert torch.equal(parts[0].tokens, torch.from_numpy(batch.tokens[:2]))
 
 
@@ -169,9 +173,13 @@ def test_replay_has_its_share_with_and_without_records(share):
         source = Source(
             Mixture.parse("op 2; template zoo"), TOKENIZER, 0, 1, 2048, replay=school, replay_share=share, records=some)  # fmt: skip
         drawn = [source.record(i) for i in range(600)]
-        assert sum("School" in data.get(record, "problem") for record in drawn) == pytest.approx(600 * share, abs=1)
+        assert sum("School" in data.get(record, "problem") for record in drawn) == pytest.approx(
+            600 * share, abs=1
+        )
     epochs = [r["id"] for r in drawn if isinstance(r, dict)]
-    assert len(set(epochs[:40])) == 40 == len(set(epochs[40:80])) and epochs[:40] != epochs[40:80]  # each once an epoch
+    assert (
+        len(set(epochs[:40])) == 40 == len(set(epochs[40:80])) and epochs[:40] != epochs[40:80]
+    )  # each once an epoch
 
 
 def test_external_records(tmp_path):
@@ -180,7 +188,9 @@ def test_external_records(tmp_path):
     if shared.exists():
         records = data.read_records(shared)
         assert len(records) == 570
-        assert data.completion_text(records[0]).endswith(" </answer>[EOS]") and "Answer:" not in data.completion_text(records[0])
+        assert data.completion_text(records[0]).endswith(
+            " </answer>[EOS]"
+        ) and "Answer:" not in data.completion_text(records[0])
     good = json.dumps(datagen.to_record(datagen.generate(0, 0, op=3)))
     bad = ((good + "\n{", "line 2"), (good + '\n{"problem": "x"}', "line 2"), ("[1]", "line 1"), ("", "no records"),
            (good.replace("Answer:", "Reply:"), "line 1"), ('{"prompt": "x"}', "line 1"))  # fmt: skip
@@ -192,7 +202,9 @@ def test_external_records(tmp_path):
     source = Source(TINY, TOKENIZER, 0, 1, 512, records=tuple(data.read_records(path)))
     assert next(batches(source))[0].tokens.shape == (1, 512)
     for workers in (0, 1):
-        with pytest.raises(UserError, match=r"^a document has \d+ tokens but a row only 64; raise --row-tokens$"):
+        with pytest.raises(
+            UserError, match=r"^a document has \d+ tokens but a row only 64; raise --row-tokens$"
+        ):
             next(batches(Source(MIXTURE, TOKENIZER, 0, 1, 64), workers=workers))
 
 

@@ -7,6 +7,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from lab.options import UserError
+
 import pytest
 from solver import solve
 
@@ -23,7 +25,6 @@ from datagen import (
     statements_of,
     to_record,
 )
-from lab.options import UserError
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "gsm_infinite"
@@ -273,7 +274,8 @@ def test_command_line():
     ["--mode", ""], ["--split", "test"], ["--seed", "-1"], ["--max-literal", "100"], ["--bound", "50"],
 ], ids=" ".join)  # fmt: skip
 def test_a_bad_option_is_one_line_and_nothing_is_printed(bad, capsys):
-    """In this process: `run_script`, which turns the error into a line and exit code 2, is tested with lab.options."""
+    """In this process: `run_script`, which turns the error into a line and exit code 2, is tested with
+    lab.options."""
     with pytest.raises(UserError) as error:
         datagen.main(bad)
     assert "\n" not in str(error.value) and capsys.readouterr().out == ""
@@ -288,7 +290,8 @@ def test_an_error_at_the_command_line():
 
 @pytest.mark.parametrize("layers", [2, 3])
 def test_words_for_places_suffice(layers):
-    """Many distractors and few operands a quantity ask for the most places: never more than a context has words for."""
+    """Many distractors and few operands a quantity ask for the most places: never more than a context has
+    words for."""
     most = 0
     for degree in (1, 4):
         for i in range(300):
@@ -306,7 +309,7 @@ def test_words_for_places_suffice(layers):
     assert {len(t.places) for t in datagen.TEMPLATES.values()} == {graph.PLACES}
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Knobs that leave little room
 
 
@@ -361,7 +364,8 @@ def test_no_accepted_knobs_hang():
 
 @pytest.mark.parametrize("mode", MODES)
 def test_the_smallest_problems_reach_every_split(mode):
-    """One statement and no distractor: 144 wordings of each value for each context, and every split must hold one."""
+    """One statement and no distractor: 144 wordings of each value for each context, and every split must hold
+    one."""
     for value in range(1, 100):
         knobs = dict(
             min_distractors=0,
@@ -374,7 +378,7 @@ def test_the_smallest_problems_reach_every_split(mode):
             assert split_of(p) == split and len(statements_of(p.problem)) == 1 + (mode == "reverse")
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # What the text gives away
 
 
@@ -382,7 +386,8 @@ FORMS = ("literal", "copy", "constant and one", "several", "constant and several
 
 
 def form_of(statement):
-    """The form of a statement, from the text alone; None for the unknown and the given total of reverse mode."""
+    """The form of a statement, from the text alone; None for the unknown and the given total of reverse
+    mode."""
     if "unknown amount" in statement or statement.startswith("The total"):
         return None
     if statement.startswith("The average"):
@@ -399,7 +404,8 @@ def form_of(statement):
 @pytest.mark.parametrize("layers", [2, 3])
 @pytest.mark.parametrize("mode", MODES)
 def test_the_form_of_a_statement_hardly_tells_whether_it_is_needed(mode, layers):
-    """The share needed among statements of a form, against that among all statements of problems with the same op."""
+    """The share needed among statements of a form, against that among all statements of problems with the
+    same op."""
     ops = range(2, 21)
     needed, stated = Counter(), Counter()
     for op in ops:
@@ -429,7 +435,7 @@ def test_the_form_of_a_statement_hardly_tells_whether_it_is_needed(mode, layers)
                 assert abs(excess([form], band)) < (0.12 if form == "average" else 0.07), (form, band)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Letters
 
 

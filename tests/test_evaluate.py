@@ -1,7 +1,7 @@
+import cli
 import numpy as np
 import pytest
 
-import cli
 import datagen
 import evaluate
 import verify

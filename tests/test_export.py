@@ -6,18 +6,19 @@ import shutil
 import time
 from itertools import product
 
+from lab.options import UserError
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_model import randomise
 
-import common
+import checkpoint as common
 import data
 import datagen
 import export_hf
 import sampler
-from lab.options import UserError
 from model import ModelConfig, Qwen2
 from tokenizer import train_bpe
 

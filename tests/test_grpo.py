@@ -25,7 +25,11 @@ def test_advantages_by_hand():
     rewards = torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.5, 0.5, 0.5, 0.5], [1.0, 0.0, 0.0, 0.0]])
     std = group_advantages(rewards)
     # group 1: mean 1/2, standard deviation with G - 1: sqrt(4 · 1/4 / 3)
-    assert std[0].tolist() == pytest.approx([0.5 / math.sqrt(1 / 3), -0.5 / math.sqrt(1 / 3)] * 1 + [-0.5 / math.sqrt(1 / 3), 0.5 / math.sqrt(1 / 3)], rel=1e-4)
+    assert std[0].tolist() == pytest.approx(
+        [0.5 / math.sqrt(1 / 3), -0.5 / math.sqrt(1 / 3)] * 1
+        + [-0.5 / math.sqrt(1 / 3), 0.5 / math.sqrt(1 / 3)],
+        rel=1e-4,
+    )
     assert std[1].tolist() == [0, 0, 0, 0]
     assert std[2].tolist() == pytest.approx([1.5, -0.5, -0.5, -0.5], rel=1e-4)  # deviation 1/2
     assert group_advantages(rewards, "mean")[2].tolist() == pytest.approx([0.75, -0.25, -0.25, -0.25])
@@ -245,9 +249,13 @@ def test_packed_logps_are_those_of_each_sample_alone():
     logp, _ = token_logps(model, micro, 0.7)
     mask = micro.targets != IGNORE
     assert int(mask.sum()) == micro.trained == sum(len(s.completion_ids) for s in some)
-    assert ((micro.values["old_logp"] != 0) == mask).all() and ((micro.values["advantage"] != 0) == mask).all()
+    assert ((micro.values["old_logp"] != 0) == mask).all() and (
+        (micro.values["advantage"] != 0) == mask
+    ).all()
     found, want = {}, {}
-    for old, new, advantage in zip(*(x[mask].tolist() for x in (micro.values["old_logp"], logp, micro.values["advantage"]))):
+    for old, new, advantage in zip(
+        *(x[mask].tolist() for x in (micro.values["old_logp"], logp, micro.values["advantage"]))
+    ):
         found[round(old, 5), round(advantage, 5)] = new
     for s in some:
         alone = torch.log_softmax(model(torch.tensor([s.prompt_ids + s.completion_ids]))[0][0] / 0.7, -1)
@@ -259,7 +267,9 @@ def test_packed_logps_are_those_of_each_sample_alone():
 
 def test_the_sampling_temperature_is_the_one_that_is_scored():
     model, prompts = make(), [[5, 6, 7], [9, 4]]
-    out = sampler.generate(model, prompts, group_size=3, max_new_tokens=12, temperature=0.6, stop_id=3, seed=1)
+    out = sampler.generate(
+        model, prompts, group_size=3, max_new_tokens=12, temperature=0.6, stop_id=3, seed=1
+    )
     rollouts = [rollout(prompts[i // 3], ids, out.logprobs[i], 1.0) for i, ids in enumerate(out.ids)]
     (micro,) = pack_rollouts(rollouts, 64, 0).micro_batches(99, torch.device("cpu"))
     logp, _ = token_logps(model, micro, 0.6)
@@ -282,7 +292,7 @@ def test_gradient_ascends_the_reward():
 
 def test_edge_selection_keeps_what_is_neither_solved_nor_hopeless():
     o = Options(select="edge", select_pool=20, select_bound=0.5, prompts=6)
-    problems = Problems(o, Mixture.parse("op 2-9"), ())
+    problems = Problems(o, Mixture.parse("op 2-10"), ())
     found = problems.refresh(lambda some: [{0: 0.0, 1: 0.25, 2: 1.0}[p.op % 3] for p in some])
     pool = [problems._problem("candidate", i) for i in problems.pool]
     assert {p.op % 3 for p in pool} == {1} and len(pool) == 20 and 0.2 < found < 0.5

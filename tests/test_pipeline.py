@@ -6,10 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import common
 import pytest
 import torch
 
-import common
 import data
 
 ROOT = Path(__file__).parent.parent
@@ -213,6 +213,7 @@ def test_sinks_get_the_metrics(tmp_path, monkeypatch):
     from unittest.mock import MagicMock
 
     import cli
+
     import train_pretrain
 
     options = train_pretrain.Options(tensorboard=True, wandb=True)

@@ -7,10 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import common
 import pytest
 import torch
-
-import common
 
 ROOT = Path(__file__).parent.parent
 WORLD = "distractors 1-2; literals 1-9; bound 99"

@@ -1,11 +1,14 @@
+import dataclasses
+
+from lab.options import UserError, stream_key
+
 import numpy as np
 import pytest
 import torch
 from test_model import hugging_face, randomise
 
-import attention
 import sampler
-from lab.options import UserError, stream_key
+from attention import BACKENDS
 from model import ModelConfig, Qwen2
 from sampler import Sampling, generate
 
@@ -60,11 +63,11 @@ def test_a_row_does_not_depend_on_its_neighbours_or_the_batch_size():
     assert len({tuple(ids) for ids in together.ids[:4]}) > 1  # a group is not four copies
 
 
-def as_on_a_gpu(monkeypatch, most_columns):
+def as_on_a_gpu(monkeypatch, model, way, most_columns):
     """Have the sampler do on a CPU what it does on a GPU.
 
-    A step is done once when it is captured and again when it is replayed, it sees the whole caches with what other
-    batches left there, and the flags of stopped rows come a look late.
+    A step is done once when it is captured and again when it is replayed, it sees the whole caches with what
+    other batches left there, and the flags of stopped rows come a look late.
     """
 
     class Graph:
@@ -82,7 +85,8 @@ def as_on_a_gpu(monkeypatch, most_columns):
     monkeypatch.setattr(sampler, "takes_graphs", lambda device: True)
     monkeypatch.setattr(sampler, "capture", lambda work, others: captured.append(work.args) or Graph(work))
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(sampler, "decode_window", lambda filled, columns, device: min(columns, most_columns))
+    window = lambda filled, columns, device: min(columns, most_columns)  # noqa: E731
+    model.backend = dataclasses.replace(BACKENDS[way], decode_window=window)
     return captured
 
 
@@ -97,8 +101,7 @@ def test_generation_as_on_a_gpu(way, monkeypatch):
     )
     want = generate(model, prompts, **settings)
     assert 0 < sum(want.finished) < len(want.ids)
-    monkeypatch.setattr(attention, "_backend", way)
-    captured = as_on_a_gpu(monkeypatch, 60)
+    captured = as_on_a_gpu(monkeypatch, model, way, 60)
     got = generate(model, prompts, **settings)
     assert captured and len(captured) == len(set(captured))  # each shape is captured once
     assert got.ids == want.ids and got.finished == want.finished
@@ -111,12 +114,11 @@ def test_rows_that_leave_a_batch_as_on_a_gpu(way, monkeypatch):
     """A step at a time: an earlier and larger batch has left its keys in the caches, and rows leave late."""
     if way == "triton":
         pytest.importorskip("triton")
-    monkeypatch.setattr(attention, "_backend", way)
     model, prompts, columns = make(width=64), sorted(PROMPTS, key=len)[1:4], 12
     settings = Sampling(group_size=3, max_new_tokens=columns, stop_id=STOP, seed=4)
     want = generate(model, prompts, **vars(settings))
     assert 0 < sum(want.finished) < len(want.ids)
-    as_on_a_gpu(monkeypatch, columns)
+    as_on_a_gpu(monkeypatch, model, way, columns)
     decoder, sizes = sampler.Decoder(model, settings, 5, 30), set()
     with torch.inference_mode():
         decoder.prefill([[7] * 30] * 5, np.full((15, columns), 0.5))
@@ -171,9 +173,9 @@ def test_finished_rows_leave_and_the_others_do_not_notice():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("way", ["sdpa", "triton"])
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-3), (torch.bfloat16, 5e-2)])
-def test_graphs_on_a_gpu_give_the_trainers_logprobs(way, dtype, tolerance, monkeypatch):
-    monkeypatch.setattr(attention, "_backend", way)
+def test_graphs_on_a_gpu_give_the_trainers_logprobs(way, dtype, tolerance):
     model = make(width=64).cuda()
+    model.backend = BACKENDS[way]
     model.compute_dtype = dtype
     out = generate(model, PROMPTS, group_size=24, max_new_tokens=120, stop_id=STOP, seed=5, batch_size=100)
     for i in range(0, len(out.ids), 5):

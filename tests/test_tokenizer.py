@@ -4,13 +4,14 @@ import pickle
 import random
 import re
 
+from lab.options import UserError
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import data
 import datagen
-from lab.options import UserError
 from tokenizer import FIRST_MERGE, PATTERN, SPECIALS, Tokenizer, main, train_bpe
 
 

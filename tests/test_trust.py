@@ -10,11 +10,11 @@ import sys
 import time
 from pathlib import Path
 
+import cli
+import common
 import pytest
 import torch
 
-import cli
-import common
 from tokenizer import train_bpe
 
 ROOT = Path(__file__).parent.parent

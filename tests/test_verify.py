@@ -8,9 +8,9 @@ import sys
 from fractions import Fraction
 from pathlib import Path
 
+import cli
 import pytest
 
-import cli
 import datagen
 import verify as judge
 from verify import expected_closing, explain, parse_solution, pass_at_k, reward, verify
