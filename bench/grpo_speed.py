@@ -81,7 +81,7 @@ class Clocks:
 
 @torch.no_grad()
 def log_probability_gaps(run, p):
-    """|log-probability of the sampler − of the trainer| of each token, before any update; and how many samples."""
+    """|log p of the sampler − of the trainer| of each token, before any update; and how many samples."""
     rollouts = run.sample(run.problems.of_step(0, run.mine), p.group, run.mine, 0)
     batch, gaps = rollout.pack_rollouts(rollouts, p.row_tokens, run.tokenizer.pad_id), []
     for micro in batch.micro_batches(p.micro_batch_size, run.device):

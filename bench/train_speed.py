@@ -1,12 +1,12 @@
-"""Training speed beside peers on the same batches in the same run: tokens/s of whole steps, share of matmul rate.
+"""Training speed beside peers on the same batches: tokens/s of whole steps, and the share of the matmul rate.
 
     git clone https://github.com/karpathy/nanoGPT /tmp/nanoGPT
     python bench/train_speed.py --nanogpt /tmp/nanoGPT/model.py
 
-On a CPU the tiny preset's model, on a GPU the paper's. All train on the same packed rows with AdamW and a loss
-on every token; peers see a row as one document, which is what they can do. Each in bfloat16 (peers by autocast)
-and, on a CPU, in float32, as nanoGPT's own trainer does there. The last line is ours as the preset trains it: its
-optimizer, and a loss on the solution alone.
+On a CPU the tiny preset's model, on a GPU the paper's. All train on the same packed rows, with AdamW and a
+loss on every token; peers see a row as one document, which is what they can do. Each in bfloat16 (peers by
+autocast) and, on a CPU, in float32, as nanoGPT's own trainer does there. The last line is ours as the preset
+trains it: its optimizer, and a loss on the solution alone.
 """
 
 import dataclasses
