@@ -13,13 +13,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:1] = [str(ROOT), str(ROOT / "tests")]
 
-import cli  # noqa: E402
+from lab.options import CheckedOptions, opt, parse_options, run_script  # noqa: E402
+
 import mutate  # noqa: E402
 import oracle  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 import verify  # noqa: E402
-from lab.options import CheckedOptions, opt, parse_options, run_script  # noqa: E402
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from lab.options import CheckedOptions, opt, parse_options, read_jsonl, run_script, write_atomic  # noqa: E402
+
 import datagen  # noqa: E402
 import verify as judge  # noqa: E402
-from lab.options import CheckedOptions, opt, parse_options, read_jsonl, run_script, write_atomic  # noqa: E402
 
 HEADS = (
     "",

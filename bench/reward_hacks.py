@@ -13,9 +13,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:1] = [str(ROOT)]
 
+from lab.options import CheckedOptions, opt, parse_options, run_script  # noqa: E402
+
 import datagen  # noqa: E402
 import verify  # noqa: E402
-from lab.options import CheckedOptions, opt, parse_options, run_script  # noqa: E402
 
 
 @dataclass(frozen=True)

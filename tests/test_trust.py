@@ -20,14 +20,32 @@ from tokenizer import train_bpe
 ROOT = Path(__file__).parent.parent
 WORLD = "distractors 1-2; literals 1-9; bound 99"
 MODEL = "--hidden-size 32 --layers 2 --heads 2 --kv-heads 1 --intermediate-size 64 --row-tokens 512 --threads 1 --workers 0"
-PRETRAIN = ["train_pretrain", "--mixture", f"op 2-3; {WORLD}; tokens 33k", "--eval-every", "4", "--log-every", "3", "--eval-documents", "2", *MODEL.split()]
+PRETRAIN = [
+    "train_pretrain",
+    "--mixture",
+    f"op 2-3; {WORLD}; tokens 33k",
+    "--eval-every",
+    "4",
+    "--log-every",
+    "3",
+    "--eval-documents",
+    "2",
+    *MODEL.split(),
+]
 GRPO = ["train_grpo", "--mixture", f"op 2; {WORLD}", "--steps", "14", "--prompts", "4", "--group", "3", "--minibatch", "2", "--max-new-tokens", "40",
         "--reward", "mixed", "--kl", "0.05", "--lr", "1e-3", "--save-every", "3", "--threads", "1"]  # fmt: skip
 CPU = torch.device("cpu")
 
 
 def python(*arguments, check=True, **environment):
-    out = subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=300, env={**os.environ, **environment})
+    out = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, **environment},
+    )
     assert not check or out.returncode == 0, out.stderr[-2000:]
     return out
 
@@ -54,7 +72,11 @@ def record(run):
         "metrics": [{k: v for k, v in line.items() if not k.startswith("time/")} for line in lines],
         "samples": (run / "samples.txt").read_text(),
         "weights": {k: v.numpy().tobytes() for k, v in checkpoint.model.state_dict().items()},
-        "optimizer": [(g["lr"], [v.numpy().tobytes() for s in o["state"].values() for v in s.values()]) for o in optimizers for g in o["param_groups"]],
+        "optimizer": [
+            (g["lr"], [v.numpy().tobytes() for s in o["state"].values() for v in s.values()])
+            for o in optimizers
+            for g in o["param_groups"]
+        ],
         "step": checkpoint.state["step"],
         "best": os.readlink(run / "best"),
         "checkpoints": sorted(p.name for p in run.glob("step_*")),
@@ -70,7 +92,9 @@ def same(a, b):
 def test_twenty_kills_change_no_bit(whole, tmp_path, name, command):
     """kill -9 at 20 random moments, resuming each time: weights, optimizer, metrics and samples of an uninterrupted run."""
     start = ["--init-from", whole / "base" / "latest"] if name == "rl" else []
-    out = python("tests/crash.py", 20, 3.0 if name == "base" else 4.0, *command, *start, "--out", tmp_path / "run")
+    out = python(
+        "tests/crash.py", 20, 3.0 if name == "base" else 4.0, *command, *start, "--out", tmp_path / "run"
+    )
     assert out.stdout.count("killed") == 20 and out.stdout.count("resuming") >= 5, out.stdout
     same(record(whole / name), record(tmp_path / "run"))
     assert not list((tmp_path / "run").glob("*.tmp"))
@@ -90,7 +114,10 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(whole, tmp_path)
         stopped = common.load_checkpoint(run / "latest", CPU).state["step"]
         assert stopped < 33_000 // 512
         python("train_pretrain.py", "--resume", "--out", run)  # the options are the run's own
-        same({**record(whole / "base"), "checkpoints": None, "best": None}, {**record(run), "checkpoints": None, "best": None})
+        same(
+            {**record(whole / "base"), "checkpoints": None, "best": None},
+            {**record(run), "checkpoints": None, "best": None},
+        )
 
 
 def test_a_finished_run_is_left_alone(whole, tmp_path):
@@ -102,7 +129,11 @@ def test_a_finished_run_is_left_alone(whole, tmp_path):
 
 def test_a_run_folder_is_not_overwritten_and_a_resumed_run_keeps_its_options(whole):
     before = record(whole / "base")
-    for arguments, words in (([], "--resume"), (["--resume", "--lr", "0.5"], "--lr"), (["--resume", "--seed", "9"], "--seed")):
+    for arguments, words in (
+        ([], "--resume"),
+        (["--resume", "--lr", "0.5"], "--lr"),
+        (["--resume", "--seed", "9"], "--seed"),
+    ):
         out = script(PRETRAIN, "--out", whole / "base", *arguments, check=False)
         assert out.returncode == 2 and words in out.stderr and len(out.stderr.strip().splitlines()) == 1
     same(before, record(whole / "base"))
@@ -114,10 +145,14 @@ def test_evaluation_resumes_where_it_was(whole, tmp_path):
     script(command, "--out", tmp_path / "a")
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     lines = (tmp_path / "a" / "judged.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "b" / "judged.jsonl").write_text("".join(lines[:3]) + lines[3][:50])  # stopped in the middle of a line
+    (tmp_path / "b" / "judged.jsonl").write_text(
+        "".join(lines[:3]) + lines[3][:50]
+    )  # stopped in the middle of a line
     (tmp_path / "b" / "results.json").unlink()
     script(command, "--out", tmp_path / "b", "--resume")
-    assert (tmp_path / "b" / "judged.jsonl").read_text().splitlines()[1:] == [line.strip() for line in lines[1:]]
+    assert (tmp_path / "b" / "judged.jsonl").read_text().splitlines()[1:] == [
+        line.strip() for line in lines[1:]
+    ]
     a, b = (json.loads((tmp_path / name / "results.json").read_text())["results"] for name in "ab")
     assert a == b
     assert "--resume" in script(command, "--out", tmp_path / "b", check=False).stderr
@@ -218,7 +253,11 @@ def test_death_at_any_moment_of_a_save_leaves_latest_complete(whole, tmp_path, m
             except Death:
                 died = True
         newest = common.newest_checkpoint(folder)
-        assert newest is not None and common.damage(folder / "latest") is None and common.damage(folder / "best") is None
+        assert (
+            newest is not None
+            and common.damage(folder / "latest") is None
+            and common.damage(folder / "best") is None
+        )
         assert died or (newest.name == "step_0000070" == os.readlink(folder / "latest"))
         n += 1
     assert n > {"fsync": 8, "rename": 1, "replace": 1}[call]
@@ -230,10 +269,16 @@ def test_a_run_without_an_intact_checkpoint_is_not_started_over(whole, tmp_path)
         truncate(step)
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     out = script(PRETRAIN, "--resume", "--out", tmp_path / "run", check=False)
-    assert out.returncode == 2 and "no checkpoint in" in out.stderr and (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+    assert (
+        out.returncode == 2
+        and "no checkpoint in" in out.stderr
+        and (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+    )
 
 
-@pytest.mark.parametrize("fits, words", [("samples.txt", "cannot write checkpoint"), ("metrics.jsonl", "cannot write")])
+@pytest.mark.parametrize(
+    "fits, words", [("samples.txt", "cannot write checkpoint"), ("metrics.jsonl", "cannot write")]
+)
 def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(whole, tmp_path, fits, words):
     """A file size limit makes the real write fail, of the weights or of the samples, as a full disk does."""
     limit = (whole / "base" / fits).stat().st_size + 1000
@@ -270,8 +315,25 @@ def test_steps_that_are_not_finite_are_skipped_and_then_end_the_run(whole, tmp_p
     with pytest.raises(cli.UserError, match=r"3 times in a row, last at step 4.*step_0000007"):
         guard.passes(4, Somewhere(), float("nan"))
     # A run that diverges: the bad steps leave the weights alone, and the end names the checkpoint.
-    out = script(PRETRAIN, "--lr", "1e30", "--min-lr", "1e30", "--optimizer", "adamw", "--out", tmp_path / "run", "--max-bad-steps", "5", check=False)
-    assert out.returncode == 2 and "not finite 5 times in a row" in out.stderr and "last good checkpoint" in out.stderr
+    out = script(
+        PRETRAIN,
+        "--lr",
+        "1e30",
+        "--min-lr",
+        "1e30",
+        "--optimizer",
+        "adamw",
+        "--out",
+        tmp_path / "run",
+        "--max-bad-steps",
+        "5",
+        check=False,
+    )
+    assert (
+        out.returncode == 2
+        and "not finite 5 times in a row" in out.stderr
+        and "last good checkpoint" in out.stderr
+    )
 
 
 def test_memory_that_runs_out_is_one_line(capsys):
@@ -294,9 +356,26 @@ def test_memory_that_runs_out_is_one_line(capsys):
 
 
 def test_no_dependence_on_hash_seed_locale_or_time_zone(whole, tmp_path):
-    script(PRETRAIN, "--out", tmp_path / "base", PYTHONHASHSEED="7", LC_ALL="C", TZ="Pacific/Chatham", PYTHONUTF8="1")
+    script(
+        PRETRAIN,
+        "--out",
+        tmp_path / "base",
+        PYTHONHASHSEED="7",
+        LC_ALL="C",
+        TZ="Pacific/Chatham",
+        PYTHONUTF8="1",
+    )
     same(record(whole / "base"), record(tmp_path / "base"))
-    script(GRPO, "--init-from", whole / "base" / "latest", "--out", tmp_path / "rl", PYTHONHASHSEED="8", LC_ALL="C", TZ="Asia/Kolkata")
+    script(
+        GRPO,
+        "--init-from",
+        whole / "base" / "latest",
+        "--out",
+        tmp_path / "rl",
+        PYTHONHASHSEED="8",
+        LC_ALL="C",
+        TZ="Asia/Kolkata",
+    )
     same(record(whole / "rl"), record(tmp_path / "rl"))
 
 

@@ -8,12 +8,12 @@ import sys
 from fractions import Fraction
 from pathlib import Path
 
-import cli
+from lab.options import UserError
+
 import pytest
 
 import datagen
 import verify as judge
-from lab.options import UserError
 from verify import explain, parse_solution, pass_at_k, reward, strip_prompt, verify
 
 ROOT = Path(__file__).parent.parent
