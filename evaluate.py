@@ -154,6 +154,9 @@ def gain(before, after, n):
     mean, error = difference.mean(), difference.std(ddof=1) / len(difference) ** 0.5
     if not difference.any():
         return f"correct@1 +0.000: no problem differs (95%: by at most {wilson(0.0, len(difference))[1]:.3f})"
+    if error == 0:  # nor does a standard error of 0 say that it is known exactly
+        others = wilson(0.0, len(difference))[1]
+        return f"correct@1 {mean:+.3f} in every problem (95%: another difference in at most {others:.3f} of them)"
     return f"correct@1 {mean:+.3f}, standard error {error:.3f} ({mean / max(error, 1e-9):+.1f} SE)"
 
 
@@ -226,13 +229,14 @@ class Evaluation:
                 self.groups[by].setdefault(value, []).append(i)
         self.results, self.counts, self.texts = {}, {}, {}
 
-    def run(self, device):
+    def load(self, device):
+        """The checkpoints → {name: Checkpoint}."""
+        o, folders = self.o, self.folders.items()
+        return {name: load_checkpoint(folder, device, o.dtype, o.attention) for name, folder in folders}
+
+    def run(self, checkpoints):
         """Judge what has not been judged before, a line of judged.jsonl at a time."""
         o, path = self.o, Path(self.o.out) / "judged.jsonl"
-        checkpoints = {
-            name: load_checkpoint(folder, device, o.dtype, o.attention)
-            for name, folder in self.folders.items()
-        }
         done = judged_before(path)
         with path.open("a", encoding="utf-8") as file:
             for name, checkpoint in checkpoints.items():
@@ -321,9 +325,9 @@ class Evaluation:
 def main(argv=None):
     o = parse_run_options(Options, argv, PRESETS, __doc__, positional="checkpoints")
     evaluation = Evaluation(o)
-    device = setup(o)
+    checkpoints = evaluation.load(setup(o))  # before the folder is made: one may be missing
     with own_folder(o):
-        evaluation.run(device)
+        evaluation.run(checkpoints)
         evaluation.print()
         png = draw_results(evaluation.results, evaluation.bands, evaluation.ks, Path(o.out) / "figure.png")
         if o.report:

@@ -178,9 +178,10 @@ def _add_flag(parser, field, default, positional):
 def read_config(path, fields):
     """Options of a JSON file, checked against the fields of the options → dict. Raises UserError."""
     config = read_json(path)
+    if isinstance(config, dict):
+        config = config.get("options", config)  # the config.json of a run folder will do
     if not isinstance(config, dict):
         raise UserError(f"{path}: expected a JSON object of options, found {type(config).__name__}")
-    config = config.get("options", config)  # the config.json of a run folder will do
     for name, value in config.items():
         if name not in fields:
             raise UserError(f"{path}: unknown option {name!r}")

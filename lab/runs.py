@@ -24,7 +24,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from lab.device import DeviceOptions
-from lab.options import UserError, flag, opt, parse_options, read_json, write_atomic
+from lab.options import UserError, flag, opt, parse_options, read_config, read_json, write_atomic
 
 from filelock import FileLock, Timeout
 from tqdm import tqdm
@@ -57,25 +57,21 @@ def parse_run_options(cls, argv, presets, description, positional=None):
     if o.resume and o.resume_or_start:
         raise UserError("--resume goes on with a run, --resume-or-start may begin one: give one of them")
     if o.resume:
-        saved = saved_options(path)
-        own = {**saved, "out": o.out, "resume": True, "resume_or_start": False}
-        o = parse(saved=own)
+        saved = saved_options(path, cls)
+        o = parse(saved={**saved, "out": o.out, "resume": True, "resume_or_start": False})
         keep_options(o, saved)
     elif o.resume_or_start and (path / "config.json").exists():
-        keep_options(o, saved_options(path))
+        keep_options(o, saved_options(path, cls))
     elif o.writes:
         refuse_used_folder(path)
     return o
 
 
-def saved_options(path):
-    """The options of the run in a folder. Raises UserError if there is none."""
+def saved_options(path, cls):
+    """The options of the run in a folder. Raises UserError if there is none, or one of another script."""
     if not (path / "config.json").exists():
         raise UserError(f"there is no run in {path} to resume: check --out (--resume-or-start begins one)")
-    config = read_json(path / "config.json")
-    if not isinstance(config, dict) or not isinstance(config.get("options"), dict):
-        raise UserError(f"{path / 'config.json'} holds no options of a run: choose another --out")
-    return config["options"]
+    return read_config(path / "config.json", {field.name: field for field in dataclasses.fields(cls)})
 
 
 def keep_options(o, saved):
@@ -90,10 +86,10 @@ def keep_options(o, saved):
 
 
 def refuse_used_folder(path):
-    """Raise UserError if the path is a file, or a folder with anything in it."""
+    """Raise UserError if the path is a file, or a folder with more in it than a run killed in its first moment leaves."""
     if path.exists() and not path.is_dir():
         raise UserError(f"--out {path} is a file: choose a folder")
-    if path.exists() and any(entry.name != ".lock" for entry in path.iterdir()):
+    if path.exists() and any(entry.name not in (".lock", "config.json.tmp") for entry in path.iterdir()):
         raise UserError(
             f"{path} is not empty: add --resume to go on with the run in it, or choose another --out"
         )
@@ -184,6 +180,8 @@ def damage(path):
     """
     try:
         manifest = json.loads((path / "manifest.json").read_text())
+        if not manifest:
+            return "manifest.json lists nothing"
         for name, digest in manifest.items():
             if content_hash((path / name).read_bytes()) != digest:
                 return f"{name} is not what manifest.json says"
@@ -195,8 +193,9 @@ def damage(path):
 
 
 def manifest_hash(path, name):
-    """The hash of one file of an intact folder."""
-    return read_json(Path(path) / "manifest.json")[name]
+    """The hash of one file of a folder, or None if it has none."""
+    manifest = read_json(Path(path) / "manifest.json")
+    return manifest.get(name) if isinstance(manifest, dict) else None
 
 
 def step_folders(run):
@@ -241,10 +240,11 @@ class Run:
         self.stopping, self.sinks, self.owned = False, [], ExitStack()
         self.started = time.perf_counter()
         self.checkpoint = newest_folder(self.path) if self.path.is_dir() else None
-        if self.checkpoint is None and step_folders(self.path):
+        self.found = step_folders(self.path)
+        newest = self.checkpoint and (self.checkpoint.name, manifest_hash(self.checkpoint, "weights.pt"))
+        processes.agree((newest, len(self.found), start), "checkpoint")  # before any of them may stop here
+        if self.checkpoint is None and self.found:
             raise UserError(f"no checkpoint in {self.path} is intact: move the folder away and start again")
-        found = self.checkpoint and (self.checkpoint.name, manifest_hash(self.checkpoint, "weights.pt"))
-        processes.agree(found, "checkpoint")
         self.rated = self.checkpoint is not None and (self.checkpoint / "score.json").exists()
 
     def __enter__(self):
@@ -256,6 +256,8 @@ class Run:
         return self
 
     def _begin(self):
+        if step_folders(self.path) != self.found:
+            raise UserError(f"another process has written to {self.path} meanwhile: start again")
         for unfinished in self.path.glob("*.tmp"):
             shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink()
         lengths = dict.fromkeys(self.LOGS, 0)
@@ -299,8 +301,13 @@ class Run:
     def append(self, name, text):
         """Add to one of the logs; it is open no longer than that."""
         if self.processes.first:
-            with (self.path / name).open("a", encoding="utf-8") as file:
-                file.write(text)
+            try:
+                with (self.path / name).open("a", encoding="utf-8") as file:
+                    file.write(text)
+            except OSError as error:
+                raise UserError(
+                    f"cannot write {self.path / name} ({error.strerror}): make room, then go on with --resume"
+                ) from None
 
     def save(self, step, files):
         """Write checkpoint step_N, {name: bytes}, and point `latest` at it. Old ones go, but for the best and
@@ -336,7 +343,10 @@ class Run:
 
     def _prune(self):
         folders = step_folders(self.path)
-        kept = {*folders[-self.o.keep :], (self.path / "best").resolve()}
+        kept = {*folders[-self.o.keep :]}
+        kept |= {
+            (self.path / name).resolve() for name in ("best", "latest")
+        }  # a damaged one may come after it
         kept |= {path for path in folders if path.name == "step_0000000" and self.keep_first}
         for path in folders:
             if path not in kept and path.resolve() not in kept:
