@@ -7,18 +7,17 @@ objective. Shapes: P prompts, G group, N = P*G samples, B rows, T positions, V v
 """
 
 import copy
-import random
 import time
 from dataclasses import dataclass
 
 from lab.device import run_torch_script
-from lab.options import UserError, opt, stream_key
+from lab.options import UserError, opt
 
 import torch
 
 from data import IGNORE
 from datagen import TINY_WORLD
-from rollout import pack_rollouts, roll_out
+from rollout import Problems, pack_rollouts, roll_out, token_logps
 from training import Training, TrainingOptions, run_training
 from verify import REWARDS
 
@@ -131,63 +130,6 @@ def grpo_loss(
 # The loop
 
 
-class Problems:
-    """The problems of each step: a pure function of (seed, step), or drawn from the pool of edge problems
-    that `refresh` found.
-    """
-
-    def __init__(self, o, mixture, records, pool=None, candidates=0):
-        """pool: numbers of the pool's problems; candidates: how many were looked at for it so far."""
-        self.o, self.mixture, self.records, self.pool, self.candidates = o, mixture, records, pool, candidates
-
-    def of_step(self, step, mine):
-        """Those of the step's `prompts` problems whose numbers are in `mine`."""
-        if self.pool is None:
-            return [self._problem("step", step * self.o.prompts + i) for i in mine]
-        rand = random.Random(stream_key(self.o.seed, "pool", step))
-        chosen = [self.pool[rand.randrange(len(self.pool))] for _ in range(self.o.prompts)]
-        return [self._problem("candidate", chosen[i]) for i in mine]
-
-    def _problem(self, purpose, number):
-        if self.records:
-            return self.records[number % len(self.records)]
-        return self.mixture.problem(stream_key(self.o.seed, purpose), number, "rl")
-
-    def refresh(self, pass_rates):
-        """Find `select_pool` problems with 0 < pass rate <= bound: failed at one try, solved at some. Returns
-        the yield.
-
-        pass_rates: problems → list of rates. Raises UserError if 40 pools of candidates do not yield one edge
-        problem each.
-        """
-        o, pool, tried = self.o, [], 0
-        while len(pool) < o.select_pool:
-            numbers = range(self.candidates, self.candidates + o.select_pool)
-            self.candidates += len(numbers)
-            tried += len(numbers)
-            rates = pass_rates([self._problem("candidate", number) for number in numbers])
-            pool += [number for number, rate in zip(numbers, rates) if 0 < rate <= o.select_bound]
-            if tried >= 40 * o.select_pool and len(pool) < tried // 40:
-                raise UserError(
-                    f"--select edge found {len(pool)} problems with 0 < pass rate <= {o.select_bound} among "
-                    f"{tried}; choose easier problems (--mixture) or more samples (--select-samples)"
-                )
-        self.pool = pool[: o.select_pool]
-        return len(pool) / tried
-
-
-def token_logps(model, micro, temperature):
-    """log p of each target under the model at this temperature → (B, T), 0 where there is no target; and the
-    entropy's sum there.
-    """
-    mask = micro.targets != IGNORE
-    logits = model.logits(micro.tokens, micro.doc_start, mask).float()  # (N, V)
-    logp = torch.log_softmax(logits / temperature, -1)
-    chosen = logp.gather(-1, micro.targets[mask][:, None])[:, 0]
-    entropy = -(logp.detach().exp() * logp.detach()).sum()
-    return torch.zeros_like(micro.targets, dtype=chosen.dtype).masked_scatter(mask, chosen), entropy
-
-
 class GRPO(Training):
     def __init__(self, o, device, processes, folder=None):
         super().__init__(o, device, processes, folder)
@@ -204,6 +146,8 @@ class GRPO(Training):
         adamw = dict(lr=o.lr, betas=(0.9, o.beta2), weight_decay=o.weight_decay, fused=True)
         self.optimizers = [torch.optim.AdamW(self.model.parameters(), **adamw)]
         self.begin()
+        limits = dict(max_new_tokens=o.max_new_tokens, batch_size=o.sample_rows)
+        self.sampling = dict(reward=o.reward, alpha=o.alpha, temperature=o.temperature, **limits)
         saved = self.saved or {"updates": 0, "pool": None, "candidates": 0}
         self.updates = saved["updates"]
         self.problems = Problems(o, self.mixture, self.records, saved["pool"], saved["candidates"])
@@ -216,7 +160,8 @@ class GRPO(Training):
         if o.select == "edge" and self.step % o.select_every == 0:
             extra["select/yield"] = self.problems.refresh(self.pass_rates)
         problems = self.problems.of_step(self.step, self.mine)
-        rollouts = self.sample(problems, o.group, self.mine, stream_key(o.seed, "rollout", self.step))
+        stream = (o.seed, "rollout", self.step)
+        rollouts = roll_out(self.model, self.tokenizer, problems, o.group, stream, self.mine, **self.sampling)
         sampled = time.perf_counter()
         rewards = torch.tensor([rollout.reward for rollout in rollouts]).view(-1, o.group)  # (P, G)
         advantages = group_advantages(rewards, o.advantage)  # (P, G)
@@ -236,15 +181,6 @@ class GRPO(Training):
         }
         shown = {"reward": "rollout/reward", "kl": "train/kl", "length": "rollout/length"}
         return values, {name: f"{values[key]:.4g}" for name, key in shown.items()}
-
-    def sample(self, problems, group_size, numbers, seed):
-        """Sample, judge and reward with this run's options → Rollouts. numbers: the problems', which the
-        randomness depends on.
-        """
-        o = self.o
-        limits = dict(max_new_tokens=o.max_new_tokens, batch_size=o.sample_rows)
-        how = dict(reward=o.reward, alpha=o.alpha, temperature=o.temperature, seed=seed, indices=numbers)
-        return roll_out(self.model, self.tokenizer, problems, group_size, **how, **limits)
 
     def learn(self, rollouts):
         """One optimizer step: the gradient of grpo_loss over all micro-batches and processes. Returns stats.
@@ -298,9 +234,10 @@ class GRPO(Training):
     def pass_rates(self, problems):
         """The share of `select_samples` tries at each problem that are correct."""
         n, mine = self.o.select_samples, range(self.processes.rank, len(problems), self.processes.size)
-        seed = stream_key(self.o.seed, "select", self.step, self.problems.candidates)
-        rates = [0.0] * len(problems)
-        for i, rollout in enumerate(self.sample([problems[i] for i in mine], n, mine, seed)):
+        stream = (self.o.seed, "select", self.step, self.problems.candidates)
+        rates, some = [0.0] * len(problems), [problems[i] for i in mine]
+        rollouts = roll_out(self.model, self.tokenizer, some, n, stream, mine, **self.sampling)
+        for i, rollout in enumerate(rollouts):
             rates[mine[i // n]] += rollout.verdict.correct / n
         return self.processes.sum(rates)
 

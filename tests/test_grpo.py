@@ -4,7 +4,7 @@ from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 from lab.device import Processes
-from lab.options import UserError
+from lab.options import UserError, stream_key
 from lab.runs import Guard
 
 import pytest
@@ -17,8 +17,8 @@ import train_grpo
 from data import IGNORE
 from datagen import Mixture
 from model import ModelConfig, Qwen2
-from rollout import Rollout, pack_rollouts
-from train_grpo import GRPO, Options, Problems, group_advantages, grpo_loss, token_logps
+from rollout import Problems, Rollout, pack_rollouts, token_logps
+from train_grpo import GRPO, Options, group_advantages, grpo_loss
 
 
 def test_advantages_by_hand():
@@ -324,24 +324,23 @@ def test_problems_are_a_function_of_the_step_and_of_the_rl_split():
     assert {p.problem for p in a}.isdisjoint(p.problem for p in problems.of_step(8, range(5)))
 
 
-def test_no_two_purposes_share_their_noise():
-    """Samples of a step, of another step, of another seed, of a pass rate, of another round: streams of their
-    own.
-    """
-    seeds = []
+def test_no_two_purposes_share_their_noise(monkeypatch):
+    """Samples of a step, of another step, of another seed, of a pass rate, of another round: streams of their own."""
+    streams = []
 
-    def sampled(it, problems, group_size, numbers, seed):
-        seeds.append(seed)
+    def sampled(model, tokenizer, problems, group_size, stream, numbers, **sampling):
+        streams.append(stream_key(*stream))
         return [SimpleNamespace(verdict=SimpleNamespace(correct=False))] * (len(problems) * group_size)
 
+    monkeypatch.setattr(train_grpo, "roll_out", sampled)
     for seed in (0, 1):
         for step in (4, 5):
             it = learner(make())
-            it.o, it.step = Options(seed=seed, prompts=4, select_samples=2), step
-            it.sample, it.problems = sampled.__get__(it), Problems(it.o, Mixture.parse("op 2"), ())
+            it.o, it.step, it.sampling = Options(seed=seed, prompts=4, select_samples=2), step, {}
+            it.problems = Problems(it.o, Mixture.parse("op 2"), ())
             for it.problems.candidates in (0, 256):
                 it.pass_rates([None] * 4)
-            it.mine, it.totals = range(4), None
-            with pytest.raises(AttributeError):  # the stand-ins have no reward: the seed is known by then
+            it.mine = range(4)
+            with pytest.raises(AttributeError):  # the stand-ins have no reward: the stream is known by then
                 it.take_step()
-    assert len(set(seeds)) == len(seeds) == 12
+    assert len(set(streams)) == len(streams) == 12
