@@ -26,7 +26,8 @@ import export_hf
 import rollout
 from checkpoint import load_checkpoint
 from data import IGNORE, prompt_text
-from train_grpo import GRPO, PRESETS, token_logps
+from rollout import roll_out, token_logps
+from train_grpo import GRPO, PRESETS
 from train_grpo import Options as GRPOOptions
 from verify import reward, verify
 
@@ -82,7 +83,8 @@ class Clocks:
 @torch.no_grad()
 def log_probability_gaps(run, p):
     """|log p of the sampler − of the trainer| of each token, before any update; and how many samples."""
-    rollouts = run.sample(run.problems.of_step(0, run.mine), p.group, run.mine, 0)
+    problems = run.problems.of_step(0, run.mine)
+    rollouts = roll_out(run.model, run.tokenizer, problems, p.group, ("gaps",), run.mine, **run.sampling)
     batch, gaps = rollout.pack_rollouts(rollouts, p.row_tokens, run.tokenizer.pad_id), []
     for micro in batch.micro_batches(p.micro_batch_size, run.device):
         logp, _ = token_logps(run.model, micro, p.temperature)
