@@ -1,4 +1,5 @@
-"""A checkpoint: a folder of tensors (loaded without pickle's code), tokenizer and readable JSON, with a hash of every file.
+"""A checkpoint: a folder of tensors (loaded without pickle's code), tokenizer and readable JSON, with a hash
+of every file.
 
     weights.pt, optimizer.pt     state_dicts
     tokenizer.json
@@ -42,7 +43,9 @@ class Checkpoint:
 
 
 def checkpoint_files(model, tokenizer, options, state, optimizers=()):
-    """What a checkpoint folder holds, {name: bytes}. options: a dataclass or a dict; state: a dict of readable facts."""
+    """What a checkpoint folder holds, {name: bytes}. options: a dataclass or a dict; state: a dict of
+    readable facts.
+    """
     options = options if isinstance(options, dict) else dataclasses.asdict(options)
     config = {"model": dataclasses.asdict(model.config), "options": options}
     state = {**state, "tokenizer_hash": tokenizer.hash, "code": code_hash(), "torch": torch.__version__}
@@ -72,10 +75,11 @@ def weights_hash(path):
 
 
 def load_checkpoint(path, device, dtype="float32", attention="auto"):
-    """Read a checkpoint folder → Checkpoint with the model on `device`. dtype, attention: as of DeviceOptions.
+    """Read a checkpoint folder → Checkpoint with the model on `device`. dtype, attention: as of
+    DeviceOptions.
 
-    Raises UserError, one line, for a missing or damaged file, weights of another shape, or another tokenizer's weights; it
-    names another checkpoint of the run that can be used instead.
+    Raises UserError, one line, for a missing or damaged file, weights of another shape, or another
+    tokenizer's weights; it names another checkpoint of the run that can be used instead.
     """
     path = Path(path)
     if not path.is_dir():
@@ -109,33 +113,39 @@ def _load(path, device, dtype, attention):
 
 
 def new_model(config, device, dtype="float32", attention="auto", weights=None):
-    """A Qwen2 on `device`, with fresh weights or these → model. Raises UserError if the weights are of another shape or not finite.
+    """A Qwen2 on `device`, with fresh weights or these → model. Raises UserError if the weights are of
+    another shape or not finite.
 
     Shapes are compared on torch's meta device, before any memory is taken.
     """
     if weights is not None:
-        check_weights(config, weights)
+        check_shapes(config, {name: tensor.shape for name, tensor in weights.items()})
+        check_finite(weights)
     model = Qwen2(config)
     if weights is not None:
         model.load_state_dict(weights)
     model.compute_dtype = compute_dtype(dtype, device)
-    model.backend, model.backend_note = choose(attention, device, config.head_dim)
+    model.backend, model.backend_note = choose(attention, device, config.head_dim, model.compute_dtype)
     return model.to(device)
 
 
-def check_weights(config, weights):
-    """Raise UserError unless these weights, {name: tensor}, are finite and of the shapes of this configuration."""
-    layers = {name.split(".")[2] for name in weights if name.startswith("model.layers.")}
-    if len(layers) != config.num_hidden_layers:
+def check_shapes(config, shapes):
+    """Raise UserError unless {name: shape} are those of this configuration, found out without taking memory."""
+    layers = len({name.split(".")[2] for name in shapes if name.startswith("model.layers.")})
+    if layers != config.num_hidden_layers:
         raise UserError(
-            f"the weights are of {len(layers)} layers, the configuration of {config.num_hidden_layers}"
+            f"the weights are of {layers} layers, the configuration of {config.num_hidden_layers} layers"
         )
     with torch.device("meta"):
-        expected = {name: value.shape for name, value in Qwen2(config).state_dict().items()}
-    for name in sorted(expected.keys() | weights.keys()):
-        if name not in expected or name not in weights or expected[name] != weights[name].shape:
-            here = tuple(weights[name].shape) if name in weights else "missing"
-            wanted = tuple(expected[name]) if name in expected else "not there"
-            raise UserError(f"weight {name} is {here}, in the configuration {wanted}")
-        if not bool(torch.isfinite(weights[name]).all()):
-            raise UserError(f"weight {name} is not finite")
+        wanted = {name: list(value.shape) for name, value in Qwen2(config).state_dict().items()}
+    for name in sorted(wanted.keys() | shapes.keys()):
+        here = None if shapes.get(name) is None else list(shapes[name])
+        if here != wanted.get(name):
+            raise UserError(f"{name} has shape {here}, the configuration asks for {wanted.get(name)}")
+
+
+def check_finite(weights):
+    """Raise UserError if any number of {name: tensor} is not finite."""
+    for name, tensor in weights.items():
+        if not bool(tensor.isfinite().all()):
+            raise UserError(f"{name} holds numbers that are not finite")

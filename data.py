@@ -1,9 +1,11 @@
-"""Record → document → packed rows: one endless sequence of batches, a function of the seed alone, that can be taken up anywhere.
+"""Record → document → packed rows: one endless sequence of batches, a function of the seed alone, that can be
+taken up anywhere.
 
     mixture ─problems─► documents ─► rows of `row_tokens`, several documents each ─► batches
 
-Every row of a batch is filled from a lane of its own: row r of all batches holds documents r, r + B, r + 2B, … of the one
-sequence. So processes and workers share the work by rows, and no document is dropped because of its length.
+Every row of a batch is filled from a lane of its own: row r of all batches holds documents r, r + B, r + 2B,
+… of the one sequence. So processes and workers share the work by rows, and no document is dropped because of
+its length.
 
 Shapes: B rows, T positions.
 """
@@ -25,13 +27,15 @@ IGNORE = -100  # target of a position that is not trained on
 AHEAD = 32  # documents of a lane to choose the next one of a row from: the more, the less padding
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Documents
 
 
 @dataclass(slots=True)
 class Document:
-    """A text as token ids; which of them are targets; and numbers that belong to them, such as GRPO's old log-probabilities."""
+    """A text as token ids; which of them are targets; and numbers that belong to them, such as GRPO's old
+    log-probabilities.
+    """
 
     ids: list
     trained: list  # of bools
@@ -52,7 +56,9 @@ def prompt_text(record):
 
 
 def completion_text(record):
-    """What the model writes after it: the solution, then the answer once, in its tags; or the record's `completion`."""
+    """What the model writes after it: the solution, then the answer once, in its tags; or the record's
+    `completion`.
+    """
     if get(record, "completion") is not None:
         return get(record, "completion") + "[EOS]"
     solution, _, answer = get(record, "solution").rpartition("Answer:")
@@ -60,7 +66,7 @@ def completion_text(record):
 
 
 def to_document(record, tokenizer, solution_only=False):
-    """Record → Document. solution_only: only the completion is trained on. The first token is never a target."""
+    """Record → Document. solution_only: only the completion is trained on. The first token is no target."""
     prompt, completion = tokenizer.encode(prompt_text(record)), tokenizer.encode(completion_text(record))
     return Document(prompt + completion, [not solution_only] * len(prompt) + [True] * len(completion))
 
@@ -84,7 +90,7 @@ def read_records(path):
     return records
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Packing
 
 
@@ -95,11 +101,13 @@ class Batch:
     tokens: object  # (B, T) int64
     targets: object  # (B, T) int64: the next token of the same document, or IGNORE
     doc_start: object  # (B, T) int32: position of the first token of each token's document
-    values: dict  # {name: (B, T) float32: at each target the number of the token that is predicted there, 0 elsewhere}
+    values: dict  # {name: (B, T) float32: at each target the number of the token predicted there, else 0}
     trained: int  # how many tokens are trained on
 
     def micro_batches(self, rows, device):
-        """Yield Batches of so many rows at a time, as tensors on the device; those without a target are left out."""
+        """Yield Batches of so many rows at a time, as tensors on the device; those without a target are left
+        out.
+        """
 
         def move(array):
             tensor = torch.from_numpy(np.ascontiguousarray(array))
@@ -166,7 +174,7 @@ def fill(rows, row_tokens, pad_id):
     return batch
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # The endless sequence
 
 
@@ -210,7 +218,9 @@ def order_of_records(n, seed, epoch):
 
 
 class Lane:
-    """Fills row r of one batch after another. cursor: [next, waiting, waiting, …], numbers of the lane's documents."""
+    """Fills row r of one batch after another. cursor: [next, waiting, waiting, …], numbers of the lane's
+    documents.
+    """
 
     def __init__(self, source, r, cursor=(0,)):
         self.source, self.r, self.next = source, r, cursor[0]
@@ -224,7 +234,9 @@ class Lane:
         return [self.next, *(i for i, _ in self.waiting)]
 
     def row(self):
-        """The documents of the next row: the one that has waited longest, and while it does not fit the longest that does."""
+        """The documents of the next row: the one that has waited longest, and while it does not fit the
+        longest that does.
+        """
         documents, room = [], self.source.row_tokens
         while True:
             while len(self.waiting) < AHEAD:
@@ -259,8 +271,8 @@ class Batches(IterableDataset):
 def batches(source, part=None, cursors=None, workers=0):
     """Yield (Batch, cursors after it) for the rows `part` (a range; None: all) of one batch after another.
 
-    cursors: where to go on, one a row of `part` (None: at the beginning). workers: 1 to prepare batches in a process of its own.
-    Raises UserError if a document is longer than a row, or the worker dies.
+    cursors: where to go on, one a row of `part` (None: at the beginning). workers: 1 to prepare batches in a
+    process of its own. Raises UserError if a document is longer than a row, or the worker dies.
     """
     part = range(source.rows) if part is None else part
     dataset = Batches(source, part, [(0,)] * len(part) if cursors is None else cursors)

@@ -1,9 +1,10 @@
 """Evaluate checkpoints on the same held-out problems: pass@k by operations, band, mode and template.
 
-    python evaluate.py base=out/base/latest grpo=out/grpo/latest --preset tiny --out out/eval --report out/eval/report.html
+    python evaluate.py base=out/base/latest grpo=out/grpo/latest --preset tiny --report out/eval/report.html
 
-Every problem gets `samples` tries; each is judged as correct (every step and the answer), by its answer alone, and as faithful.
-Writes judged.jsonl (each problem's counts, as it goes), results.json and figure.png to --out, prints the table.
+Every problem gets `samples` tries; each is judged as correct (every step and the answer), by its answer
+alone, and as faithful. Writes judged.jsonl (each problem's counts, as it goes), results.json and figure.png
+to --out, prints the table.
 """
 
 import json
@@ -27,8 +28,8 @@ from verify import explain, pass_at_k
 JUDGED = ("correct", "answer", "faithful")
 PRESETS = {
     "tiny": dict(
-        mixture=f"op 2-8; {TINY_WORLD}", bands="id=2-4,edge=5-6,hard=7-8", problems=100, samples=8, k="1,8", max_new_tokens=256,
-        sample_rows=256),
+        mixture=f"op 2-8; {TINY_WORLD}", bands="id=2-4,edge=5-6,hard=7-8", problems=100, samples=8, k="1,8",
+        max_new_tokens=256, sample_rows=256),
     "small": dict(mixture="op 2-20; template zoo, school, festival", samples=32, k="1,8,32"),
     "paper": dict(sample_rows=2048),
 }  # fmt: skip
@@ -88,7 +89,9 @@ def parse_ks(text, samples):
 
 
 def named_folders(text):
-    """ "base=out/base/latest,out/grpo/latest" → {"base": …, "grpo": …}. Raises UserError where two have one name."""
+    """ "base=out/base/latest,out/grpo/latest" → {"base": …, "grpo": …}. Raises UserError where two have one
+    name.
+    """
     named = {}
     for item in text.split(","):
         name, equals, path = item.strip().rpartition("=")
@@ -101,7 +104,7 @@ def named_folders(text):
     return named
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Statistics
 
 
@@ -114,7 +117,8 @@ def wilson(share, n, z=1.96):
 def interval(values, seed=0, resamples=2000):
     """95% interval of the mean of values in [0, 1], one a problem → (low, high).
 
-    The percentile bootstrap over problems (Efron 1979); where all problems agree, which leaves nothing to resample, Wilson's.
+    The percentile bootstrap over problems (Efron 1979); where all problems agree, which leaves nothing to
+    resample, Wilson's.
     """
     values = np.asarray(values, np.float64)
     if np.all(values == values[0]):
@@ -125,7 +129,9 @@ def interval(values, seed=0, resamples=2000):
 
 
 def summarise(problems, counts, chosen, ks, n):
-    """Statistics of the problems with indices `chosen`: pass@k under each judgement with intervals, process, guess floor."""
+    """Statistics of the problems with indices `chosen`: pass@k under each judgement with intervals, process,
+    guess floor.
+    """
     commonest = Counter(problems[i].answer for i in chosen).most_common(1)[0][1]
     out = {
         "problems": len(chosen),
@@ -141,27 +147,34 @@ def summarise(problems, counts, chosen, ks, n):
 
 
 def gain(before, after, n):
-    """Paired difference of pass@1 over the same problems, in words. before, after: (problems,) counts of n tries."""
+    """Paired difference of pass@1 over the same problems, in words. before, after: (problems,) counts of n
+    tries.
+    """
     difference = (after - before) / n
     mean, error = difference.mean(), difference.std(ddof=1) / len(difference) ** 0.5
     if not difference.any():
         return f"correct@1 +0.000: no problem differs (95%: by at most {wilson(0.0, len(difference))[1]:.3f})"
+    if error == 0:  # nor does a standard error of 0 say that it is known exactly
+        others = wilson(0.0, len(difference))[1]
+        return f"correct@1 {mean:+.3f} in every problem (95%: another difference in at most {others:.3f} of them)"
     return f"correct@1 {mean:+.3f}, standard error {error:.3f} ({mean / max(error, 1e-9):+.1f} SE)"
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Evaluation
 
 
 def judge(checkpoint, problems, first, o):
     """Sample and judge problems of one number of operations → a dict for one line of judged.jsonl.
 
-    first: index of the first of them, which their samples' randomness depends on. Counts are of tries that pass, one a problem.
+    first: index of the first of them, which their samples' randomness depends on. Counts are of tries that
+    pass, one a problem.
     """
-    rollouts = roll_out(
-        checkpoint.model, checkpoint.tokenizer, problems, o.samples, max_new_tokens=o.max_new_tokens, temperature=o.temperature,
-        top_p=o.top_p, seed=o.seed, batch_size=o.sample_rows, indices=range(first, first + len(problems)),
-        progress=f"op {problems[0].op}")  # fmt: skip
+    limits = dict(max_new_tokens=o.max_new_tokens, batch_size=o.sample_rows, progress=f"op {problems[0].op}")
+    how = dict(
+        temperature=o.temperature, top_p=o.top_p, seed=o.seed, indices=range(first, first + len(problems))
+    )
+    rollouts = roll_out(checkpoint.model, checkpoint.tokenizer, problems, o.samples, **how, **limits)
     verdicts, errors = [rollout.verdict for rollout in rollouts], Counter()
     for verdict in verdicts:  # not sets: their order would depend on the hash seed
         errors.update(list(dict.fromkeys(verdict.errors)))
@@ -186,7 +199,9 @@ def judge(checkpoint, problems, first, o):
 
 
 def judged_before(path):
-    """{(name, weights, op): line} of an evaluation that was interrupted; a line that was being written is done again."""
+    """{(name, weights, op): line} of an evaluation that was interrupted; a line that was being written is
+    done again.
+    """
     if not path.exists():
         return {}
     content = path.read_bytes()
@@ -214,13 +229,14 @@ class Evaluation:
                 self.groups[by].setdefault(value, []).append(i)
         self.results, self.counts, self.texts = {}, {}, {}
 
-    def run(self, device):
+    def load(self, device):
+        """The checkpoints → {name: Checkpoint}."""
+        o, folders = self.o, self.folders.items()
+        return {name: load_checkpoint(folder, device, o.dtype, o.attention) for name, folder in folders}
+
+    def run(self, checkpoints):
         """Judge what has not been judged before, a line of judged.jsonl at a time."""
         o, path = self.o, Path(self.o.out) / "judged.jsonl"
-        checkpoints = {
-            name: load_checkpoint(folder, device, o.dtype, o.attention)
-            for name, folder in self.folders.items()
-        }
         done = judged_before(path)
         with path.open("a", encoding="utf-8") as file:
             for name, checkpoint in checkpoints.items():
@@ -260,8 +276,8 @@ class Evaluation:
     @property
     def caption(self):
         o = self.o
-        return (f"{len(self.problems)} problems, {o.samples} samples each, temperature {o.temperature}, seed {o.seed}; "
-                "95% intervals over problems")  # fmt: skip
+        tries = f"{len(self.problems)} problems, {o.samples} samples each, temperature {o.temperature}"
+        return f"{tries}, seed {o.seed}; 95% intervals over problems"
 
     def table(self):
         """→ (header, rows of strings): a row a band and checkpoint."""
@@ -277,13 +293,14 @@ class Evaluation:
         return ["band", "checkpoint", *columns, "guess floor", "NLL"], rows
 
     def print(self):
-        """Some tries of the last checkpoint, the table, and each checkpoint's paired difference from the one before."""
+        """Some tries of the last checkpoint, the table, and each checkpoint's paired difference from the one
+        before.
+        """
         name, band = list(self.results)[-1], list(self.bands)[min(1, len(self.bands) - 1)]
         for i in self.groups["band"][band][: self.o.show]:
             problem, text = self.problems[i], self.texts[name][i]
-            print(
-                f"\n{name}, a try at op {problem.op}:\n{problem.problem}\n{problem.question}\n{printable(text.strip())}"
-            )
+            print(f"\n{name}, a try at op {problem.op}:\n{problem.problem}\n{problem.question}")
+            print(printable(text.strip()))
             print(explain(text, problem, colour()))
         header, rows = self.table()
         widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
@@ -308,9 +325,9 @@ class Evaluation:
 def main(argv=None):
     o = parse_run_options(Options, argv, PRESETS, __doc__, positional="checkpoints")
     evaluation = Evaluation(o)
-    device = setup(o)
+    checkpoints = evaluation.load(setup(o))  # before the folder is made: one may be missing
     with own_folder(o):
-        evaluation.run(device)
+        evaluation.run(checkpoints)
         evaluation.print()
         png = draw_results(evaluation.results, evaluation.bands, evaluation.ks, Path(o.out) / "figure.png")
         if o.report:

@@ -18,7 +18,7 @@ from lab.options import CheckedOptions, UserError, opt, parse_options, read_json
 
 import torch
 
-from checkpoint import load_checkpoint, save_checkpoint
+from checkpoint import check_finite, check_shapes, load_checkpoint, save_checkpoint
 from model import ModelConfig, Qwen2
 from tokenizer import PATTERN, SPECIALS, Tokenizer
 
@@ -102,9 +102,6 @@ def tokenizer_json(tokenizer):
 def model_card(options, state, results):
     """A README.md: what it is, how it was trained, what was measured (evaluate.py's results or None)."""
     measured = []
-    if state.get("nll"):
-        nll = ", ".join(f"{op}: {value:.4f}" for op, value in state["nll"].items())
-        measured.append(f"Held-out NLL in nats per token, by operations: {nll}")
     if results is not None:
         rows = ["| checkpoint | band | correct@1 | 95% interval | answer@1 |", "|---|---|---|---|---|"]
         for name, result in results["results"].items():
@@ -135,18 +132,17 @@ def export(checkpoint, out, results=None):
     from safetensors.torch import save
 
     tokenizer, config = checkpoint.tokenizer, checkpoint.model.config
-    state = {name: value for name, value in checkpoint.state.items() if name not in ("lengths", "imported")}
     weights = {k: v.detach().float().cpu().contiguous() for k, v in checkpoint.model.state_dict().items()}
     if config.tie_word_embeddings:
         del weights["lm_head.weight"]
     try:
-        card = model_card(checkpoint.options, state, results)
+        card = model_card(checkpoint.options, checkpoint.state, results)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(
             f"the results are not those of evaluate.py ({type(error).__name__}: {error})"
         ) from None
     texts = {
-        "config.json": config_json(config, tokenizer, checkpoint.options, state),
+        "config.json": config_json(config, tokenizer, checkpoint.options, checkpoint.state),
         "tokenizer.json": tokenizer_json(tokenizer),
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.max_position_embeddings,
@@ -215,21 +211,12 @@ def read_weights(folder, config):
 
     files = [safe_open(path, "pt") for path in sorted(folder.glob("*.safetensors"))]
     where = {name: file for file in files for name in file.keys()}  # noqa: SIM118
-    layers = len({name.split(".")[2] for name in where if name.startswith("model.layers.")})
-    if layers != config.num_hidden_layers:
-        raise UserError(f"config.json says {config.num_hidden_layers} layers, the weights have {layers}")
-    with torch.device("meta"):
-        wanted = {name: list(tensor.shape) for name, tensor in Qwen2(config).state_dict().items()}
     shapes = {name: file.get_slice(name).get_shape() for name, file in where.items()}
-    if config.tie_word_embeddings:
-        wanted["lm_head.weight"] = shapes.get("lm_head.weight")  # which may or may not be among the tensors
-    for name in sorted(wanted.keys() | shapes.keys()):
-        if wanted.get(name) != shapes.get(name):
-            raise UserError(f"{name} has shape {shapes.get(name)}, config.json asks for {wanted.get(name)}")
+    if config.tie_word_embeddings:  # whose head may or may not be among the tensors
+        shapes["lm_head.weight"] = shapes.get("model.embed_tokens.weight")
+    check_shapes(config, shapes)
     weights = {name: file.get_tensor(name).float() for name, file in where.items()}
-    for name, tensor in weights.items():
-        if not tensor.isfinite().all():
-            raise UserError(f"{name} holds numbers that are not finite")
+    check_finite(weights)
     if config.tie_word_embeddings:
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
     return weights
@@ -251,30 +238,12 @@ def read_tokenizer(folder):
 # Command line
 
 
-def check_out(out, source, importing):
-    """Raise UserError if something would be lost: `out` must be new, empty, or written here before."""
+def check_out(out, source):
+    """Raise UserError if something could be lost: `out` must be new or empty, and no part of what is read."""
     if source.resolve() in (out.resolve(), *out.resolve().parents):
         raise UserError(f"--out {out} is inside of --ckpt {source}: choose another folder")
-    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or is_ours(out, importing))):
-        raise UserError(
-            f"--out {out} is not empty and was not written by this command: choose another folder"
-        )
-
-
-def is_ours(folder, importing):
-    """Whether a folder holds an export; or an import and nothing else, for it is replaced whole."""
-    try:
-        if importing:
-            names = {"manifest.json", *read_json(folder / "manifest.json")}
-            return read_json(folder / "state.json")["imported"] and names >= {
-                p.name for p in folder.iterdir()
-            }
-        content = read_json(folder / "config.json")
-        return (
-            KEY in content and "transformers_version" not in content
-        )  # which transformers adds when it saves
-    except (UserError, KeyError, TypeError):
-        return False
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out {out} is not empty: choose a new folder")
 
 
 def main(argv=None):
@@ -284,10 +253,10 @@ def main(argv=None):
     if importlib.util.find_spec("safetensors") is None:
         raise UserError("export needs the package safetensors: pip install safetensors")
     source, out = Path(o.ckpt), Path(o.out)
-    check_out(out, source, o.import_)
+    check_out(out, source)
     if o.import_:
         model, tokenizer, options, state = import_(source, o.tokenizer)
-        save_checkpoint(out, model, tokenizer, options, {**state, "imported": True})
+        save_checkpoint(out, model, tokenizer, options, state)
     else:
         results = read_json(o.results) if o.results else None
         export(load_checkpoint(source, torch.device("cpu")), out, results)

@@ -12,10 +12,11 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Evaluation
 <style>body{{font:15px/1.5 system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em}}
 table{{border-collapse:collapse}}th{{cursor:pointer}}img{{max-width:100%}}
 td,th{{padding:.2em .7em;border-bottom:1px solid #ccc;text-align:left;vertical-align:top}}
-pre{{white-space:pre-wrap;margin:0;font-size:13px}}.good{{color:#17702a}}.bad{{color:#b3261e}}.extra{{color:#777}}</style>
+pre{{white-space:pre-wrap;margin:0;font-size:13px}}
+.good{{color:#17702a}}.bad{{color:#b3261e}}.extra{{color:#777}}</style>
 <h1>Evaluation</h1><p>{caption}</p>{table}<p>{figure}</p><h2>Solutions, judged step by step</h2>
-<p>The first try at some problems of each number of operations. Show <select id="which"><option value="">all</option>
-{options}</select>; click a heading to sort.</p>
+<p>The first try at some problems of each number of operations. Show
+<select id="which"><option value="">all</option>{options}</select>; click a heading to sort.</p>
 <table id="solutions"><thead><tr><th>checkpoint<th>op<th>verdict<th>process<th>problem and solution</thead>
 <tbody>{rows}</tbody></table>
 <script>
@@ -35,16 +36,24 @@ document.querySelector("#which").onchange = e =>
 
 
 def write_report(path, caption, header, table, png, tries):
-    """One HTML page that needs nothing but itself. tries: (checkpoint, problem, text) of each solution to show."""
+    """One HTML page that needs nothing but itself. tries: (checkpoint, problem, text) of each solution to
+    show.
+    """
     rows, kinds = [], set()
     for name, problem, text in tries:
         verdict = verify(text, problem)
         kinds.add(verdict.kind)
         lines = explain(text, problem).splitlines()
         judged = "".join(f'<div class="{_class(line)}">{escape(line)}</div>' for line in lines)
-        rows.append(
-            f"<tr><td>{escape(name)}<td>{problem.op}<td>{verdict.kind}<td>{verdict.process:.2f}<td>"
-            f"<pre>{escape(problem.problem)}\n<b>{escape(problem.question)}</b>\n\n{escape(text.strip())}</pre>{judged}")  # fmt: skip
+        told = f"{escape(problem.problem)}\n<b>{escape(problem.question)}</b>\n\n{escape(text.strip())}"
+        cells = (
+            escape(name),
+            problem.op,
+            verdict.kind,
+            f"{verdict.process:.2f}",
+            f"<pre>{told}</pre>{judged}",
+        )
+        rows.append("<tr>" + "".join(f"<td>{cell}" for cell in cells))
     head = "".join(f"<th>{escape(cell)}" for cell in header)
     cells = "".join("<tr>" + "".join(f"<td>{escape(cell)}" for cell in row) for row in table)
     image = ""
@@ -52,8 +61,8 @@ def write_report(path, caption, header, table, png, tries):
         content = b64encode(png).decode()
         image = f'<img alt="pass@1 by operations, pass@k by k" src="data:image/png;base64,{content}">'
     options = "".join(f"<option>{kind}</option>" for kind in sorted(kinds))
-    write_atomic(path, PAGE.format(
-        caption=escape(caption), table=f"<table><tr>{head}{cells}</table>", figure=image, options=options, rows="".join(rows)))  # fmt: skip
+    parts = dict(table=f"<table><tr>{head}{cells}</table>", figure=image, options=options, rows="".join(rows))
+    write_atomic(path, PAGE.format(caption=escape(caption), **parts))
     print(f"report: {path}")
 
 
@@ -87,7 +96,9 @@ def correct_by_op(result):
 
 
 def draw_results(results, bands, ks, path):
-    """Left: pass@1 by operations, with intervals, the bands shaded. Right: pass@k by k for each band. Returns the PNG's bytes, or None."""
+    """Left: pass@1 by operations, with intervals, the bands shaded. Right: pass@k by k for each band. Returns
+    the PNG's bytes, or None.
+    """
     plt = pyplot()
     if plt is None:
         return None

@@ -1,23 +1,70 @@
-"""Sample solutions and judge them: what RL learns from, what an evaluation counts, and a talk with a checkpoint.
+"""Sample solutions and judge them: what RL learns from, what an evaluation counts, and a talk with a
+checkpoint.
 
 python rollout.py --ckpt out/demo/grpo/latest --op 5
 echo "The otters in Fernhollow number 3. … What is …?" | python rollout.py --ckpt out/demo/grpo/latest
 """
 
+import random
 import sys
 from dataclasses import dataclass
 
 from lab.device import DeviceOptions, run_torch_script, setup
-from lab.options import UserError, colour, opt, parse_options, printable
+from lab.options import UserError, colour, opt, parse_options, printable, stream_key
 
 import torch
 
 from checkpoint import load_checkpoint
-from data import Document, get, pack, prompt_text, to_document
+from data import IGNORE, Document, get, pack, prompt_text, to_document
 from datagen import Mixture
 from sampler import generate
-from verify import Verdict, explain, parse_solution, show, verify
+from verify import Verdict, explain, verify
 from verify import reward as verify_reward
+
+
+class Problems:
+    """The problems of each step: a pure function of (seed, step), or drawn from the pool of edge problems
+    that `refresh` found.
+    """
+
+    def __init__(self, o, mixture, records, pool=None, candidates=0):
+        """pool: numbers of the pool's problems; candidates: how many were looked at for it so far."""
+        self.o, self.mixture, self.records, self.pool, self.candidates = o, mixture, records, pool, candidates
+
+    def of_step(self, step, mine):
+        """Those of the step's `prompts` problems whose numbers are in `mine`."""
+        if self.pool is None:
+            return [self._problem("step", step * self.o.prompts + i) for i in mine]
+        rand = random.Random(stream_key(self.o.seed, "pool", step))
+        chosen = [self.pool[rand.randrange(len(self.pool))] for _ in range(self.o.prompts)]
+        return [self._problem("candidate", chosen[i]) for i in mine]
+
+    def _problem(self, purpose, number):
+        if self.records:
+            return self.records[number % len(self.records)]
+        return self.mixture.problem(stream_key(self.o.seed, purpose), number, "rl")
+
+    def refresh(self, pass_rates):
+        """Find `select_pool` problems with 0 < pass rate <= bound: failed at one try, solved at some. Returns
+        the yield.
+
+        pass_rates: problems → list of rates. Raises UserError if 40 pools of candidates do not yield one edge
+        problem each.
+        """
+        o, pool, tried = self.o, [], 0
+        while len(pool) < o.select_pool:
+            numbers = range(self.candidates, self.candidates + o.select_pool)
+            self.candidates += len(numbers)
+            tried += len(numbers)
+            rates = pass_rates([self._problem("candidate", number) for number in numbers])
+            pool += [number for number, rate in zip(numbers, rates) if 0 < rate <= o.select_bound]
+            if tried >= 40 * o.select_pool and len(pool) < tried // 40:
+                raise UserError(
+                    f"--select edge found {len(pool)} problems with 0 < pass rate <= {o.select_bound} among "
+                    f"{tried}; choose easier problems (--mixture) or more samples (--select-samples)"
+                )
+        self.pool = pool[: o.select_pool]
+        return len(pool) / tried
 
 
 @dataclass(slots=True)
@@ -35,13 +82,19 @@ class Rollout:
     advantage: float = 0.0
 
 
-def roll_out(model, tokenizer, problems, group_size, *, reward="strict", alpha=0.2, **sampling):
+def roll_out(
+    model, tokenizer, problems, group_size, stream, numbers=None, *, reward="strict", alpha=0.2, **sampling
+):
     """Sample group_size solutions of each problem, judge and reward them → Rollouts, problem-major.
 
-    reward, alpha: as of verify.reward; sampling: as of sampler.generate.
+    A sample depends on `stream`, which names what it is for, on its problem's number (numbers; None: its index) and
+    on its place in the group. reward, alpha: as of verify.reward; sampling: as of sampler.generate.
     """
     prompts = [tokenizer.encode(prompt_text(problem)) for problem in problems]
-    samples = generate(model, prompts, group_size=group_size, stop_id=tokenizer.eos_id, **sampling)
+    sampling.update(
+        group_size=group_size, stop_id=tokenizer.eos_id, seed=stream_key(*stream), indices=numbers
+    )
+    samples = generate(model, prompts, **sampling)
     rollouts = []
     for i, ids in enumerate(samples.ids):
         problem, text = problems[i // group_size], tokenizer.decode(ids)
@@ -58,7 +111,7 @@ def roll_out(model, tokenizer, problems, group_size, *, reward="strict", alpha=0
 
 
 def pack_rollouts(rollouts, row_tokens, pad_id):
-    """Rollouts → Batch whose targets are the completions, with their `old_logp` and `advantage` beside them."""
+    """Rollouts → Batch whose targets are the completions, with `old_logp` and `advantage` beside them."""
     documents = []
     for rollout in rollouts:
         before, n = len(rollout.prompt_ids), len(rollout.completion_ids)
@@ -70,6 +123,18 @@ def pack_rollouts(rollouts, row_tokens, pad_id):
         documents.append(Document(ids, trained, values))
     longest = max((len(document.ids) for document in documents), default=0)
     return pack(documents, max(row_tokens, longest), pad_id)
+
+
+def token_logps(model, micro, temperature):
+    """log p of each target under the model at this temperature → (B, T), 0 where there is no target; and the
+    entropy's sum there.
+    """
+    mask = micro.targets != IGNORE
+    logits = model.logits(micro.tokens, micro.doc_start, mask).float()  # (N, V)
+    logp = torch.log_softmax(logits / temperature, -1)
+    chosen = logp.gather(-1, micro.targets[mask][:, None])[:, 0]
+    entropy = -(logp.detach().exp() * logp.detach()).sum()
+    return torch.zeros_like(micro.targets, dtype=chosen.dtype).masked_scatter(mask, chosen), entropy
 
 
 @torch.no_grad()
@@ -115,7 +180,7 @@ def described(rollout):
     return f"{get(problem, 'problem')}\n{get(problem, 'question')}\n{text.strip()}\n{explain(text, problem)}"
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # A talk with a checkpoint
 
 
@@ -136,39 +201,31 @@ def main(argv=None):
     if o.ckpt is None:
         raise UserError("no checkpoint: python rollout.py --ckpt out/demo/grpo/latest --op 5")
     checkpoint = load_checkpoint(o.ckpt, setup(o), o.dtype, o.attention)
-    sampling = dict(
-        group_size=o.n, max_new_tokens=o.max_new_tokens, temperature=o.temperature, top_p=o.top_p, seed=o.seed
-    )
+    sampling = dict(max_new_tokens=o.max_new_tokens, temperature=o.temperature, top_p=o.top_p)
     if o.op:
-        problem = Mixture.parse(checkpoint.options["mixture"]).problem(o.seed, 0, "dev", op=o.op)
-        print(f"{problem.problem}\n{problem.question}")
-        for rollout in roll_out(checkpoint.model, checkpoint.tokenizer, [problem], **sampling):
-            print(f"\n{printable(rollout.text.strip())}   (log-probability {sum(rollout.old_logp):.2f})")
-            print(explain(rollout.text, problem, colour()))
-        return
-    if sys.stdin.isatty():
+        problems = [Mixture.parse(checkpoint.options["mixture"]).problem(o.seed, 0, "dev", op=o.op)]
+        print(f"{problems[0].problem}\n{problems[0].question}")
+    elif sys.stdin.isatty():
         print("a problem and its question, on one line:")
+    for problem in problems if o.op else typed_problems():
+        talk(checkpoint, problem, o, sampling)
+
+
+def typed_problems():
+    """The lines of stdin, as records whose gold graph nobody knows."""
     for line in filter(str.strip, sys.stdin):
-        answer_typed_problem(checkpoint, line, sampling)
+        yield {"problem": line, "question": ""}
 
 
-def answer_typed_problem(checkpoint, line, sampling):
-    """Solve a problem whose gold graph nobody knows: a step's ✓ says that its equations are true, not that it is what was asked."""
-    tokenizer = checkpoint.tokenizer
-    prompt = tokenizer.encode(prompt_text({"problem": line, "question": ""}))
-    samples = generate(checkpoint.model, [prompt], stop_id=tokenizer.eos_id, **sampling)
+def talk(checkpoint, problem, o, sampling):
+    """Print tries at a problem, judged; without a gold graph a step's ✓ says only that its equations are true."""
+    prompt = checkpoint.tokenizer.encode(prompt_text(problem))
+    sampling = dict(sampling, group_size=o.n, seed=o.seed, stop_id=checkpoint.tokenizer.eos_id)
+    samples = generate(checkpoint.model, [prompt], **sampling)
     for ids, logprobs in zip(samples.ids, samples.logprobs):
-        text = tokenizer.decode(ids)
-        parsed = parse_solution(text)
+        text = checkpoint.tokenizer.decode(ids)
         print(f"\n{printable(text.strip())}   (log-probability {sum(logprobs):.2f})")
-        for step in parsed.steps:
-            value = "nothing" if step.value is None else show(step.value)
-            parents = ", ".join(sorted(step.parents)) or "the text"
-            print(printable(f"{'✓' if step.faithful else '✗'} {step.name} = {value}   from {parents}"))
-        errors = f", errors: {', '.join(dict.fromkeys(parsed.errors))}" if parsed.errors else ""
-        print(
-            f"answer {parsed.answer}{errors}; ✓: its equations are true (nobody knows here whether they are the right ones)"
-        )
+        print(explain(text, None if isinstance(problem, dict) else problem, colour()))
 
 
 if __name__ == "__main__":

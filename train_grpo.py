@@ -2,30 +2,29 @@
 
     python train_grpo.py --preset tiny --init-from out/base/latest --out out/grpo
 
-One step: prompts → G solutions each → judge → rewards (P, G) → advantages (P, G) → minibatches of the clipped objective.
-Shapes: P prompts, G group, N = P*G samples, B rows, T positions, V vocabulary.
+One step: prompts → G solutions each → judge → rewards (P, G) → advantages (P, G) → minibatches of the clipped
+objective. Shapes: P prompts, G group, N = P*G samples, B rows, T positions, V vocabulary.
 """
 
 import copy
-import random
 import time
 from dataclasses import dataclass
 
 from lab.device import run_torch_script
-from lab.options import UserError, opt, stream_key
+from lab.options import UserError, opt
 
 import torch
 
 from data import IGNORE
 from datagen import TINY_WORLD
-from rollout import pack_rollouts, roll_out
+from rollout import Problems, pack_rollouts, roll_out, token_logps
 from training import Training, TrainingOptions, run_training
 from verify import REWARDS
 
 PRESETS = {
     "tiny": dict(
-        mixture=f"op 5-6; {TINY_WORLD}", steps=32, prompts=32, group=8, minibatch=16, max_new_tokens=200, lr=1e-4,
-        row_tokens=1536, micro_batch_size=8, sample_rows=256),
+        mixture=f"op 5-6; {TINY_WORLD}", steps=32, prompts=32, group=8, minibatch=16, max_new_tokens=200,
+        lr=1e-4, row_tokens=1536, micro_batch_size=8, sample_rows=256),
     "small": dict(
         mixture="op 11-14; template zoo, school, festival", prompts=128, group=8, minibatch=64, lr=1e-5),
     "paper": dict(mixture="op 11-14", sample_rows=2048),
@@ -70,12 +69,13 @@ class Options(TrainingOptions):
     select_every: int = opt(20, "steps of a round; then the edge is estimated anew", within="[1, inf)")
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # The mathematics
 
 
 def group_advantages(rewards, normalize="std", eps=1e-6):
-    """Advantage of each sample over its group (DeepSeekMath, section 4.1.2): rewards (P, G) → advantages (P, G).
+    """Advantage of each sample over its group (DeepSeekMath, section 4.1.2): rewards (P, G) → advantages (P,
+    G).
 
     normalize: "std" divides by the group's standard deviation (with G - 1), "mean" does not (Dr. GRPO).
     A group of equal rewards gets exactly 0.
@@ -90,17 +90,18 @@ def group_advantages(rewards, normalize="std", eps=1e-6):
 
 
 def grpo_loss(
-    logp, old_logp, ref_logp, advantages, mask, *, count=None, clip_ratio=0.2, dual_clip=None, kl_coef=1e-3):  # fmt: skip
+    logp, old_logp, ref_logp, advantages, mask, *, count=None, clip_ratio=0.2, dual_clip=None, kl_coef=1e-3
+):
     """Clipped policy objective plus KL to the reference, summed over tokens and divided by one global count.
 
-    logp, old_logp, ref_logp: log-probabilities of the sampled tokens under the policy, the sampler and the frozen
-    reference (None: no KL); advantages broadcast over tokens; mask: 1 where a token was sampled. All of one shape.
-    count: the number of sampled tokens that the loss is a mean over (default: of this mask); give that of the whole
-    minibatch when the loss is taken in micro-batches.
-    loss = Σ mask · (−min(r·A, clip(r, 1−ε, 1+ε)·A) + β·k3) / count        r = exp(logp − old_logp)
-    k3 = exp(ref − logp) − (ref − logp) − 1 (Schulman 2020); dual_clip c: the first term is at most c·|A| where A < 0.
-    Returns loss and stats: sums over tokens, to be divided by the count (kl, clip_fraction, ratio, and approx_kl, the k3
-    estimate of the policy's distance from the sampler).
+    logp, old_logp, ref_logp: log-probabilities of the sampled tokens under the policy, the sampler and the
+    frozen reference (None: no KL); advantages broadcast over tokens; mask: 1 where a token was sampled. All
+    of one shape. count: the number of sampled tokens that the loss is a mean over (default: of this mask);
+    give that of the whole minibatch when the loss is taken in micro-batches. loss = Σ mask · (−min(r·A,
+    clip(r, 1−ε, 1+ε)·A) + β·k3) / count        r = exp(logp − old_logp) k3 = exp(ref − logp) − (ref − logp) −
+    1 (Schulman 2020); dual_clip c: the first term is at most c·|A| where A < 0. Returns loss and stats: sums
+    over tokens, to be divided by the count (kl, clip_fraction, ratio, and approx_kl, the k3 estimate of the
+    policy's distance from the sampler).
     """
     mask = mask.to(logp.dtype)
     count = mask.sum() if count is None else count
@@ -125,59 +126,8 @@ def grpo_loss(
     return loss / count, stats
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # The loop
-
-
-class Problems:
-    """The problems of each step: a pure function of (seed, step), or drawn from the pool of edge problems that `refresh` found."""
-
-    def __init__(self, o, mixture, records, pool=None, candidates=0):
-        """pool: numbers of the pool's problems; candidates: how many were looked at for it so far."""
-        self.o, self.mixture, self.records, self.pool, self.candidates = o, mixture, records, pool, candidates
-
-    def of_step(self, step, mine):
-        """Those of the step's `prompts` problems whose numbers are in `mine`."""
-        if self.pool is None:
-            return [self._problem("step", step * self.o.prompts + i) for i in mine]
-        rand = random.Random(stream_key(self.o.seed, "pool", step))
-        chosen = [self.pool[rand.randrange(len(self.pool))] for _ in range(self.o.prompts)]
-        return [self._problem("candidate", chosen[i]) for i in mine]
-
-    def _problem(self, purpose, number):
-        if self.records:
-            return self.records[number % len(self.records)]
-        return self.mixture.problem(stream_key(self.o.seed, purpose), number, "rl")
-
-    def refresh(self, pass_rates):
-        """Find `select_pool` problems with 0 < pass rate <= bound: failed at one try, solved at some. Returns the yield.
-
-        pass_rates: problems → list of rates. Raises UserError if 40 pools of candidates do not yield one edge problem each.
-        """
-        o, pool, tried = self.o, [], 0
-        while len(pool) < o.select_pool:
-            numbers = range(self.candidates, self.candidates + o.select_pool)
-            self.candidates += len(numbers)
-            tried += len(numbers)
-            rates = pass_rates([self._problem("candidate", number) for number in numbers])
-            pool += [number for number, rate in zip(numbers, rates) if 0 < rate <= o.select_bound]
-            if tried >= 40 * o.select_pool and len(pool) < tried // 40:
-                raise UserError(
-                    f"--select edge found {len(pool)} problems with 0 < pass rate <= {o.select_bound} among "
-                    f"{tried}; choose easier problems (--mixture) or more samples (--select-samples)"
-                )
-        self.pool = pool[: o.select_pool]
-        return len(pool) / tried
-
-
-def token_logps(model, micro, temperature):
-    """log p of each target under the model at this temperature → (B, T), 0 where there is no target; and the entropy's sum there."""
-    mask = micro.targets != IGNORE
-    logits = model.logits(micro.tokens, micro.doc_start, mask).float()  # (N, V)
-    logp = torch.log_softmax(logits / temperature, -1)
-    chosen = logp.gather(-1, micro.targets[mask][:, None])[:, 0]
-    entropy = -(logp.detach().exp() * logp.detach()).sum()
-    return torch.zeros_like(micro.targets, dtype=chosen.dtype).masked_scatter(mask, chosen), entropy
 
 
 class GRPO(Training):
@@ -196,17 +146,22 @@ class GRPO(Training):
         adamw = dict(lr=o.lr, betas=(0.9, o.beta2), weight_decay=o.weight_decay, fused=True)
         self.optimizers = [torch.optim.AdamW(self.model.parameters(), **adamw)]
         self.begin()
+        limits = dict(max_new_tokens=o.max_new_tokens, batch_size=o.sample_rows)
+        self.sampling = dict(reward=o.reward, alpha=o.alpha, temperature=o.temperature, **limits)
         saved = self.saved or {"updates": 0, "pool": None, "candidates": 0}
         self.updates = saved["updates"]
         self.problems = Problems(o, self.mixture, self.records, saved["pool"], saved["candidates"])
 
     def take_step(self):
-        """P problems, G solutions of each, rewards, advantages, an update for each minibatch. Returns what is logged and shown."""
+        """P problems, G solutions of each, rewards, advantages, an update for each minibatch. Returns what is
+        logged and shown.
+        """
         o, clock, extra = self.o, time.perf_counter(), {}
         if o.select == "edge" and self.step % o.select_every == 0:
             extra["select/yield"] = self.problems.refresh(self.pass_rates)
         problems = self.problems.of_step(self.step, self.mine)
-        rollouts = self.sample(problems, o.group, self.mine, stream_key(o.seed, "rollout", self.step))
+        stream = (o.seed, "rollout", self.step)
+        rollouts = roll_out(self.model, self.tokenizer, problems, o.group, stream, self.mine, **self.sampling)
         sampled = time.perf_counter()
         rewards = torch.tensor([rollout.reward for rollout in rollouts]).view(-1, o.group)  # (P, G)
         advantages = group_advantages(rewards, o.advantage)  # (P, G)
@@ -226,13 +181,6 @@ class GRPO(Training):
         }
         shown = {"reward": "rollout/reward", "kl": "train/kl", "length": "rollout/length"}
         return values, {name: f"{values[key]:.4g}" for name, key in shown.items()}
-
-    def sample(self, problems, group_size, numbers, seed):
-        """Sample, judge and reward with this run's options → Rollouts. numbers: the problems', which the randomness depends on."""
-        o = self.o
-        limits = dict(max_new_tokens=o.max_new_tokens, batch_size=o.sample_rows)
-        how = dict(reward=o.reward, alpha=o.alpha, temperature=o.temperature, seed=seed, indices=numbers)
-        return roll_out(self.model, self.tokenizer, problems, group_size, **how, **limits)
 
     def learn(self, rollouts):
         """One optimizer step: the gradient of grpo_loss over all micro-batches and processes. Returns stats.
@@ -286,9 +234,10 @@ class GRPO(Training):
     def pass_rates(self, problems):
         """The share of `select_samples` tries at each problem that are correct."""
         n, mine = self.o.select_samples, range(self.processes.rank, len(problems), self.processes.size)
-        seed = stream_key(self.o.seed, "select", self.step, self.problems.candidates)
-        rates = [0.0] * len(problems)
-        for i, rollout in enumerate(self.sample([problems[i] for i in mine], n, mine, seed)):
+        stream = (self.o.seed, "select", self.step, self.problems.candidates)
+        rates, some = [0.0] * len(problems), [problems[i] for i in mine]
+        rollouts = roll_out(self.model, self.tokenizer, some, n, stream, mine, **self.sampling)
+        for i, rollout in enumerate(rollouts):
             rates[mine[i // n]] += rollout.verdict.correct / n
         return self.processes.sum(rates)
 

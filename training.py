@@ -1,6 +1,7 @@
 """What pre-training and RL share: the options, the loop around a step, and the end of an update.
 
-A loop is: save → evaluate → stop → take a step. The save comes first, so that nothing that fails later can lose it.
+A loop is: save → evaluate → stop → take a step. The save comes first, so that nothing that fails later can
+lose it.
 """
 
 import inspect
@@ -49,10 +50,11 @@ class TrainingOptions(RunOptions):
 
 
 class Training:
-    """One run: model, tokenizer, optimizers, and how far it is. What can be wrong with the options is found here.
+    """One run: model, tokenizer, optimizers, and how far it is. What can be wrong with the options is found
+    here.
 
-    A subclass makes model, tokenizer, optimizers and steps, calls `begin`, and has take_step() → values to log, state() → what
-    else a checkpoint must hold, score(values) → how good an evaluation is.
+    A subclass makes model, tokenizer, optimizers and steps, calls `begin`, and has take_step() → values to
+    log, state() → what else a checkpoint must hold, score(values) → how good an evaluation is.
     """
 
     keep_first = False  # whether the checkpoint of step 0 is kept
@@ -120,7 +122,8 @@ class Training:
         run.rate(self.step, self.score(values))
 
     def update(self, loss):
-        """The end of an update: sum the gradients over the processes, clip, step unless something is not finite.
+        """The end of an update: sum the gradients over the processes, clip, step unless something is not
+        finite.
 
         loss: this process's part, a number or tensor. Returns the whole loss and the gradient's norm.
         """
@@ -136,7 +139,9 @@ class Training:
 
 
 def run_training(training, options, presets, description, argv=None):
-    """The main of a training script. training: a subclass of Training; options: its TrainingOptions. Returns the exit code."""
+    """The main of a training script. training: a subclass of Training; options: its TrainingOptions. Returns
+    the exit code.
+    """
     o = parse_run_options(options, argv, presets, description)
     device = setup(o)
     processes = Processes(device)

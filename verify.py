@@ -41,14 +41,13 @@ TAGS = re.compile(r"\[(?:BOS|EOS|PAD)\]")
 DEFINE = re.compile(r"\bDefine\b")
 HEAD = re.compile(r" ?([^=;]{1,200}?) as ([A-Za-z]) ?(;?)(?![A-Za-z])")
 STOP = re.compile(r"\.(?!\S)")  # the point of 3.5 ends no sentence
-NUMBER = re.compile("[0-9]{1,15}")
 # A number with what is glued to it (3.5 and 4x are one piece, and no number), a word, or any other character.
 PIECE = re.compile(r"[0-9][0-9A-Za-z]*(?:[.,][0-9A-Za-z]+)*|[A-Za-z']+|[^ ]")
 RELATION = re.compile("[=≠≈≡≤≥＝]")
 CLAIM = re.compile("Answer:|<answer>")
 # The whole claim: nothing else may stand beside the integer, and a tag must be closed.
 ANSWER = re.compile(r"Answer: ?(-?[0-9]{1,15})(?:\.(?!\S)| ?(?=<|\Z))|<answer> ?(-?[0-9]{1,15}) ?</answer>")
-END = re.compile("Answer:|<answer>|</solution>")  # from here on only the answer may stand
+END = re.compile(r"Answer:|<answer>|</solution>|\Z")  # from here on only the answer may stand
 TAIL = re.compile(rf"(?: ?(?:{ANSWER.pattern}|</solution>))* ?")
 
 
@@ -94,9 +93,8 @@ class Verdict:
     @property
     def kind(self):
         """The best that can be said of it: "faithful", "correct", "answer only" or "wrong"."""
-        if self.correct:
-            return "faithful" if self.faithful else "correct"
-        return "answer only" if self.answer_correct else "wrong"
+        grades = {"faithful": self.faithful, "correct": self.correct, "answer only": self.answer_correct}
+        return next((grade for grade, holds in grades.items() if holds), "wrong")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -106,14 +104,14 @@ class Verdict:
 @lru_cache(maxsize=1 << 14)
 def coordinate(name):
     """What a quantity stands for at the fixed point: a hash of its name, below MODULUS."""
-    digest = blake2b(name.encode("utf-8", "surrogatepass"), digest_size=48).digest()
-    return int.from_bytes(digest, "big") % MODULUS
+    return int.from_bytes(blake2b(name.encode("utf-8", "surrogatepass")).digest(), "big") % MODULUS
 
 
 @lru_cache(maxsize=1 << 14)
 def number(token):
     """The value of a token that is a number of at most 15 digits, else None."""
-    return (0, int(token), int(token)) if NUMBER.fullmatch(token) else None
+    whole = token.isascii() and token.isdecimal() and len(token) <= 15
+    return (0, int(token), int(token)) if whole else None
 
 
 def apply(op, u, v):
@@ -146,10 +144,9 @@ def evaluate(tokens, values):
             if token == "(" or (token == "-" and operators[-1] != "0-"):
                 operators.append("0-" if token == "-" else token)
                 continue
-            value = values.get(token) or number(token)
-            if value is None:
+            operands.append(values.get(token) or number(token))
+            if operands[-1] is None:
                 return None
-            operands.append(value)
             expect_operand = False
             continue
         level = PRECEDENCE.get(token)
@@ -157,10 +154,9 @@ def evaluate(tokens, values):
             return None
         while operators and PRECEDENCE[operators[-1]] >= level:
             op, v = operators.pop(), operands.pop()
-            value = apply("-", (0, 0, 0), v) if op == "0-" else apply(op, operands.pop(), v)
-            if value is None:
+            operands.append(apply("-", (0, 0, 0), v) if op == "0-" else apply(op, operands.pop(), v))
+            if operands[-1] is None:
                 return None
-            operands.append(value)
         if token != ")":
             operators.append(token)
             expect_operand = True
@@ -183,9 +179,8 @@ def normal_form(value):
 
 def show(value):
     """A form as one writes it: 3*x + 4."""
-    if value is None:
-        return "nothing that computes"
-    return "".join(f" {t} " if t in "+-" and i else t for i, t in enumerate(normal_form(value)))
+    tokens = ["nothing that computes"] if value is None else normal_form(value)
+    return "".join(f" {t} " if t in "+-" and i else t for i, t in enumerate(tokens))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -216,8 +211,7 @@ class _Reader:
         self.sources = {}  # letter → the names it stands for
         self.unknown = None  # "x", once it is defined as such
         solution, _, after = text.partition("</solution>")
-        end = END.search(text)
-        end = end.start() if end else len(text)
+        end = END.search(text).start()
         self._refuse("<" in text[:end] or "solution>" in after or "question>" in after, "nested_tags")
         self._refuse(not TAIL.fullmatch(text, end), "text_after_answer")
         self._answer(text)
@@ -263,8 +257,7 @@ class _Reader:
         sound = len(self.errors)
         head = HEAD.match(sentence)
         if head is None:
-            self.errors.append("not_a_definition")
-            return
+            return self.errors.append("not_a_definition")
         name, var = head[1].strip(), head[2]
         self._refuse(not head[3], "punctuation")
         *clauses, last = sentence[head.end() :].split(";")
@@ -287,15 +280,15 @@ class _Reader:
         agree = len({(value and value[:2], parents) for value, parents in definitions}) == 1
         value, parents = definitions[0] if agree else (None, frozenset())
         self._refuse(var in self.values, "reused_letter")
-        form, formula = (value[:2], value[2]) if value else (None, None)
-        self.values[var] = value and (*form, coordinate(name))
+        self.values[var] = value and (*value[:2], coordinate(name))
         self.sources[var] = frozenset((name,))
-        self.parsed.steps.append(Step(name, var, parents, form, len(self.errors) == sound, formula))
+        faithful = len(self.errors) == sound
+        self.parsed.steps.append(Step(name, var, parents, value and value[:2], faithful, value and value[2]))
 
     def _equation(self, clause):
         """`v = a + b = 3 + 4 = 7` → (letter or None, value, parents). Its form is the last that can be computed; its
-        parents are those of the letters in any part. What is not true or not readable is an error; so is a part that
-        is neither an expression of letters, nor one with their values put in, nor the value as one writes it."""
+        parents are those of the letters in any part. What is not true or not readable is an error. Each expression of
+        letters stands there with their values put in too; what else stands there is the value, which comes last."""
         left, *parts = [PIECE.findall(part) for part in clause.split("=")]
         if not parts or len(left) != 1 or left[0] not in LETTERS:
             self.errors.append("not_an_equation")
@@ -305,7 +298,7 @@ class _Reader:
         if any(used - {self.unknown} for used in letters):
             # Beside letters, `2*x + 3` is a value, no mention of x.
             letters = [used if used - {self.unknown} else () for used in letters]
-        sources = [self.sources.get(t) for used in letters for t in used]
+        sources = [self.sources.get(t) for t in set().union(*letters)]
         self._refuse(None in sources, "undefined_letter")
         parents = frozenset().union(*filter(None, sources))
         value = next((v for v in reversed(computed) if v), None)
@@ -316,14 +309,16 @@ class _Reader:
         formulas = {v[2] for v, used in zip(computed, letters) if used} or {value[2]}
         self._refuse(any(v[:2] != value[:2] for v in computed) or len(formulas) > 1, "untrue")
         written = normal_form(value[:2])
-        allowed, plain = {tuple(written)}, set()
+        expected, found, plain = {tuple(written)}, set(), set()
         for part, used in zip(parts, letters):
+            bare = tuple(t for t in part if t not in "()")
+            found.add(bare)
             if used:
-                put_in = (normal_form(self.values[t][:2]) if t in LETTERS else (t,) for t in part)
-                allowed.add(tuple(t for tokens in put_in for t in tokens if t not in "()"))
+                put_in = (normal_form(self.values[t][:2]) if t in LETTERS else (t,) for t in bare)
+                expected.add(tuple(t for tokens in put_in for t in tokens))
             else:
-                plain.add(tuple(t for t in part if t not in "()"))
-        self._refuse(parts[-1] != written or plain - allowed, "bad_substitution")
+                plain.add(bare)
+        self._refuse(parts[-1] != written or not plain <= expected <= found, "bad_substitution")
         return left[0], (*value[:2], formulas.pop()), parents
 
     def _closing(self, text):
@@ -334,7 +329,7 @@ class _Reader:
             operand = token in self.values or token[0].isdigit()
             english = token in ".,:;" or (token[0].isalpha() and not operand)
             if english or (operand and after_operand):
-                if RELATION.search("".join(run)):
+                if RELATION.search("".join(run)) or len(run) > 2:  # an expression alone is a broken equation
                     sides = [tuple(side.split()) for side in " ".join(run).split("=")]
                     forms = [evaluate(side, self.values) for side in sides]
                     self.parsed.closing.append({s: v and v[:2] for s, v in zip(sides, forms)})
@@ -356,24 +351,20 @@ def gold_graph(record):
     """{name: Step} in order, and the answer: from `nodes`, or where a record has none from its solution, each step of
     which is then the gold relation. A record with an `answer` alone has an empty graph. UserError for anything else."""
     nodes, solution, answer = (_get(record, key) for key in ("nodes", "solution", "answer"))
-    gold = {}
+    steps = []
     if isinstance(nodes, (list, tuple)):
         steps = list(map(_gold_node, nodes))
         if None in steps:
             raise UserError(f"item {steps.index(None) + 1} of its `nodes` is not of the schema")
-        gold = {step.name: step for step in steps}
     elif nodes is None and isinstance(solution, str):
-        gold, stated = _gold_of_solution(solution)
-        answer = stated if answer is None else answer
-    if (not gold and (nodes, solution) != (None, None)) or type(answer) is not int:
+        steps = _parse_gold(solution).steps
+        answer = _parse_gold(solution).answer if answer is None else answer
+    if (not steps and (nodes, solution) != (None, None)) or type(answer) is not int:
         raise UserError("neither `nodes` and `answer` nor `solution` holds a gold graph")
-    return gold, answer
+    return {step.name: step for step in steps}, answer
 
 
-@lru_cache(maxsize=1 << 12)
-def _gold_of_solution(solution):
-    parsed = parse_solution(solution)
-    return {step.name: step for step in parsed.steps}, parsed.answer
+_parse_gold = lru_cache(maxsize=1 << 12)(parse_solution)  # a group of samples shares its record
 
 
 def _gold_node(node):
@@ -433,15 +424,13 @@ def verify(text, record):
     if any(name not in gold or sorted(gold[name].parents) != sorted(names) for name, names in parsed.plans):
         errors.append("wrong_plan")
     last = next(reversed(gold.values())).value if gold else None
-    if last and last[0] and not parsed.closing:
-        errors.append("no_closing")
-    elif parsed.closing and not _solves(parsed.closing, last, answer):
-        errors.append("bad_closing")
-    ok = sum(status == "ok" for status in nodes.values())
+    reverse = bool(last and last[0])
+    if (reverse or parsed.closing) and not (reverse and _solves(parsed.closing, last, answer)):
+        errors.append("bad_closing" if parsed.closing else "no_closing")
+    process = sum(status == "ok" for status in nodes.values()) / max(1, len(gold))
     answer_correct = parsed.answer == answer
-    correct = answer_correct and 0 < ok == len(gold)
+    correct = answer_correct and process == 1
     extra = [name for name in reversed(found) if name not in gold]
-    process = ok / max(1, len(gold))
     return Verdict(answer_correct, process, correct, correct and not errors, nodes, extra, errors, parsed)
 
 
@@ -453,11 +442,10 @@ def _solves(closing, last, answer):
         forms = set(sides.values())
         if None in forms or len({a * answer + b for a, b in forms}) > 1:
             return False
-        names_letter = len(sides) > 1 and any(len(side) == 1 and side[0] in LETTERS - {"x"} for side in sides)
-        if len(forms) == 1 and not names_letter:
+        named = len(sides) > 1 and any(len(side) == 1 and side[0] in LETTERS - {"x"} for side in sides)
+        if len(forms) == 1 and not named:
             return False
-        last_stated = any("x" in side and form == last for side, form in sides.items())
-        stated |= last_stated and any(not a for a, _ in forms)
+        stated |= 0 in dict(forms) and any("x" in side and form == last for side, form in sides.items())
         solved = ("x",) in sides and tuple(normal_form((0, answer))) in sides
     return stated and solved
 
@@ -503,33 +491,32 @@ def explain(text, record=None, colour=False):
 
     if record is None:
         parsed = parse_solution(text)
-        for step in parsed.steps:
-            whence = sorted(step.parents) or "the text"
-            say("✓" if step.faithful else "✗", f"{step.name} = {show(step.value)}   from {whence}")
+        for s in parsed.steps:
+            say(
+                "✓" if s.faithful else "✗",
+                f"{s.name} = {show(s.value)}   from {sorted(s.parents) or 'the text'}",
+            )
         say("·", f"answer {parsed.answer}; no gold to compare with: ✓ says that a step is true as written")
         return "\n".join(lines)
     verdict, (gold, answer) = verify(text, record), gold_graph(record)
     steps = {step.name: step for step in reversed(verdict.parsed.steps)}
     for name, node in gold.items():
-        status, step = verdict.nodes[name], steps.get(name)
-        if status == "missing":
-            remark = "   never defined"
-        elif status == "wrong_value":
-            remark = f"   found {show(step.value)}" + ", and another" * (step.value == node.value)
-        elif status == "wrong_parents":
-            remark = f"   found it from {sorted(step.parents)}, not {sorted(node.parents)}"
-        elif step.formula != node.formula:
+        status, step = verdict.nodes[name], steps.get(name, node)
+        remark = {
+            "missing": "   never defined",
+            "wrong_value": f"   found {show(step.value)}" + ", and another" * (step.value == node.value),
+            "wrong_parents": f"   found it from {sorted(step.parents)}, not {sorted(node.parents)}",
+            "ok": "" if step.faithful else "   but what is written there is not all true",
+        }[status]
+        if status == "ok" and step.formula != node.formula:
             remark = "   but by another relation, equal by chance"
-        else:
-            remark = "" if step.faithful else "   but what is written there is not all true"
         say("✓" if status == "ok" else "✗", f"{name} = {show(node.value)}{remark}")
     for name in verdict.extra:
         say("·", f"{name}   not needed")
     remark = "" if verdict.answer_correct else f"   found {verdict.parsed.answer}"
     say("✓" if verdict.answer_correct else "✗", f"answer {answer}{remark}")
-    errors = ", ".join(dict.fromkeys(verdict.errors)) or "none"
-    summary = f"process {verdict.process:.2f}, correct {verdict.correct}, faithful {verdict.faithful}"
-    return "\n".join((*lines, f"{summary}, errors: {errors}"))
+    lines.append(f"process {verdict.process:.2f}, correct {verdict.correct}, faithful {verdict.faithful}")
+    return "\n".join(lines) + f", errors: {', '.join(dict.fromkeys(verdict.errors)) or 'none'}"
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -538,20 +525,16 @@ def explain(text, record=None, colour=False):
 
 @dataclass(frozen=True)
 class Options(CheckedOptions):
-    records: str | None = opt(
-        None, "JSONL file of records; gold from `nodes`, or where there are none, `solution`"
-    )
+    records: str | None = opt(None, "JSONL file of records (gold: `nodes`, else `solution`)")
     solution_key: str = opt("solution", "key of the text to judge")
     explain: bool = opt(False, "explain the first verdict that is not correct (or the first), step by step")
 
 
 def main(argv=None):
     o = parse_options(Options, argv, description="Judge the solutions of a JSONL file.", positional="records")
-    if o.records is None:
-        raise UserError("no records to judge: python verify.py records.jsonl")
-    if sys.stdout is None:
-        raise UserError("stdout is closed")
-    total, rates, errors, nodes, shown = 0, Counter(), Counter(), Counter(), None
+    if o.records is None or sys.stdout is None:
+        raise UserError("nothing to read or nowhere to write: python verify.py records.jsonl")
+    total, rates, counts, shown = 0, Counter(), {"nodes": Counter(), "errors": Counter()}, None
     for number, record in read_jsonl(o.records):
         text = record.get(o.solution_key)
         try:
@@ -563,8 +546,8 @@ def main(argv=None):
         total += 1
         for kind in ("answer_correct", "process", "correct", "faithful"):
             rates[kind.removesuffix("_correct")] += getattr(verdict, kind)
-        errors.update(set(verdict.errors))
-        nodes.update(verdict.nodes.values())
+        counts["nodes"].update(verdict.nodes.values())
+        counts["errors"].update(set(verdict.errors))
         if shown is None or (shown[0].correct and not verdict.correct):
             shown = verdict, number, text, record
     if not total:
@@ -573,8 +556,8 @@ def main(argv=None):
         _, number, text, record = shown
         print(f"line {number}: {printable(text.strip())}\n\n{explain(text, record, on_terminal())}\n")
     print(f"{total} solutions: " + ", ".join(f"{kind} {rate / total:.4f}" for kind, rate in rates.items()))
-    print("nodes: " + ", ".join(f"{status} {n}" for status, n in nodes.most_common()))
-    print("errors: " + (", ".join(f"{kind} {n}" for kind, n in errors.most_common()) or "none"))
+    for what, counter in counts.items():
+        print(f"{what}: " + (", ".join(f"{kind} {n}" for kind, n in counter.most_common()) or "none"))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""How long OpenMP's threads may spin for each other: training speed on a quiet machine, and beside one busy process.
+"""How long OpenMP's threads may spin for each other: training speed on a quiet machine, and beside one busy
+process.
 
 python bench/busy_machine.py
 """

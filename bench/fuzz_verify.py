@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:1] = [str(ROOT), str(ROOT / "tests")]  # not bench/, whose verify.py is another file
+sys.path[:1] = [str(ROOT), str(ROOT / "tests")]
 
-import cli  # noqa: E402
+from lab.options import CheckedOptions, opt, parse_options, run_script  # noqa: E402
+
 import mutate  # noqa: E402
 import oracle  # noqa: E402
 from tqdm import tqdm  # noqa: E402
@@ -22,10 +23,10 @@ import verify  # noqa: E402
 
 
 @dataclass(frozen=True)
-class Options:
-    n: int = cli.opt(1_000_000, "cases")
-    first: int = cli.opt(0, "number of the first")
-    processes: int = cli.opt(0, "processes (0: one a core)")
+class Options(CheckedOptions):
+    n: int = opt(1_000_000, "cases")
+    first: int = opt(0, "number of the first")
+    processes: int = opt(0, "processes (0: one a core)")
 
 
 def compare(seed):
@@ -43,8 +44,8 @@ def compare(seed):
     return verdict.kind, took, seed
 
 
-def main():
-    o = cli.parse_options(Options, description=__doc__.splitlines()[0])
+def main(argv=None):
+    o = parse_options(Options, argv, description=__doc__.splitlines()[0])
     outcomes, slowest, failures = Counter(), (0, 0), []
     with multiprocessing.Pool(o.processes or None) as pool:
         for outcome, took, seed in tqdm(
@@ -68,4 +69,4 @@ def main():
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_script(main)

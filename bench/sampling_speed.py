@@ -24,21 +24,18 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:1] = [str(ROOT)]
 
-from lab.options import CheckedOptions, opt, parse_options, run_script, write_atomic  # noqa: E402
+from lab.device import DeviceOptions, compute_dtype, run_torch_script, setup  # noqa: E402
+from lab.options import opt, parse_options, write_atomic  # noqa: E402
 
-import common  # noqa: E402
 import torch  # noqa: E402
 
 import sampler  # noqa: E402
-from attention import BACKENDS  # noqa: E402
+from attention import choose  # noqa: E402
 from model import ModelConfig, Qwen2  # noqa: E402
 
 
 @dataclass(frozen=True)
-class Options(CheckedOptions):
-    device: str = opt("auto", "auto, cpu or cuda")
-    attention: str = opt("auto", "ours", tuple(BACKENDS))
-    dtype: str = opt("auto", "of our matrix products", common.DTYPES)
+class Options(DeviceOptions):
     rows: int = opt(0, "samples (0: 256 on a CPU, 6144 on a GPU)")
     group: int = opt(8, "samples of a prompt", within="[1, inf)")
     prompt: int = opt(0, "mean tokens of a prompt (0: 120 on a CPU, 250 on a GPU)")
@@ -79,7 +76,7 @@ def floor(o, model, prompts, rows):
 
 def main(argv=None):
     o = parse_options(Options, argv, description=__doc__.splitlines()[0])
-    device = common.setup(o.device, 0, attention=o.attention)
+    device = setup(o)
     gpu = device.type == "cuda"
     o = dataclasses.replace(o, prompt=o.prompt or (250 if gpu else 120), new=o.new or (300 if gpu else 80))
     size = (
@@ -95,7 +92,8 @@ def main(argv=None):
     )
     config = ModelConfig(vocab_size=800, max_position_embeddings=o.prompt * 2 + o.new, **size)
     model = Qwen2(config).to(device).eval()
-    model.compute_dtype = common.compute_dtype(o.dtype, device)
+    model.compute_dtype = compute_dtype(o.dtype, device)
+    model.backend, _ = choose(o.attention, device, config.head_dim, model.compute_dtype)
     rand, rows = random.Random(0), o.rows or (6144 if gpu else 256)
     prompts = [
         [rand.randrange(10, 800) for _ in range(rand.randint(o.prompt // 2, 3 * o.prompt // 2))]
@@ -178,4 +176,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_torch_script(main)

@@ -8,10 +8,10 @@ import torch
 def describe_cost(model, steps, tokens, rows, row_tokens, document, passes):
     """Print parameters, FLOPs, memory and time of a training run, for `--dry-run`.
 
-    tokens: of all the steps; rows, row_tokens: of a micro-batch; document: tokens of one. passes: forward passes'
-    worth of work for each token (forward and backward are 3). FLOPs: 2 for each pass, parameter and token, and
-    2·L·C·document for causal attention. Memory: fp32 weights, gradients and two moments, and what autograd keeps of a
-    micro-batch for its backward pass.
+    tokens: of all the steps; rows, row_tokens: of a micro-batch; document: tokens of one. passes: forward
+    passes' worth of work for each token (forward and backward are 3). FLOPs: 2 for each pass, parameter and
+    token, and 2·L·C·document for causal attention. Memory: fp32 weights, gradients and two moments, and what
+    autograd keeps of a micro-batch for its backward pass.
     """
     config, device, gib = model.config, next(model.parameters()).device, 2**30
     n, size = model.num_parameters(), config.num_hidden_layers * config.hidden_size
@@ -23,19 +23,16 @@ def describe_cost(model, steps, tokens, rows, row_tokens, document, passes):
     print(f"FLOPs      {flops:.3g}")
     print(f"memory     about {(state + kept) / gib:.2f} GiB a process")
     print(f"           {state / gib:.2f} weights, gradients and moments")
-    print(
-        f"           {kept / gib:.2f} kept of a micro-batch of {rows} x {row_tokens} tokens for the backward pass"
-    )
-    print(
-        f"time       about {flops / (0.4 * rate) / 3600:.2f} hours at 40% of {rate / 1e9:,.0f} GFLOP/s, measured here"
-    )
+    print(f"           {kept / gib:.2f} kept of {rows} x {row_tokens} tokens for the backward pass")
+    hours = flops / (0.4 * rate) / 3600
+    print(f"time       about {hours:.2f} hours at 40% of the {rate / 1e9:,.0f} GFLOP/s measured here")
 
 
 def kept_for_backward(model, tokens):
     """Bytes of the tensors that autograd keeps of a micro-batch between its forward and backward pass.
 
-    Counted on two short rows, and carried on in a straight line: all of it grows with the tokens, since a fused
-    attention keeps no scores.
+    Counted on two short rows, and carried on in a straight line: all of it grows with the tokens, since a
+    fused attention keeps no scores.
     """
     short, long = 64, 128
     a, b = (kept_of_row(model, n) for n in (short, long))

@@ -48,7 +48,9 @@ def setup(o):
 
 
 def keep_freed_memory():
-    """Giving activations back to the kernel and faulting them in again costs a tenth of a CPU's training step."""
+    """Giving activations back to the kernel and faulting them in again costs a tenth of a CPU's training
+    step.
+    """
     libc, M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = ctypes.CDLL(None), -1, -3
     libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
     libc.mallopt(M_TRIM_THRESHOLD, 1 << 30)
@@ -57,7 +59,8 @@ def keep_freed_memory():
 def compute_dtype(name, device):
     """What the layers' matrix products are taken in: "auto" is bfloat16 on a CUDA GPU, float32 elsewhere.
 
-    A CPU with avx512_bf16 or AMX trains half again as fast in bfloat16, but the tiny preset learns less in it (bench/RESULTS.md).
+    A CPU with avx512_bf16 or AMX trains half again as fast in bfloat16, but the tiny preset learns less in it
+    (bench/RESULTS.md).
     """
     if name == "auto":
         name = "bfloat16" if device.type == "cuda" else "float32"
@@ -73,7 +76,8 @@ def run_torch_script(main):
         except (MemoryError, RuntimeError) as error:  # on a CPU torch's has no type of its own
             if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error):
                 raise UserError(
-                    "out of memory: lower --micro-batch-size (training) or --sample-rows (sampling); results do not depend on them"
+                    "out of memory: lower --micro-batch-size (training) or --sample-rows (sampling), which change "
+                    "no result"
                 ) from None
             raise
 
@@ -81,7 +85,9 @@ def run_torch_script(main):
 
 
 class Processes:
-    """The processes of one run, as torchrun starts them: `rank` of `size`. Gradients and counts are summed over them."""
+    """The processes of one run, as torchrun starts them: `rank` of `size`. Gradients and counts are summed
+    over them.
+    """
 
     def __init__(self, device):
         self.device = device
@@ -137,5 +143,5 @@ class Processes:
 
     def close(self):
         if self.size > 1:
-            torch.distributed.barrier()  # nobody leaves while another still works: the first hosts the meeting place
+            torch.distributed.barrier()  # the first process hosts the meeting place: it must not leave early
             torch.distributed.destroy_process_group()

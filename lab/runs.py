@@ -1,12 +1,12 @@
 """The folder of one run: its options, who may write to it, what is logged, which checkpoints are kept.
 
-    config.json                  options, and the hash of the weights it started from; written when the run starts
+    config.json                  options, and the hash of the weights it started from
     step_N/                      checkpoints, each a folder of files with a manifest of their hashes
     latest, best                 links to the newest checkpoint, and to the one with the highest score
     metrics.jsonl, samples.txt   logs
 
-A checkpoint knows how long the logs were: resuming cuts them back to there, so that the record of a run is the same however
-often it was interrupted.
+A checkpoint knows how long the logs were: resuming cuts them back to there, so that the record of a run is
+the same however often it was interrupted.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from lab.device import DeviceOptions
-from lab.options import UserError, flag, opt, parse_options, read_json, write_atomic
+from lab.options import UserError, flag, opt, parse_options, read_config, read_json, write_atomic
 
 from filelock import FileLock, Timeout
 from tqdm import tqdm
@@ -48,8 +48,8 @@ class RunOptions(DeviceOptions):
 def parse_run_options(cls, argv, presets, description, positional=None):
     """The options of a script with a run folder; with --resume those of the run in --out.
 
-    Raises UserError if there is no such run, if a flag contradicts the run that is resumed, or if the folder holds
-    something and is not to be resumed.
+    Raises UserError if there is no such run, if a flag contradicts the run that is resumed, or if the folder
+    holds something and is not to be resumed.
     """
     parse = partial(parse_options, cls, argv, description=description, presets=presets, positional=positional)
     o = parse()
@@ -57,27 +57,21 @@ def parse_run_options(cls, argv, presets, description, positional=None):
     if o.resume and o.resume_or_start:
         raise UserError("--resume goes on with a run, --resume-or-start may begin one: give one of them")
     if o.resume:
-        saved = saved_options(path)
-        own = {**saved, "out": o.out, "resume": True, "resume_or_start": False}
-        o = parse(saved=own)
+        saved = saved_options(path, cls)
+        o = parse(saved={**saved, "out": o.out, "resume": True, "resume_or_start": False})
         keep_options(o, saved)
     elif o.resume_or_start and (path / "config.json").exists():
-        keep_options(o, saved_options(path))
+        keep_options(o, saved_options(path, cls))
     elif o.writes:
         refuse_used_folder(path)
     return o
 
 
-def saved_options(path):
-    """The options of the run in a folder. Raises UserError if there is none."""
+def saved_options(path, cls):
+    """The options of the run in a folder. Raises UserError if there is none, or one of another script."""
     if not (path / "config.json").exists():
-        raise UserError(
-            f"there is no run in {path} to resume: check --out (--resume-or-start begins one where there is none)"
-        )
-    config = read_json(path / "config.json")
-    if not isinstance(config, dict) or not isinstance(config.get("options"), dict):
-        raise UserError(f"{path / 'config.json'} holds no options of a run: choose another --out")
-    return config["options"]
+        raise UserError(f"there is no run in {path} to resume: check --out (--resume-or-start begins one)")
+    return read_config(path / "config.json", {field.name: field for field in dataclasses.fields(cls)})
 
 
 def keep_options(o, saved):
@@ -86,16 +80,16 @@ def keep_options(o, saved):
         value = getattr(o, field.name)
         if not field.metadata["free"] and saved.get(field.name, value) != value:
             raise UserError(
-                f"the run in {o.out} has {flag(field.name)} {saved[field.name]}, not {value}: resumed, it keeps its "
-                "options; start another with another --out"
+                f"the run in {o.out} has {flag(field.name)} {saved[field.name]}, not {value}: resumed, it keeps "
+                "its options; start another with another --out"
             )
 
 
 def refuse_used_folder(path):
-    """Raise UserError if the path is a file, or a folder with anything in it."""
+    """Raise UserError if the path is a file, or a folder with more in it than a run killed in its first moment leaves."""
     if path.exists() and not path.is_dir():
         raise UserError(f"--out {path} is a file: choose a folder")
-    if path.exists() and any(entry.name != ".lock" for entry in path.iterdir()):
+    if path.exists() and any(entry.name not in (".lock", "config.json.tmp") for entry in path.iterdir()):
         raise UserError(
             f"{path} is not empty: add --resume to go on with the run in it, or choose another --out"
         )
@@ -103,7 +97,8 @@ def refuse_used_folder(path):
 
 @contextmanager
 def own_folder(o, start=None):
-    """Make the folder of RunOptions, and nobody else writes to it meanwhile. start: hash of the weights the run starts from.
+    """Make the folder of RunOptions, and nobody else writes to it meanwhile. start: hash of the weights the
+    run starts from.
 
     Raises UserError if somebody does, or if the run in it was started from other weights.
     """
@@ -131,14 +126,15 @@ def own_folder(o, start=None):
         lock.release()
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Folders of files that are whole or not there
 
 
 def write_folder(path, files):
     """Write a folder, {name: bytes}, whole or not at all: into a temporary one, synced to disk, then renamed.
 
-    manifest.json holds a hash of every file. Raises UserError if the disk does not take it; what was there before stays.
+    manifest.json holds a hash of every file. Raises UserError if the disk does not take it; what was there
+    before stays.
     """
     temporary = path.with_name(path.name + ".tmp")
     hashes = {name: content_hash(content) for name, content in files.items()}
@@ -179,9 +175,13 @@ def sync_folder(path):
 
 
 def damage(path):
-    """What is wrong with a folder of write_folder, in a few words, or None: each file must be what the manifest says."""
+    """What is wrong with a folder of write_folder, in a few words, or None: each file must be what the
+    manifest says.
+    """
     try:
         manifest = json.loads((path / "manifest.json").read_text())
+        if not manifest:
+            return "manifest.json lists nothing"
         for name, digest in manifest.items():
             if content_hash((path / name).read_bytes()) != digest:
                 return f"{name} is not what manifest.json says"
@@ -193,8 +193,9 @@ def damage(path):
 
 
 def manifest_hash(path, name):
-    """The hash of one file of an intact folder."""
-    return read_json(Path(path) / "manifest.json")[name]
+    """The hash of one file of a folder, or None if it has none."""
+    manifest = read_json(Path(path) / "manifest.json")
+    return manifest.get(name) if isinstance(manifest, dict) else None
 
 
 def step_folders(run):
@@ -219,15 +220,16 @@ def code_hash():
     return blake2b(b"".join(file.read_bytes() for file in files), digest_size=8).hexdigest()
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 
 class Run:
     """The run folder while a script works in it: `with Run(o, processes) as run`.
 
-    `checkpoint` is the folder to go on from, or None; `rated` whether that one was evaluated already. SIGTERM and SIGINT set
-    `stopping`, a second one interrupts at once. Raises UserError if another process writes to the folder, if its checkpoints
-    are damaged, or if `start`, the hash of the weights it starts from, is not what it was.
+    `checkpoint` is the folder to go on from, or None; `rated` whether that one was evaluated already. SIGTERM
+    and SIGINT set `stopping`, a second one interrupts at once. Raises UserError if another process writes to
+    the folder, if its checkpoints are damaged, or if `start`, the hash of the weights it starts from, is not
+    what it was.
     """
 
     LOGS = ("metrics.jsonl", "samples.txt")
@@ -238,10 +240,11 @@ class Run:
         self.stopping, self.sinks, self.owned = False, [], ExitStack()
         self.started = time.perf_counter()
         self.checkpoint = newest_folder(self.path) if self.path.is_dir() else None
-        if self.checkpoint is None and step_folders(self.path):
+        self.found = step_folders(self.path)
+        newest = self.checkpoint and (self.checkpoint.name, manifest_hash(self.checkpoint, "weights.pt"))
+        processes.agree((newest, len(self.found), start), "checkpoint")  # before any of them may stop here
+        if self.checkpoint is None and self.found:
             raise UserError(f"no checkpoint in {self.path} is intact: move the folder away and start again")
-        found = self.checkpoint and (self.checkpoint.name, manifest_hash(self.checkpoint, "weights.pt"))
-        processes.agree(found, "checkpoint")
         self.rated = self.checkpoint is not None and (self.checkpoint / "score.json").exists()
 
     def __enter__(self):
@@ -253,6 +256,8 @@ class Run:
         return self
 
     def _begin(self):
+        if step_folders(self.path) != self.found:
+            raise UserError(f"another process has written to {self.path} meanwhile: start again")
         for unfinished in self.path.glob("*.tmp"):
             shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink()
         lengths = dict.fromkeys(self.LOGS, 0)
@@ -296,11 +301,18 @@ class Run:
     def append(self, name, text):
         """Add to one of the logs; it is open no longer than that."""
         if self.processes.first:
-            with (self.path / name).open("a", encoding="utf-8") as file:
-                file.write(text)
+            try:
+                with (self.path / name).open("a", encoding="utf-8") as file:
+                    file.write(text)
+            except OSError as error:
+                raise UserError(
+                    f"cannot write {self.path / name} ({error.strerror}): make room, then go on with --resume"
+                ) from None
 
     def save(self, step, files):
-        """Write checkpoint step_N, {name: bytes}, and point `latest` at it. Old ones go, but for the best and the last `keep`."""
+        """Write checkpoint step_N, {name: bytes}, and point `latest` at it. Old ones go, but for the best and
+        the last `keep`.
+        """
         if not self.processes.first:
             return
         path = self.path / f"step_{step:07d}"
@@ -309,7 +321,9 @@ class Run:
         self._prune()
 
     def rate(self, step, score):
-        """Note that checkpoint step_N was evaluated, with this score, and point `best` at the one with the highest."""
+        """Note that checkpoint step_N was evaluated, with this score, and point `best` at the one with the
+        highest.
+        """
         if not self.processes.first:
             return
         content = as_json({"score": score, "lengths": self._lengths()})
@@ -329,7 +343,10 @@ class Run:
 
     def _prune(self):
         folders = step_folders(self.path)
-        kept = {*folders[-self.o.keep :], (self.path / "best").resolve()}
+        kept = {*folders[-self.o.keep :]}
+        kept |= {
+            (self.path / name).resolve() for name in ("best", "latest")
+        }  # a damaged one may come after it
         kept |= {path for path in folders if path.name == "step_0000000" and self.keep_first}
         for path in folders:
             if path not in kept and path.resolve() not in kept:
@@ -346,7 +363,9 @@ def link(path, name):
 
 
 class Guard:
-    """Counts updates whose loss or gradient is not finite: they are skipped, and too many in a row end the run."""
+    """Counts updates whose loss or gradient is not finite: they are skipped, and too many in a row end the
+    run.
+    """
 
     def __init__(self, most, skipped=0, in_a_row=0):
         self.most, self.skipped, self.in_a_row = most, skipped, in_a_row
@@ -359,8 +378,8 @@ class Guard:
         self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
         if self.in_a_row >= self.most:
             raise UserError(
-                f"loss or gradient not finite {self.most} times in a row, last at step {step}: lower the learning "
-                "rate or look at the data; the run's last checkpoint is good"
+                f"loss or gradient not finite {self.most} times in a row, last at step {step}: lower the "
+                "learning rate or look at the data; the run's last checkpoint is good"
             )
         return False
 

@@ -99,11 +99,6 @@ def test_the_tracer_counts_what_a_reader_meets(monkeypatch, tmp_path):
     assert entries[0].line == 2
 
 
-@pytest.mark.xfail(
-    raises=AssertionError,
-    strict=True,
-    reason="17 functions in 8 files so far: bench/step_trace.py prints them",
-)
 def test_a_grpo_step_is_short_to_read(tmp_path):
     entries = step_trace.trace(step_trace.small_run(tmp_path).take_step)
     assert entries[0].name.endswith("take_step")

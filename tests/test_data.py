@@ -64,7 +64,9 @@ def test_rows_hold_whole_documents_and_little_padding(rows, row_tokens, mixture)
 
 @pytest.mark.parametrize("rows, mixture", [(1, TINY), (3, Mixture.parse("op 2-20; template zoo, school"))])
 def test_what_is_drawn_is_trained_on_whatever_its_length(rows, mixture):
-    """Every document of each lane is in a row or waits for one, none twice: op by op what is packed is what was drawn."""
+    """Every document of each lane is in a row or waits for one, none twice: op by op what is packed is what
+    was drawn.
+    """
     source, seen = Source(mixture, TOKENIZER, 0, rows, 1536), []
     for batch, after in islice(batches(source), 60):
         seen += texts(batch)

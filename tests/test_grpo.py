@@ -4,7 +4,7 @@ from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 from lab.device import Processes
-from lab.options import UserError
+from lab.options import UserError, stream_key
 from lab.runs import Guard
 
 import pytest
@@ -17,8 +17,8 @@ import train_grpo
 from data import IGNORE
 from datagen import Mixture
 from model import ModelConfig, Qwen2
-from rollout import Rollout, pack_rollouts
-from train_grpo import GRPO, Options, Problems, group_advantages, grpo_loss, token_logps
+from rollout import Problems, Rollout, pack_rollouts, token_logps
+from train_grpo import GRPO, Options, group_advantages, grpo_loss
 
 
 def test_advantages_by_hand():
@@ -50,7 +50,9 @@ def test_advantages_metamorphic():
 
 
 def test_loss_and_gradient_by_hand_2x2():
-    """Two samples of two tokens; the second token of sample 2 is padding. Every number below is worked out by hand."""
+    """Two samples of two tokens; the second token of sample 2 is padding. Every number below is worked out by
+    hand.
+    """
     ratio = [[1.5, 0.5], [0.9, 123.0]]
     old = torch.tensor([[-1.0, -2.0], [-0.5, 0.0]])
     logp = (old + torch.tensor(ratio).log()).requires_grad_()
@@ -86,7 +88,9 @@ def test_policy_equal_to_the_reference_has_no_kl_and_ratio_one():
 
 
 def test_gradient_of_the_kl_term_is_that_of_its_formula():
-    """k3 = exp(d) − d − 1 with d = ref − logp: its derivative by logp is 1 − exp(d); and its mean is the KL where samples are the policy's."""
+    """k3 = exp(d) − d − 1 with d = ref − logp: its derivative by logp is 1 − exp(d); and its mean is the KL
+    where samples are the policy's.
+    """
     torch.manual_seed(3)
     logp, ref = (-torch.rand(3, 4)).requires_grad_(), -torch.rand(3, 4)
     loss, _ = grpo_loss(logp, logp.detach(), ref, torch.zeros(3, 1), torch.ones(3, 4), kl_coef=0.7)
@@ -129,7 +133,9 @@ def test_garbage_in_padding_changes_nothing(garbage):
 
 @pytest.mark.parametrize("kl, delta", [(0.05, None), (0.0, None)])
 def test_agrees_with_trl(kl, delta):
-    """TRL's own loss function on the same tensors (token-mean, 'bnpo'). Runs where TRL is installed; it is no dependency."""
+    """TRL's own loss function on the same tensors (token-mean, 'bnpo'). Runs where TRL is installed; it is no
+    dependency.
+    """
     trl = pytest.importorskip("trl")
     torch.manual_seed(2)
     old, ref = -torch.rand(4, 7), -torch.rand(4, 7)
@@ -219,7 +225,9 @@ def test_micro_batches_change_nothing():
 
 
 def test_samples_without_advantage_are_not_computed_where_they_change_nothing(monkeypatch):
-    """Without a KL: the same gradient and loss as with them; with all advantages 0 a step with a gradient of 0, not none."""
+    """Without a KL: the same gradient and loss as with them; with all advantages 0 a step with a gradient of
+    0, not none.
+    """
     scored, score = [], train_grpo.token_logps
 
     def counting(model, micro, temperature):
@@ -316,22 +324,23 @@ def test_problems_are_a_function_of_the_step_and_of_the_rl_split():
     assert {p.problem for p in a}.isdisjoint(p.problem for p in problems.of_step(8, range(5)))
 
 
-def test_no_two_purposes_share_their_noise():
+def test_no_two_purposes_share_their_noise(monkeypatch):
     """Samples of a step, of another step, of another seed, of a pass rate, of another round: streams of their own."""
-    seeds = []
+    streams = []
 
-    def sampled(it, problems, group_size, numbers, seed):
-        seeds.append(seed)
+    def sampled(model, tokenizer, problems, group_size, stream, numbers, **sampling):
+        streams.append(stream_key(*stream))
         return [SimpleNamespace(verdict=SimpleNamespace(correct=False))] * (len(problems) * group_size)
 
+    monkeypatch.setattr(train_grpo, "roll_out", sampled)
     for seed in (0, 1):
         for step in (4, 5):
             it = learner(make())
-            it.o, it.step = Options(seed=seed, prompts=4, select_samples=2), step
-            it.sample, it.problems = sampled.__get__(it), Problems(it.o, Mixture.parse("op 2"), ())
+            it.o, it.step, it.sampling = Options(seed=seed, prompts=4, select_samples=2), step, {}
+            it.problems = Problems(it.o, Mixture.parse("op 2"), ())
             for it.problems.candidates in (0, 256):
                 it.pass_rates([None] * 4)
-            it.mine, it.totals = range(4), None
-            with pytest.raises(AttributeError):  # the stand-ins have no reward: the seed is known by then
+            it.mine = range(4)
+            with pytest.raises(AttributeError):  # the stand-ins have no reward: the stream is known by then
                 it.take_step()
-    assert len(set(seeds)) == len(seeds) == 12
+    assert len(set(streams)) == len(streams) == 12

@@ -15,11 +15,32 @@ import data
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT.parent / "shared" / "gsm_infinite" / "sample.jsonl"
 WORLD = "distractors 1-2; literals 1-9; bound 99"
-SMALL = ["--hidden-size", "32", "--layers", "2", "--heads", "2", "--kv-heads", "1", "--intermediate-size", "64", "--row-tokens", "512", "--threads", "1"]
+SMALL = [
+    "--hidden-size",
+    "32",
+    "--layers",
+    "2",
+    "--heads",
+    "2",
+    "--kv-heads",
+    "1",
+    "--intermediate-size",
+    "64",
+    "--row-tokens",
+    "512",
+    "--threads",
+    "1",
+]
 
 
 def script(name, *arguments):
-    return subprocess.run([sys.executable, f"{name}.py", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [sys.executable, f"{name}.py", *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 def ok(name, *arguments):
@@ -31,7 +52,16 @@ def ok(name, *arguments):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     path = tmp_path_factory.mktemp("runs")
-    ok("train_pretrain", "--out", path / "base", "--mixture", f"op 2-3; {WORLD}; tokens 12k", "--workers", 0, *SMALL)
+    ok(
+        "train_pretrain",
+        "--out",
+        path / "base",
+        "--mixture",
+        f"op 2-3; {WORLD}; tokens 12k",
+        "--workers",
+        0,
+        *SMALL,
+    )
     return path
 
 
@@ -40,7 +70,10 @@ def test_pretrain_writes_a_checkpoint_and_metrics(runs):
     assert lines[0]["step"] == 0 and lines[-1]["step"] == 12_000 // 512 and "eval/nll_op2" in lines[-1]
     assert lines[-1]["eval/nll_op2"] < lines[0]["eval/nll_op2"]
     assert any("time/tokens_per_second" in line for line in lines)
-    assert "verdict" in (runs / "base" / "samples.txt").read_text() or "process" in (runs / "base" / "samples.txt").read_text()
+    assert (
+        "verdict" in (runs / "base" / "samples.txt").read_text()
+        or "process" in (runs / "base" / "samples.txt").read_text()
+    )
     checkpoint = common.load_checkpoint(runs / "base" / "latest", torch.device("cpu"))
     assert checkpoint.state["step"] == lines[-1]["step"] and checkpoint.options["hidden_size"] == 32
 
@@ -58,7 +91,11 @@ def test_mid_training_grpo_and_evaluation(runs):
     out = ok("evaluate", f"base={base},rl={runs / 'rl' / 'latest'}", "--out", runs / "eval", "--bands", "id=2,edge=3", "--mixture", f"op 2; {WORLD}",
              "--problems", 3, "--samples", 2, "--k", "1,2", "--max-new-tokens", 30, "--threads", 1)  # fmt: skip
     results = json.loads((runs / "eval" / "results.json").read_text())["results"]
-    assert set(results) == {"base", "rl"} and set(results["rl"]["band"]) == {"id", "edge"} and set(results["rl"]["op"]) == {"2", "3"}
+    assert (
+        set(results) == {"base", "rl"}
+        and set(results["rl"]["band"]) == {"id", "edge"}
+        and set(results["rl"]["op"]) == {"2", "3"}
+    )
     assert "rl - base, edge: correct@1" in out.stdout and (runs / "eval" / "figure.png").stat().st_size > 5000
 
 
@@ -76,7 +113,9 @@ def test_the_same_seed_gives_the_same_weights(tmp_path):
     for name, workers, micro in (("plain", 0, 0), ("workers", 2, 0), ("micro", 0, 1)):
         ok("train_pretrain", "--out", tmp_path / name, "--mixture", f"op 2; {WORLD}; tokens 6k", "--workers", workers, "--rows", 2,
            "--micro-batch-size", micro, "--optimizer", "adamw", *SMALL)  # fmt: skip
-        weights[name] = common.load_checkpoint(tmp_path / name / "latest", torch.device("cpu")).model.state_dict()
+        weights[name] = common.load_checkpoint(
+            tmp_path / name / "latest", torch.device("cpu")
+        ).model.state_dict()
     for key, value in weights["plain"].items():
         assert torch.equal(value, weights["workers"][key])
         torch.testing.assert_close(value, weights["micro"][key], atol=1e-4, rtol=1e-3)
@@ -160,7 +199,11 @@ def test_report_and_comparison_of_runs(runs, tmp_path):
     out = ok("evaluate", f"base={runs / 'base' / 'latest'}", "--out", tmp_path / "eval", "--bands", "id=2,edge=3", "--mixture", f"op 2; {WORLD}",
              "--problems", 3, "--samples", 2, "--k", "1", "--max-new-tokens", 30, "--threads", 1, "--report", tmp_path / "r.html")  # fmt: skip
     page = (tmp_path / "r.html").read_text()
-    assert f"report: {tmp_path / 'r.html'}" in out.stdout and page.count("<tr><td>base<td>") == 6 and "data:image/png;base64," in page
+    assert (
+        f"report: {tmp_path / 'r.html'}" in out.stdout
+        and page.count("<tr><td>base<td>") == 6
+        and "data:image/png;base64," in page
+    )
     assert "http" not in page.replace("data:", "") and "<script src" not in page  # opens offline
     opened = []
 
@@ -182,7 +225,18 @@ def test_report_and_comparison_of_runs(runs, tmp_path):
 
 
 def test_dry_run_and_config_round_trip(runs, tmp_path):
-    out = ok("train_pretrain", "--preset", "paper", "--dry-run", "--vocab-size", 300, "--out", tmp_path / "x", "--layers", 2)
+    out = ok(
+        "train_pretrain",
+        "--preset",
+        "paper",
+        "--dry-run",
+        "--vocab-size",
+        300,
+        "--out",
+        tmp_path / "x",
+        "--layers",
+        2,
+    )
     assert "FLOPs" in out.stdout and "GiB" in out.stdout and not (tmp_path / "x").exists()
     out = ok("train_grpo", "--init-from", runs / "base" / "latest", "--dry-run", "--out", tmp_path / "x")
     assert "FLOPs" in out.stdout and not (tmp_path / "x").exists()
@@ -190,7 +244,11 @@ def test_dry_run_and_config_round_trip(runs, tmp_path):
     config = ok("train_grpo", "--preset", "small", "--lr", "3e-5", "--print-config").stdout
     (tmp_path / "c.json").write_text(config)
     again = ok("train_grpo", "--config", tmp_path / "c.json", "--print-config").stdout
-    assert json.loads(again) == json.loads(config) and json.loads(config)["lr"] == 3e-5 and json.loads(config)["prompts"] == 128
+    assert (
+        json.loads(again) == json.loads(config)
+        and json.loads(config)["lr"] == 3e-5
+        and json.loads(config)["prompts"] == 128
+    )
     (tmp_path / "c.json").write_text('{"lr": "fast"}')
     assert "lr" in script("train_grpo", "--config", tmp_path / "c.json").stderr
 

@@ -34,14 +34,18 @@ def run(processes, command, *arguments):
 
 def close(a, b, tolerance=1e-5):
     """The same metrics, line by line, and the same weights."""
-    lines = [[json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()] for path in (a, b)]
+    lines = [
+        [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()] for path in (a, b)
+    ]
     assert len(lines[0]) == len(lines[1]) > 3
     for one, two in zip(*lines):
         assert one.keys() == two.keys()
         for key, value in one.items():
             if not key.startswith("time/"):
                 assert two[key] == pytest.approx(value, rel=1e-4, abs=tolerance), (key, one["step"])
-    weights = [common.load_checkpoint(path / "latest", torch.device("cpu")).model.state_dict() for path in (a, b)]
+    weights = [
+        common.load_checkpoint(path / "latest", torch.device("cpu")).model.state_dict() for path in (a, b)
+    ]
     for key, value in weights[0].items():
         torch.testing.assert_close(value, weights[1][key], atol=tolerance, rtol=0)
 
@@ -67,9 +71,28 @@ def test_pretraining_and_grpo(tmp_path):
 
 def test_torchrun_starts_it(tmp_path):
     """The command of the README; and what cannot be shared out evenly is one line."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *PRETRAIN[:3], *PRETRAIN[3:]]
-    out = subprocess.run([*torchrun, "--out", tmp_path / "run"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        *PRETRAIN[:3],
+        *PRETRAIN[3:],
+    ]
+    out = subprocess.run(
+        [*torchrun, "--out", tmp_path / "run"], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
     assert out.returncode == 0, out.stderr[-2000:]
-    assert common.load_checkpoint(tmp_path / "run" / "latest", torch.device("cpu")).state["step"] == 24_000 // 1024
-    out = subprocess.run([*torchrun, "--out", tmp_path / "odd", "--rows", "3"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert (
+        common.load_checkpoint(tmp_path / "run" / "latest", torch.device("cpu")).state["step"]
+        == 24_000 // 1024
+    )
+    out = subprocess.run(
+        [*torchrun, "--out", tmp_path / "odd", "--rows", "3"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert out.returncode != 0 and "error: --rows 3 must be a multiple of the 2 processes" in out.stderr
