@@ -170,11 +170,12 @@ def judge(checkpoint, problems, first, o):
     first: index of the first of them, which their samples' randomness depends on. Counts are of tries that
     pass, one a problem.
     """
-    limits = dict(max_new_tokens=o.max_new_tokens, batch_size=o.sample_rows, progress=f"op {problems[0].op}")
+    numbers = range(first, first + len(problems))
     how = dict(
-        temperature=o.temperature, top_p=o.top_p, seed=o.seed, indices=range(first, first + len(problems))
+        temperature=o.temperature, top_p=o.top_p, max_new_tokens=o.max_new_tokens, batch_size=o.sample_rows
     )
-    rollouts = roll_out(checkpoint.model, checkpoint.tokenizer, problems, o.samples, **how, **limits)
+    how.update(stream=(o.seed, "evaluation"), numbers=numbers, progress=f"op {problems[0].op}")
+    rollouts = roll_out(checkpoint.model, checkpoint.tokenizer, problems, o.samples, **how)
     verdicts, errors = [rollout.verdict for rollout in rollouts], Counter()
     for verdict in verdicts:  # not sets: their order would depend on the hash seed
         errors.update(list(dict.fromkeys(verdict.errors)))

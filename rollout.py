@@ -156,11 +156,10 @@ def held_out_nll(model, tokenizer, problems, row_tokens=2048, rows=4):
 
 def evaluate_held_out(model, tokenizer, problems, max_new_tokens):
     """NLL and greedy solutions of held-out problems → ({name: value} for the log, text for samples.txt)."""
-    context = model.config.max_position_embeddings
-    room = context - max(len(tokenizer.encode(prompt_text(problem))) for problem in problems)
-    rollouts = roll_out(
-        model, tokenizer, problems, 1, temperature=0, max_new_tokens=min(room, max_new_tokens)
-    )
+    longest = max(len(tokenizer.encode(prompt_text(problem))) for problem in problems)
+    most = min(max_new_tokens, model.config.max_position_embeddings - longest)
+    greedy = dict(temperature=0, max_new_tokens=most)
+    rollouts = roll_out(model, tokenizer, problems, 1, ("held out",), **greedy)
     correct, shown = {}, []
     for rollout in rollouts:
         op = rollout.problem.op

@@ -376,7 +376,7 @@ def test_a_talk_with_a_checkpoint_about_a_problem(runs):
     assert out.stdout.count("log-probability") == 2 and "✗ answer" in out.stdout and "\033[" not in out.stdout
     typed = "The otters in Fernhollow number 3. What is the number of otters in Fernhollow?\n"
     out = ok("rollout", "--ckpt", checkpoint, "--max-new-tokens", 20, stdin=typed)
-    assert "answer" in out.stdout and "nobody knows here whether they are the right ones" in out.stdout
+    assert "answer" in out.stdout and "✓ says that a step is true as written" in out.stdout
 
 
 def test_report(runs, tmp_path):
