@@ -26,7 +26,7 @@ import export_hf
 import rollout
 from checkpoint import load_checkpoint
 from data import IGNORE, prompt_text
-from train_grpo import GRPO, PRESETS, token_logps
+from train_grpo import GRPO, PRESETS
 from train_grpo import Options as GRPOOptions
 from verify import reward, verify
 
@@ -82,10 +82,11 @@ class Clocks:
 @torch.no_grad()
 def log_probability_gaps(run, p):
     """|log p of the sampler − of the trainer| of each token, before any update; and how many samples."""
-    rollouts = run.sample(run.problems.of_step(0, run.mine), p.group, run.mine, 0)
+    problems = run.problems.of_step(0, run.mine)
+    rollouts = rollout.roll_out(run.model, run.tokenizer, problems, p.group, ("gap",), **run.sampling)
     batch, gaps = rollout.pack_rollouts(rollouts, p.row_tokens, run.tokenizer.pad_id), []
     for micro in batch.micro_batches(p.micro_batch_size, run.device):
-        logp, _ = token_logps(run.model, micro, p.temperature)
+        logp, _ = rollout.token_logps(run.model, micro, p.temperature)
         gaps.append((logp - micro.values["old_logp"])[micro.targets != IGNORE].abs())
     return torch.cat(gaps), len(rollouts)
 
