@@ -118,6 +118,10 @@ class Pretraining(Training):
         self.model = self.start.model if self.start else self.make_model()
         self.optimizers = make_optimizers(self.model, o)
         self.begin()
+        if self.longest > o.row_tokens:
+            raise UserError(
+                f"a document has {self.longest} tokens but a row only {o.row_tokens}; raise --row-tokens"
+            )
         self.part = processes.share(o.rows)  # this process's rows of every batch
         self.cursors, self.replay = [[0]] * len(self.part), None
         if o.replay:  # the checkpoint we started from may be gone when the run is resumed

@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from checkpoint import checkpoint_files, load_checkpoint, weights_hash
-from data import read_records
+from data import read_records, to_document
 from datagen import Mixture, held_out
 from rollout import evaluate_held_out
 
@@ -67,20 +67,31 @@ class Training:
         self.mixture = Mixture.parse(o.mixture)
         self.records = tuple(read_records(o.data)) if o.data else ()
         self.held_out = held_out(self.mixture, self.mixture.ops, o.eval_problems, o.seed, "dev")
-        self.start = self.load(folder or o.init_from) if folder or o.init_from else None
+        start = o.init_from if folder is None else folder
+        self.start = None if start is None else self.load(start)
         self.saved = self.start.state if folder else None  # what this run knew when it was stopped
 
     def load(self, folder):
         return load_checkpoint(folder, self.device, self.o.dtype, self.o.attention)
 
     def begin(self):
-        """Compile, and take up what a run that is resumed had reached."""
+        """Compile, and take up what a run that is resumed had reached. Raises UserError if the model cannot hold the problems."""
+        context = self.model.config.max_position_embeddings
+        if self.longest > context:
+            raise UserError(
+                f"a problem and its solution have {self.longest} tokens but the model a context of {context}: "
+                "raise --context, or choose shorter problems")  # fmt: skip
         self.step, self.guard = 0, Guard(self.o.max_bad_steps)
         if self.o.compile:
             self.model.compile_layers()
         if self.saved is not None:
             self.start.load_optimizers(self.optimizers)
             self.step, self.guard = self.saved["step"], Guard(self.o.max_bad_steps, **self.saved["guard"])
+
+    @property
+    def longest(self):
+        """Tokens of the longest held-out problem with its solution."""
+        return max(len(to_document(problem, self.tokenizer).ids) for problem in self.held_out)
 
     def train(self, run):
         """The loop. Returns whether it reached the end."""

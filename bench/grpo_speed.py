@@ -26,6 +26,7 @@ import export_hf
 import rollout
 from checkpoint import load_checkpoint
 from data import IGNORE, prompt_text
+from rollout import roll_out, token_logps
 from train_grpo import GRPO, PRESETS
 from train_grpo import Options as GRPOOptions
 from verify import reward, verify
@@ -83,10 +84,10 @@ class Clocks:
 def log_probability_gaps(run, p):
     """|log p of the sampler − of the trainer| of each token, before any update; and how many samples."""
     problems = run.problems.of_step(0, run.mine)
-    rollouts = rollout.roll_out(run.model, run.tokenizer, problems, p.group, ("gap",), **run.sampling)
+    rollouts = roll_out(run.model, run.tokenizer, problems, p.group, ("gaps",), run.mine, **run.sampling)
     batch, gaps = rollout.pack_rollouts(rollouts, p.row_tokens, run.tokenizer.pad_id), []
     for micro in batch.micro_batches(p.micro_batch_size, run.device):
-        logp, _ = rollout.token_logps(run.model, micro, p.temperature)
+        logp, _ = token_logps(run.model, micro, p.temperature)
         gaps.append((logp - micro.values["old_logp"])[micro.targets != IGNORE].abs())
     return torch.cat(gaps), len(rollouts)
 
