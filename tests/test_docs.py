@@ -1,4 +1,4 @@
-"""Every command of README.md and docs/ runs, and prints what is written there where that cannot differ between machines.
+"""Every command of README.md and docs/ runs, and prints what is written there where machines cannot differ.
 
 python -m pytest tests/test_docs.py -m slow     the long ones too
 python tests/test_docs.py docs/walkthrough.md   run a file's console blocks and write their output into it
@@ -20,7 +20,7 @@ BLOCK = re.compile(r"^```(console|bash)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # Plain Python: the same output everywhere.
 EXACT = re.compile(r"python (datagen|verify|bench/audit)\.py|python -c \"import datagen; ")
 LONG = re.compile(
-    r"runs/|torchrun|pip |uv |git clone|python (train_|evaluate|rollout|export_hf)|bench/(?!audit)|out/|-m slow|pytest"
+    r"runs/|torchrun|pip |uv |git clone|python (train_|evaluate|rollout|export_hf)|bench/(?!audit)|out/|pytest"
 )
 
 
@@ -43,7 +43,7 @@ def commands(path):
 
 
 def split(part):
-    """A command, which ends with its line or, where a quote is open, with the line that closes it; and its output."""
+    """A command, which ends with its line or, where a quote is open, where that closes; and its output."""
     lines = part.splitlines(keepends=True)
     n = 1
     while "".join(lines[:n]).replace('\\"', "").count('"') % 2:
@@ -113,6 +113,26 @@ def test_the_file_table_names_every_file():
     table = "".join(re.findall(r"^\| `.*? \|", text, flags=re.MULTILINE))
     for file in (*ROOT.glob("*.py"), *ROOT.glob("lab/[a-z]*.py")):
         assert f"`{file.relative_to(ROOT)}`" in table, file.name
+
+
+def test_the_demo_ends_at_a_stage_that_was_stopped(workshop):
+    """With a stand-in for Python whose mid-training is stopped: RL does not start, the exit code is 75."""
+    shutil.copy(ROOT / "requirements.lock", workshop)
+    (workshop / ".venv" / "bin").mkdir(parents=True)
+    installed = [(workshop / name).read_text() for name in ("requirements.txt", "requirements.lock")]
+    (workshop / ".venv" / "installed.txt").write_text("".join(installed))
+    python = workshop / ".venv" / "bin" / "python"
+    python.write_text('#!/bin/sh\necho "$@" >> calls\ncase "$*" in *demo/mid\\ *) exit 75;; esac\n')
+    python.chmod(0o755)
+    assert run("bash runs/demo.sh", workshop).returncode == 75
+    calls = (workshop / "calls").read_text().splitlines()
+    assert [call.split()[0] for call in calls] == ["train_pretrain.py", "train_pretrain.py"]
+    assert all("--resume-or-start" in call for call in calls)
+    python.write_text('#!/bin/sh\necho "$@" >> calls\n')
+    assert run("bash runs/demo.sh", workshop).returncode == 0
+    calls = (workshop / "calls").read_text().splitlines()[2:]
+    stages = ["train_pretrain.py", "train_pretrain.py", "train_grpo.py", "evaluate.py"]
+    assert [call.split()[0] for call in calls] == stages
 
 
 @pytest.mark.slow
