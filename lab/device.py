@@ -77,6 +77,10 @@ def run_torch_script(main):
                     "out of memory: lower --micro-batch-size (training) or --sample-rows (sampling); results do not depend on them"
                 ) from None
             raise
+        finally:
+            # after an error: left to the interpreter's end, gloo's threads may abort the process
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
 
     run_script(guarded)
 
