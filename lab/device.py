@@ -80,6 +80,10 @@ def run_torch_script(main):
                     "no result"
                 ) from None
             raise
+        finally:
+            # after an error: left to the interpreter's end, gloo's threads may abort the process
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
 
     run_script(guarded)
 
