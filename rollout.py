@@ -87,8 +87,9 @@ def roll_out(
 ):
     """Sample group_size solutions of each problem, judge and reward them → Rollouts, problem-major.
 
-    A sample depends on `stream`, which names what it is for, on its problem's number (numbers; None: its index) and
-    on its place in the group. reward, alpha: as of verify.reward; sampling: as of sampler.generate.
+    A sample depends on `stream`, which names what it is for, on its problem's number (numbers; None: its
+    index) and on its place in the group. reward, alpha: as of verify.reward; sampling: as of
+    sampler.generate.
     """
     prompts = [tokenizer.encode(prompt_text(problem)) for problem in problems]
     sampling.update(
@@ -217,7 +218,9 @@ def typed_problems():
 
 
 def talk(checkpoint, problem, o, sampling):
-    """Print tries at a problem, judged; without a gold graph a step's ✓ says only that its equations are true."""
+    """Print tries at a problem, judged; without a gold graph a step's ✓ says only that its equations are
+    true.
+    """
     prompt = checkpoint.tokenizer.encode(prompt_text(problem))
     sampling = dict(sampling, group_size=o.n, seed=o.seed, stop_id=checkpoint.tokenizer.eos_id)
     samples = generate(checkpoint.model, [prompt], **sampling)

@@ -75,7 +75,9 @@ class Training:
         return load_checkpoint(folder, self.device, self.o.dtype, self.o.attention)
 
     def begin(self):
-        """Compile, and take up what a run that is resumed had reached. Raises UserError if the model cannot hold the problems."""
+        """Compile, and take up what a run that is resumed had reached. Raises UserError if the model cannot
+        hold the problems.
+        """
         context = self.model.config.max_position_embeddings
         if self.longest > context:
             raise UserError(

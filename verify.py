@@ -2,19 +2,19 @@
 
     python verify.py records.jsonl --solution-key solution
 
-A solution is a row of sentences `Define NAME as v; s = a + b = 3 + 4 = 7; so v = 2 * s = 2 * 7 = 14.` Only what stands
-between `Define` and the full stop is read as mathematics; of the English around it three things count: a plan
-("To find X we need A, B."), in reverse problems the closing (the equations that find x), and that there is no other
-equation.
+A solution is a row of sentences `Define NAME as v; s = a + b = 3 + 4 = 7; so v = 2 * s = 2 * 7 = 14.` Only
+what stands between `Define` and the full stop is read as mathematics; of the English around it three things
+count: a plan ("To find X we need A, B."), in reverse problems the closing (the equations that find x), and
+that there is no other equation.
 
-Every expression is computed twice at once. At the problem's numbers it is a linear form a*x + b (x: the unknown of a
-reverse problem; elsewhere a = 0). And at one fixed pseudo-random point, where each quantity stands for a hash of its
-name, it is an integer modulo a product of primes, its *formula*: two expressions are the same rational function of
-the same quantities iff their formulas are equal (but for a chance below 2**-150: Schwartz and Zippel's lemma). So
-"5 times V" is told from `0 * V + 10` although both are 10 here.
+Every expression is computed twice at once. At the problem's numbers it is a linear form a*x + b (x: the
+unknown of a reverse problem; elsewhere a = 0). And at one fixed pseudo-random point, where each quantity
+stands for a hash of its name, it is an integer modulo a product of primes, its *formula*: two expressions are
+the same rational function of the same quantities iff their formulas are equal (but for a chance below
+2**-150: Schwartz and Zippel's lemma). So "5 times V" is told from `0 * V + 10` although both are 10 here.
 
-It never raises on any text, takes time linear in its length, and computes with bounded integers. Standard library
-only, and nothing of datagen.py: the judge knows the generator's records, not its code.
+It never raises on any text, takes time linear in its length, and computes with bounded integers. Standard
+library only, and nothing of datagen.py: the judge knows the generator's records, not its code.
 """
 
 import math
@@ -36,7 +36,8 @@ MODULUS = (2**61 - 1) * (2**89 - 1) * (2**107 - 1)
 LETTERS = frozenset(ascii_letters)
 UNKNOWN = "we don't know its value yet but will find it out later"
 
-# Every pattern is matched against text whose runs of white space are single spaces, so none can backtrack far.
+# Every pattern is matched against text whose runs of white space are single spaces, so none can backtrack
+# far.
 TAGS = re.compile(r"\[(?:BOS|EOS|PAD)\]")
 DEFINE = re.compile(r"\bDefine\b")
 HEAD = re.compile(r" ?([^=;]{1,200}?) as ([A-Za-z]) ?(;?)(?![A-Za-z])")
@@ -55,9 +56,10 @@ TAIL = re.compile(rf"(?: ?(?:{ANSWER.pattern}|</solution>))* ?")
 class Step:
     """One `Define` sentence, or a gold node, which is what it must be.
 
-    value: (a, b) for a*x + b, or None if nothing in it can be computed. parents: names. formula: its expression at the
-    fixed point; two steps have the same relation to their parents iff it is equal. faithful: every equality in it is
-    true, with the letters' values put in, and it is well-formed."""
+    value: (a, b) for a*x + b, or None if nothing in it can be computed. parents: names. formula: its
+    expression at the fixed point; two steps have the same relation to their parents iff it is equal.
+    faithful: every equality in it is true, with the letters' values put in, and it is well-formed.
+    """
 
     name: str
     var: str
@@ -97,8 +99,9 @@ class Verdict:
         return next((grade for grade, holds in grades.items() if holds), "wrong")
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Expressions. A value is (a, b, formula): a*x + b at the problem's numbers, and what it is at the fixed point.
+# ------------------------------------------------------------------------------------------------------------
+# Expressions. A value is (a, b, formula): a*x + b at the problem's numbers, and what it is at the fixed
+# point.
 
 
 @lru_cache(maxsize=1 << 14)
@@ -115,7 +118,9 @@ def number(token):
 
 
 def apply(op, u, v):
-    """u op v for values; None where it is no form with bounded integers (x*x, an inexact quotient, too large)."""
+    """u op v for values; None where it is no form with bounded integers (x*x, an inexact quotient, too
+    large).
+    """
     (a, b, r), (c, d, s) = u, v
     if op == "+":
         a, b, r = a + c, b + d, r + s
@@ -183,19 +188,22 @@ def show(value):
     return "".join(f" {t} " if t in "+-" and i else t for i, t in enumerate(tokens))
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Solutions
 
 
 def strip_prompt(document):
-    """What follows the prompt of a whole document: for callers that hold one. The judge itself skips no question,
-    since a completion that begins with its own could hide there what contradicts it."""
+    """What follows the prompt of a whole document: for callers that hold one. The judge itself skips no
+    question, since a completion that begins with its own could hide there what contradicts it.
+    """
     head, end, completion = document.partition("</question>")
     return completion if end and TAGS.sub("", head).lstrip().startswith("<question>") else document
 
 
 def parse_solution(text):
-    """A completion, plain (`… Answer: 7.`) or in tags (`… </solution> <answer> 7 </answer>`) → ParsedSolution."""
+    """A completion, plain (`… Answer: 7.`) or in tags (`… </solution> <answer> 7 </answer>`) →
+    ParsedSolution.
+    """
     if len(text) > MAX_TEXT:
         return ParsedSolution(errors=["too_long"])
     return _Reader(" ".join(TAGS.sub(" ", text).split()).removeprefix("<solution>")).parsed
@@ -286,9 +294,11 @@ class _Reader:
         self.parsed.steps.append(Step(name, var, parents, value and value[:2], faithful, value and value[2]))
 
     def _equation(self, clause):
-        """`v = a + b = 3 + 4 = 7` → (letter or None, value, parents). Its form is the last that can be computed; its
-        parents are those of the letters in any part. What is not true or not readable is an error. Each expression of
-        letters stands there with their values put in too; what else stands there is the value, which comes last."""
+        """`v = a + b = 3 + 4 = 7` → (letter or None, value, parents). Its form is the last that can be
+        computed; its parents are those of the letters in any part. What is not true or not readable is an
+        error. Each expression of letters stands there with their values put in too; what else stands there is
+        the value, which comes last.
+        """
         left, *parts = [PIECE.findall(part) for part in clause.split("=")]
         if not parts or len(left) != 1 or left[0] not in LETTERS:
             self.errors.append("not_an_equation")
@@ -322,8 +332,10 @@ class _Reader:
         return left[0], (*value[:2], formulas.pop()), parents
 
     def _closing(self, text):
-        """Read the equations in the English after the last definition. One ends at a word, at a mark between clauses,
-        or where operand follows operand; any other character belongs to it, which does not compute then."""
+        """Read the equations in the English after the last definition. One ends at a word, at a mark between
+        clauses, or where operand follows operand; any other character belongs to it, which does not compute
+        then.
+        """
         run, after_operand = [], False
         for token in (*PIECE.findall(text), "."):
             operand = token in self.values or token[0].isdigit()
@@ -339,7 +351,7 @@ class _Reader:
             after_operand = operand
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Gold
 
 
@@ -348,8 +360,10 @@ def _get(record, key):
 
 
 def gold_graph(record):
-    """{name: Step} in order, and the answer: from `nodes`, or where a record has none from its solution, each step of
-    which is then the gold relation. A record with an `answer` alone has an empty graph. UserError for anything else."""
+    """{name: Step} in order, and the answer: from `nodes`, or where a record has none from its solution, each
+    step of which is then the gold relation. A record with an `answer` alone has an empty graph. UserError for
+    anything else.
+    """
     nodes, solution, answer = (_get(record, key) for key in ("nodes", "solution", "answer"))
     steps = []
     if isinstance(nodes, (list, tuple)):
@@ -392,15 +406,17 @@ def _gold_node(node):
     return value and Step(name, "", frozenset(operands), tuple(form), True, value[2])
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Verdicts
 
 
 def verify(text, record):
-    """Judge the text of a completion against a record (a dict of the JSONL schema, or a datagen.Problem) → Verdict.
+    """Judge the text of a completion against a record (a dict of the JSONL schema, or a datagen.Problem) →
+    Verdict.
 
-    Never raises on any text; UserError if the record holds no gold. A node that is defined more than once with
-    different values or parents is "wrong_value", whichever of them was right."""
+    Never raises on any text; UserError if the record holds no gold. A node that is defined more than once
+    with different values or parents is "wrong_value", whichever of them was right.
+    """
     gold, answer = gold_graph(record)
     parsed = parse_solution(text)
     errors, nodes = list(parsed.errors), {}
@@ -435,8 +451,10 @@ def verify(text, record):
 
 
 def _solves(closing, last, answer):
-    """Whether equations solve for x: all true at x = answer, none a mere identity but where it says what a letter stands
-    for; among them the last quantity's form in x, set equal to a number; and in the end x = answer."""
+    """Whether equations solve for x: all true at x = answer, none a mere identity but where it says what a
+    letter stands for; among them the last quantity's form in x, set equal to a number; and in the end x =
+    answer.
+    """
     stated = solved = False
     for sides in closing:
         forms = set(sides.values())
@@ -471,17 +489,19 @@ def reward(verdict, kind, alpha=0.2):
 
 
 def pass_at_k(n, c, k):
-    """Unbiased estimate of the chance that one of k samples is right, from n samples with c right (Chen et al. 2021,
-    eq. 1): 1 − C(n−c, k) / C(n, k). Raises ValueError unless 0 ≤ c ≤ n and 1 ≤ k ≤ n."""
+    """Unbiased estimate of the chance that one of k samples is right, from n samples with c right (Chen et
+    al. 2021, eq. 1): 1 − C(n−c, k) / C(n, k). Raises ValueError unless 0 ≤ c ≤ n and 1 ≤ k ≤ n.
+    """
     if not (0 <= c <= n and 1 <= k <= n):
         raise ValueError(f"pass@k needs 0 <= c <= n and 1 <= k <= n, not n={n}, c={c}, k={k}")
     return 1.0 - math.comb(n - c, k) / math.comb(n, k)
 
 
 def explain(text, record=None, colour=False):
-    """A readable account of a verdict: one line a gold node with what was expected and found, then what was defined
-    beside them, the answer, the errors. Without a record there is no gold: ✓ then only says that a step is true as
-    written. colour: with the codes of a terminal; those in the text itself are escaped."""
+    """A readable account of a verdict: one line a gold node with what was expected and found, then what was
+    defined beside them, the answer, the errors. Without a record there is no gold: ✓ then only says that a
+    step is true as written. colour: with the codes of a terminal; those in the text itself are escaped.
+    """
     lines = []
 
     def say(sign, line):
@@ -519,7 +539,7 @@ def explain(text, record=None, colour=False):
     return "\n".join(lines) + f", errors: {', '.join(dict.fromkeys(verdict.errors)) or 'none'}"
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Command line
 
 

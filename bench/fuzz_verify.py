@@ -1,4 +1,5 @@
-"""Fuzz the judge against its slow oracle (tests/oracle.py): disagreements and exceptions, both of which must be 0, and the slowest case.
+"""Fuzz the judge against its slow oracle (tests/oracle.py): disagreements and exceptions, both of which must
+be 0, and the slowest case.
 
 python bench/fuzz_verify.py --n 1000000
 """

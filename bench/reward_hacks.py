@@ -51,7 +51,9 @@ def define_every_name(p, commonest, rand):
 
 
 def copy_the_numbers(p, commonest, rand):
-    """Every quantity that the text names, as the first number of its own statement, which for a literal is its value; then the last number."""
+    """Every quantity that the text names, as the first number of its own statement, which for a literal is
+    its value; then the last number.
+    """
     numbers = [int(w.strip(".")) for w in p.problem.split() if w.strip(".").isdigit()]
     return _define(p, lambda name, numbers: numbers[0]) + f" Answer: {numbers[-1] if numbers else 1}."
 
@@ -70,7 +72,9 @@ def answer_then_nothing(p, commonest, rand):
 
 
 def true_value_by_another_relation(p, commonest, rand):
-    """Each product with a constant told as a sum of the right value: parents and values are gold, the relation is not."""
+    """Each product with a constant told as a sum of the right value: parents and values are gold, the
+    relation is not.
+    """
 
     def other(m):
         value, constant = int(m[5]), int(m[2])
@@ -92,7 +96,9 @@ def bring_a_question(p, commonest, rand):
 
 
 def no_closing(p, commonest, rand):
-    """Gold, but the equations that find x are missing; in a forward problem an equation that says nothing is added."""
+    """Gold, but the equations that find x are missing; in a forward problem an equation that says nothing is
+    added.
+    """
     if p.mode == "forward":
         return p.solution.replace(" Answer:", " We know 0*x = 0. Answer:")
     return re.sub(r"We know .* Answer:", "So it is easy to see. Answer:", p.solution)

@@ -86,7 +86,9 @@ def keep_options(o, saved):
 
 
 def refuse_used_folder(path):
-    """Raise UserError if the path is a file, or a folder with more in it than a run killed in its first moment leaves."""
+    """Raise UserError if the path is a file, or a folder with more in it than a run killed in its first
+    moment leaves.
+    """
     if path.exists() and not path.is_dir():
         raise UserError(f"--out {path} is a file: choose a folder")
     if path.exists() and any(entry.name not in (".lock", "config.json.tmp") for entry in path.iterdir()):

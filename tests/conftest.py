@@ -1,4 +1,6 @@
-"""Triton's interpreter where there is no GPU, chosen before anything imports Triton; and scripts called in this process."""
+"""Triton's interpreter where there is no GPU, chosen before anything imports Triton; and scripts called in
+this process.
+"""
 
 import importlib
 import io

@@ -1,10 +1,11 @@
-"""Run a training script with --resume-or-start, kill -9 it at random moments, start it again, and let the last one finish.
+"""Run a training script with --resume-or-start, kill -9 it at random moments, start it again, and let the
+last one finish.
 
 python tests/crash.py KILLS SECONDS train_pretrain --out out/x …
 
-Each attempt is a fork of one process that has imported torch but used none of it: starting again costs nothing. A moment
-of death is drawn from 0 to 1.3 SECONDS, earlier ones more often; they are seconds of computing, so that a busy machine does
-not kill it before it has begun.
+Each attempt is a fork of one process that has imported torch but used none of it: starting again costs
+nothing. A moment of death is drawn from 0 to 1.3 SECONDS, earlier ones more often; they are seconds of
+computing, so that a busy machine does not kill it before it has begun.
 """
 
 import importlib

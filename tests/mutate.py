@@ -48,7 +48,9 @@ CLOSINGS = (
 
 
 def vary(rand, text, p):
-    """Another way to say the same, or nearly: a plan, a closing, a relation of the same value, parts in another order."""
+    """Another way to say the same, or nearly: a plan, a closing, a relation of the same value, parts in
+    another order.
+    """
     kind = rand.randrange(5)
     if kind == 0:
         node = rand.choice(p.nodes)
@@ -78,7 +80,9 @@ def vary(rand, text, p):
 
 
 def mutate(rand, p):
-    """A gold solution with 0 to 4 changes, each by its grammar's own units; now and then one of random characters."""
+    """A gold solution with 0 to 4 changes, each by its grammar's own units; now and then one of random
+    characters.
+    """
     if rand.random() < 0.03:
         return "".join(
             rand.choice(SNIPPETS) if rand.random() < 0.7 else chr(rand.randrange(256))

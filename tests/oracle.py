@@ -1,18 +1,19 @@
-"""A second judge, slow and simple, written from the definition: what verify.verify must agree with on any text.
+"""A second judge, slow and simple, written from the definition: what verify.verify must agree with on any
+text.
 
-Character by character and recursive, with exact fractions where verify.py has patterns, stacks and residues. What an
-expression is worth is a polynomial in x; what it says is a rational function of the quantities it names, kept whole
-as two polynomials in their names. A polynomial is {sorted tuple of variables: Fraction}.
+Character by character and recursive, with exact fractions where verify.py has patterns, stacks and residues.
+What an expression is worth is a polynomial in x; what it says is a rational function of the quantities it
+names, kept whole as two polynomials in their names. A polynomial is {sorted tuple of variables: Fraction}.
 
-The definition. A gold node is ok iff the solution defines it, from the gold parents, with the gold value, and nowhere
-else with another value or from others. A step's value is its last part that computes, else its last number. Its
-parents are the named quantities that the letters of any part stand for, directly or through scratch letters; a form
-in the unknown x beside parts with letters is a value and names nothing. All nodes and the answer: correct. Correct,
-and all of this: faithful. Every equality is true. The parts of an equation that name something say the same, and in a
-definition what the gold node says; each stands there with the values put in too; what else stands there is the value
-in its normal form, and so is the last part. Sentences are well-formed. "To find X we need A, B." names X's gold parents. In a reverse
-problem equations after the last definition solve for x; elsewhere outside the definitions there are none, and nothing
-follows the answer.
+The definition. A gold node is ok iff the solution defines it, from the gold parents, with the gold value, and
+nowhere else with another value or from others. A step's value is its last part that computes, else its last
+number. Its parents are the named quantities that the letters of any part stand for, directly or through
+scratch letters; a form in the unknown x beside parts with letters is a value and names nothing. All nodes and
+the answer: correct. Correct, and all of this: faithful. Every equality is true. The parts of an equation that
+name something say the same, and in a definition what the gold node says; each stands there with the values
+put in too; what else stands there is the value in its normal form, and so is the last part. Sentences are
+well-formed. "To find X we need A, B." names X's gold parents. In a reverse problem equations after the last
+definition solve for x; elsewhere outside the definitions there are none, and nothing follows the answer.
 """
 
 from fractions import Fraction
@@ -109,8 +110,9 @@ def named(name):
 
 
 class Expression:
-    """Recursive descent over tokens: sum := product (± product)*, product := factor (*/ factor)*, factor := [-] atom.
-    `known`: what letters are; `number`: what a number is."""
+    """Recursive descent over tokens: sum := product (± product)*, product := factor (*/ factor)*, factor :=
+    [-] atom. `known`: what letters are; `number`: what a number is.
+    """
 
     def __init__(self, tokens, known, number):
         self.tokens, self.known, self.number, self.at = tokens, known, number, 0
@@ -168,8 +170,9 @@ def is_letter(token):
 
 
 def tokens_of(text):
-    """A digit takes with it all digits and ASCII letters that follow, over a point or comma too if one follows that; letters
-    and apostrophes make words; every other character but the space is a token."""
+    """A digit takes with it all digits and ASCII letters that follow, over a point or comma too if one
+    follows that; letters and apostrophes make words; every other character but the space is a token.
+    """
     out, i = [], 0
     glue = DIGITS + LETTERS
     while i < len(text):
@@ -222,7 +225,9 @@ def first_stop(text):
 
 
 def claim_of(text):
-    """A text that begins with a claim of an answer → (the integer, what follows), or None if it is no whole claim."""
+    """A text that begins with a claim of an answer → (the integer, what follows), or None if it is no whole
+    claim.
+    """
     tag = text.startswith("<answer>")
     rest = text[len("<answer>" if tag else "Answer:") :]
     rest = rest[1:] if rest.startswith(" ") else rest
@@ -260,8 +265,9 @@ def only_answers(text):
 
 
 class Oracle:
-    """Reads one text. After `read`: steps [(name, letter, parents, value, meaning)], those after the end apart, answer, sound,
-    plans [(name, names)], chains: equations of the closing, each [(tokens, form)]."""
+    """Reads one text. After `read`: steps [(name, letter, parents, value, meaning)], those after the end
+    apart, answer, sound, plans [(name, names)], chains: equations of the closing, each [(tokens, form)].
+    """
 
     def __init__(self):
         self.steps, self.hidden, self.answer, self.sound = [], [], None, True

@@ -1,4 +1,6 @@
-"""The judge under attack: against a slow oracle on mutated gold solutions and arbitrary text, and against policies that cheat."""
+"""The judge under attack: against a slow oracle on mutated gold solutions and arbitrary text, and against
+policies that cheat.
+"""
 
 import re
 import sys

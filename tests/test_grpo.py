@@ -325,7 +325,9 @@ def test_problems_are_a_function_of_the_step_and_of_the_rl_split():
 
 
 def test_no_two_purposes_share_their_noise(monkeypatch):
-    """Samples of a step, of another step, of another seed, of a pass rate, of another round: streams of their own."""
+    """Samples of a step, of another step, of another seed, of a pass rate, of another round: streams of their
+    own.
+    """
     streams = []
 
     def sampled(model, tokenizer, problems, group_size, stream, numbers, **sampling):

@@ -92,7 +92,9 @@ def taken(drawn):
 
 
 def test_mid_training_grpo_and_evaluation(runs, drawn):
-    """And each stage draws from the split that is its own; `dev` alone chooses what is best, `eval` is only reported."""
+    """And each stage draws from the split that is its own; `dev` alone chooses what is best, `eval` is only
+    reported.
+    """
     base, seed = runs / "base" / "latest", ["--seed", 1]
     arguments = ["--mixture", f"op 2; {WORLD}; tokens 2k", "--workers", 0, *SMALL, *seed]
     ok("train_pretrain", "--out", runs / "other", *arguments)
@@ -132,7 +134,9 @@ def test_edge_candidates_are_of_split_rl_too(runs, drawn):
 
 @pytest.mark.parametrize("script", [train_pretrain, train_grpo])
 def test_best_is_what_split_dev_says(runs, tmp_path, script):
-    """`best` points at the highest score, of NLL or of pass@1, on problems of split dev; the later of two equal ones."""
+    """`best` points at the highest score, of NLL or of pass@1, on problems of split dev; the later of two
+    equal ones.
+    """
     rising, nll = [0.1, 0.5, 0.3], [2.0, 1.0, 3.0]
     values = [{"eval/nll_op2": n, "eval/correct_op2": p, "eval/pass@1": p} for n, p in zip(nll, rising)]
     judged = []
@@ -182,7 +186,7 @@ def test_the_same_seed_gives_the_same_weights(runs, tmp_path):
         torch.testing.assert_close(value, weights["micro"][key], atol=1e-4, rtol=1e-3)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # What a user can get wrong
 
 ONE = "--mixture|op 2; tokens 1k"
@@ -334,7 +338,7 @@ def test_two_unnamed_checkpoints_of_one_run_are_refused(runs, tmp_path):
     assert list(evaluate.named_folders(f"best={best},{latest}")) == ["best", "base"]
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_help_fits_two_screens():

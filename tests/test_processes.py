@@ -93,7 +93,9 @@ def test_pretraining_and_grpo(tmp_path):
 
 
 def test_nodes_that_see_different_checkpoints_end_in_one_line(tmp_path):
-    """Two processes, each with a folder of its own under the same name, as on two nodes without a shared disk."""
+    """Two processes, each with a folder of its own under the same name, as on two nodes without a shared
+    disk.
+    """
     call(*PRETRAIN, "--out", tmp_path / "a" / "run", check=True)
     (tmp_path / "b").mkdir()
     shutil.copytree(tmp_path / "a" / "run", tmp_path / "b" / "run", symlinks=True)

@@ -1,4 +1,6 @@
-"""Nothing is lost: checkpoints that are whole or not there, runs that can be killed at any time, one line for what goes wrong."""
+"""Nothing is lost: checkpoints that are whole or not there, runs that can be killed at any time, one line for
+what goes wrong.
+"""
 
 import json
 import os
@@ -55,7 +57,9 @@ def python(*arguments, check=True, **environment):
 
 @pytest.fixture(scope="module", autouse=True)
 def rewards():
-    """Samples of a model that has learnt nothing differ in reward: else RL would have nothing to be interrupted at."""
+    """Samples of a model that has learnt nothing differ in reward: else RL would have nothing to be
+    interrupted at.
+    """
     with pay_the_untrained():
         yield
 
@@ -72,7 +76,9 @@ def whole(tmp_path_factory):
 
 
 def starting(whole, name):
-    """The option that a run of this name starts from: the weights, or the tokenizer that need not be trained anew."""
+    """The option that a run of this name starts from: the weights, or the tokenizer that need not be trained
+    anew.
+    """
     latest = whole / "base" / "latest"
     return ["--init-from", latest] if name == "rl" else ["--tokenizer", latest / "tokenizer.json"]
 
@@ -133,13 +139,15 @@ def die(*arguments):
     raise Death
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Interrupted runs
 
 
 @pytest.mark.parametrize("name, seconds", [("base", 1.0), ("rl", 1.5)])
 def test_twenty_kills_change_no_bit(whole, tmp_path, name, seconds):
-    """kill -9 at 20 random moments of a second or two of computing, resuming each time: weights, optimizer, metrics and samples of an uninterrupted run."""
+    """kill -9 at 20 random moments of a second or two of computing, resuming each time: weights, optimizer,
+    metrics and samples of an uninterrupted run.
+    """
     command = [*SCRIPTS[name][1], *starting(whole, name)]
     out = python("tests/crash.py", 20, seconds, *command, "--out", tmp_path / "run")
     assert out.stdout.count("killed") == 20 and out.stdout.count("resuming") >= 5, out.stdout
@@ -343,7 +351,7 @@ def test_what_fails_in_an_evaluation_loses_no_step(whole, tmp_path, name):
     same(record(whole / name), record(tmp_path))
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # One writer
 
 
@@ -414,7 +422,7 @@ def replaced(value, old, new):
     return value.replace(old, new) if isinstance(value, str) else value
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Damage
 
 
@@ -522,7 +530,9 @@ def files_of(checkpoint):
 
 @pytest.mark.parametrize("function", ["fsync", "rename", "replace"])
 def test_death_at_any_moment_of_a_save_leaves_latest_complete(whole, tmp_path, monkeypatch, function):
-    """The process ends at the n-th system call of a save, for every n; `latest`, `best` and the newest checkpoint are whole."""
+    """The process ends at the n-th system call of a save, for every n; `latest`, `best` and the newest
+    checkpoint are whole.
+    """
     n, died, files = 0, True, files_of(whole / "base" / "latest")
     while died:
         folder = tmp_path / str(n)
@@ -600,7 +610,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(whole, tmp_path,
     same(record(whole / "base"), record(run))
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Guards
 
 
@@ -614,7 +624,8 @@ def test_steps_that_are_not_finite_are_skipped_and_then_end_the_run(tmp_path):
     guard.passes(3, float("nan"))
     with pytest.raises(UserError, match=r"3 times in a row, last at step 4.*last checkpoint is good"):
         guard.passes(4, float("nan"))
-    # A run that diverges: the bad steps leave the weights alone, and the end says that the checkpoint is good.
+    # A run that diverges: the bad steps leave the weights alone, and the end says that the checkpoint is
+    # good.
     finite = Training.update
 
     def diverging(self, loss):
@@ -643,7 +654,7 @@ def test_memory_that_runs_out_is_one_line(capsys):
         run_torch_script(bug)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Determinism
 
 

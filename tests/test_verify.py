@@ -62,7 +62,9 @@ def rename(solution, rng):
 
 
 def reorder(solution, rng):
-    """The steps in another order in which they can be computed. Reads letters only: nothing here knows the gold graph."""
+    """The steps in another order in which they can be computed. Reads letters only: nothing here knows the
+    gold graph.
+    """
     steps = list(STEP.finditer(solution))
     letters = re.compile(r"(?<![A-Za-z'])[A-Za-z](?![A-Za-z'])")
     home = {}  # letter → the step that defines it
@@ -86,7 +88,9 @@ def reorder(solution, rng):
 
 
 def edits(solution):
-    """Every single number and operator of every equation, the closing ones included, changed in every way, one at a time."""
+    """Every single number and operator of every equation, the closing ones included, changed in every way,
+    one at a time.
+    """
     spans = [(m.start(3), m.end(3)) for m in STEP.finditer(solution) if "don't know" not in m[3]]
     if "We know" in solution:
         spans.append((solution.index("We know"), solution.index(" Answer:")))
@@ -101,7 +105,9 @@ def edits(solution):
 
 
 def closing_still_true(text):
-    """Whether each equation of a changed closing holds, by Python's own arithmetic: `2 + x = 4` for `2*x = 4`, where x is 2."""
+    """Whether each equation of a changed closing holds, by Python's own arithmetic: `2 + x = 4` for `2*x =
+    4`, where x is 2.
+    """
     closing, _, answer = text.partition("We know ")[2].rpartition(" Answer: ")
     closing = closing[1:]  # the letter of the last quantity
     known = re.match(r" = (-?[0-9.]+)", closing)
@@ -422,7 +428,9 @@ def test_random_garbage_never_raises_and_is_never_correct():
 
 
 def test_long_garbage_of_any_unit_returns():
-    """As long as a text may be. A pattern or loop that backtracks hangs here; the speed itself is measured by bench/judge_speed.py."""
+    """As long as a text may be. A pattern or loop that backtracks hangs here; the speed itself is measured by
+    bench/judge_speed.py.
+    """
     units = (
         "Define a as b; so b = 1. ",
         "Define ",
@@ -588,7 +596,7 @@ def test_command_line(tmp_path):
     assert run(str(tmp_path / "none.jsonl")).returncode == run().returncode == 2
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # The relation, its parents, closings, plans, unread text
 
 
@@ -762,8 +770,9 @@ def test_a_plan_is_a_claim_about_the_gold_graph(plan, expected):
 
 
 def three_layers(seed):
-    """A record in the public data's format with three layers, by its rules: no `so` before a total of several products, or of one
-    product written before the sum is known; averages are defined like counts."""
+    """A record in the public data's format with three layers, by its rules: no `so` before a total of several
+    products, or of one product written before the sum is known; averages are defined like counts.
+    """
     rng = random.Random(seed)
     animals, letters = (
         rng.sample(["owl", "bear", "wolf", "crow", "deer"], 1 + seed % 3),
@@ -809,7 +818,7 @@ def test_60_public_records_of_three_layers_are_faithful():
             assert not verify(changed, record).faithful, changed
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Odd records, odd terminals
 
 
