@@ -130,7 +130,7 @@ def new_model(config, device, dtype="float32", attention="auto", weights=None):
 
 
 def check_shapes(config, shapes):
-    """Raise UserError unless {name: shape} are those of this configuration, found out without taking memory."""
+    """Raise UserError unless {name: shape} are those of this configuration. Takes no memory."""
     layers = len({name.split(".")[2] for name in shapes if name.startswith("model.layers.")})
     if layers != config.num_hidden_layers:
         raise UserError(

@@ -44,14 +44,21 @@ class Template:
 
 TEMPLATES = {
     "zoo": Template(
-        "animals", "cubs", "{}", "otter badger marten panda heron gecko falcon tapir bobcat beaver jaguar lemur",
-        "{}", "Fernhollow Birchlake Coppergorge Mistymoor Stonepoint Ambermarsh Willowbank Thunderfield Silvergrove Coralbay Juniperhill Northdunes"),
+        "animals", "cubs",
+        "{}", "otter badger marten panda heron gecko falcon tapir bobcat beaver jaguar lemur",
+        "{}", "Fernhollow Birchlake Coppergorge Mistymoor Stonepoint Ambermarsh "
+              "Willowbank Thunderfield Silvergrove Coralbay Juniperhill Northdunes"),
     "school": Template(
-        "teachers", "pupils", "{} teacher", "history chemistry music drawing geometry grammar biology dance latin physics pottery geography",
-        "{} School", "Linden Harbour Rosewood Kestrel Oldmill Sunrise Bishop Riverside Eastgate Maple Hilltop Quarry"),
+        "teachers", "pupils",
+        "{} teacher", "history chemistry music drawing geometry grammar "
+                      "biology dance latin physics pottery geography",
+        "{} School", "Linden Harbour Rosewood Kestrel Oldmill Sunrise "
+                     "Bishop Riverside Eastgate Maple Hilltop Quarry"),
     "festival": Template(
-        "films", "prizes", "{} film", "spy silent western horror war heist romance puppet disaster science dance crime",
-        "the {} Festival", "Moonlight Lagoon Lantern Goldreel Pier Aurora Velvet Saffron Tramway Cobalt Orchard Windmill"),
+        "films", "prizes",
+        "{} film", "spy silent western horror war heist romance puppet disaster science dance crime",
+        "the {} Festival", "Moonlight Lagoon Lantern Goldreel Pier Aurora "
+                           "Velvet Saffron Tramway Cobalt Orchard Windmill"),
 }  # fmt: skip
 
 
@@ -226,9 +233,9 @@ def solve(rand, graph, names):
         a, b = root.form
         left, c = show(root.form), root.value - b
         out.append(
-            f"We know {letter[root]} = {root.value}, so we have {left} = {root.value} and we solve it through "
-            f"the following steps: Simplifying the equation: {left} = {root.value}. Move all terms to one side: "
-            f"{show((a, 0))} - {c} = 0. Isolate the term with x: {a}*x = {c}. "
+            f"We know {letter[root]} = {root.value}, so we have {left} = {root.value} and we solve it "
+            f"through the following steps: Simplifying the equation: {left} = {root.value}. Move all terms "
+            f"to one side: {show((a, 0))} - {c} = 0. Isolate the term with x: {a}*x = {c}. "
             f"Divide both sides by {a}: x = {c} / {a}. Solution: x = {answer}."
         )
     out.append(f"Answer: {answer}.")

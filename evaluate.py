@@ -156,7 +156,7 @@ def gain(before, after, n):
         return f"correct@1 +0.000: no problem differs (95%: by at most {wilson(0.0, len(difference))[1]:.3f})"
     if error == 0:  # nor does a standard error of 0 say that it is known exactly
         others = wilson(0.0, len(difference))[1]
-        return f"correct@1 {mean:+.3f} in every problem (95%: another difference in at most {others:.3f} of them)"
+        return f"correct@1 {mean:+.3f} in every problem (95%: of others at most {others:.3f} differ)"
     return f"correct@1 {mean:+.3f}, standard error {error:.3f} ({mean / max(error, 1e-9):+.1f} SE)"
 
 

@@ -15,9 +15,9 @@ from torch import nn
 
 from attention import BACKENDS, Layout
 
-# Of a fresh model with tied embeddings: the logit of the token itself, which the final norm's first weight sets.
-# All others are near 0, so that the first loss is about ln V at every width; a weight of 1 would make it √C. A
-# smaller one costs the first steps, in which the norm's weight has to grow.
+# Of a fresh model with tied embeddings: the logit of the token itself, which the final norm's first weight
+# sets. All others are near 0, so that the first loss is about ln V at every width; a weight of 1 would make
+# it √C. A smaller one costs the first steps, in which the norm's weight has to grow.
 FIRST_LOGIT = 4.0
 
 

@@ -3,7 +3,8 @@
     python train_grpo.py --preset tiny --init-from out/base/latest --out out/grpo
 
 One step: prompts → G solutions each → judge → rewards (P, G) → advantages (P, G) → minibatches of the clipped
-objective. Shapes: P prompts, G group, N = P*G samples, B rows, T positions, V vocabulary.
+objective.
+Shapes: P prompts, G group, N = P*G samples, B rows, T positions, V vocabulary.
 """
 
 import copy
@@ -97,11 +98,14 @@ def grpo_loss(
     logp, old_logp, ref_logp: log-probabilities of the sampled tokens under the policy, the sampler and the
     frozen reference (None: no KL); advantages broadcast over tokens; mask: 1 where a token was sampled. All
     of one shape. count: the number of sampled tokens that the loss is a mean over (default: of this mask);
-    give that of the whole minibatch when the loss is taken in micro-batches. loss = Σ mask · (−min(r·A,
-    clip(r, 1−ε, 1+ε)·A) + β·k3) / count        r = exp(logp − old_logp) k3 = exp(ref − logp) − (ref − logp) −
-    1 (Schulman 2020); dual_clip c: the first term is at most c·|A| where A < 0. Returns loss and stats: sums
-    over tokens, to be divided by the count (kl, clip_fraction, ratio, and approx_kl, the k3 estimate of the
-    policy's distance from the sampler).
+    give that of the whole minibatch when the loss is taken in micro-batches.
+
+        loss = Σ mask · (−min(r·A, clip(r, 1−ε, 1+ε)·A) + β·k3) / count,  r = exp(logp − old_logp)
+        k3 = exp(ref_logp − logp) − (ref_logp − logp) − 1  (Schulman 2020)
+
+    dual_clip c: the first term is at most c·|A| where A < 0. Returns loss and stats: sums over tokens, to be
+    divided by the count (kl, clip_fraction, ratio, and approx_kl, the k3 estimate of the policy's distance
+    from the sampler).
     """
     mask = mask.to(logp.dtype)
     count = mask.sum() if count is None else count

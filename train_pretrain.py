@@ -1,7 +1,7 @@
 """Next-token training: pre-training, mid-training, continual pre-training and SFT are one loop (training.py).
 
     python train_pretrain.py --preset tiny --out out/base
-    python train_pretrain.py --preset tiny --out out/mid --init-from out/base/latest --mixture "op 5-6; tokens 1M"
+    python train_pretrain.py --init-from out/base/latest --out out/mid --mixture "op 5; tokens 1M"
 
 Shapes: B rows, T positions.
 """
@@ -24,9 +24,9 @@ from training import Training, TrainingOptions, run_training
 
 PRESETS = {
     "tiny": dict(
-        mixture=f"op 2-4; {TINY_WORLD}; tokens 9M", solution_only=True, vocab_size=600, hidden_size=128, layers=4,
-        heads=4, kv_heads=4, local_heads=True, intermediate_size=384, context=1024, rows=1, row_tokens=1536,
-        optimizer="muon", lr=1e-3, min_lr=1e-4, muon_lr=0.003, warmup=0.02, eval_every=1000),
+        mixture=f"op 2-4; {TINY_WORLD}; tokens 9M", solution_only=True, vocab_size=600, hidden_size=128,
+        layers=4, heads=4, kv_heads=4, local_heads=True, intermediate_size=384, context=1024, rows=1,
+        row_tokens=1536, optimizer="muon", lr=1e-3, min_lr=1e-4, muon_lr=0.003, warmup=0.02, eval_every=1000),
     "small": dict(
         mixture="op 2-10; template zoo, school, festival; tokens 500M", solution_only=True, hidden_size=512,
         layers=6, heads=8, kv_heads=2, local_heads=True, intermediate_size=1536, rows=32, micro_batch_size=16,

@@ -80,9 +80,8 @@ class Training:
         """
         context = self.model.config.max_position_embeddings
         if self.longest > context:
-            raise UserError(
-                f"a problem and its solution have {self.longest} tokens but the model a context of {context}: "
-                "raise --context, or choose shorter problems")  # fmt: skip
+            have = f"a problem and its solution have {self.longest} tokens, the model a context of {context}"
+            raise UserError(f"{have}: raise --context, or choose shorter problems")
         self.step, self.guard = 0, Guard(self.o.max_bad_steps)
         if self.o.compile:
             self.model.compile_layers()

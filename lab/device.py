@@ -76,8 +76,8 @@ def run_torch_script(main):
         except (MemoryError, RuntimeError) as error:  # on a CPU torch's has no type of its own
             if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error):
                 raise UserError(
-                    "out of memory: lower --micro-batch-size (training) or --sample-rows (sampling), which change "
-                    "no result"
+                    "out of memory: lower --micro-batch-size (training) or --sample-rows (sampling), which "
+                    "change no result"
                 ) from None
             raise
         finally:

@@ -80,8 +80,8 @@ def keep_options(o, saved):
         value = getattr(o, field.name)
         if not field.metadata["free"] and saved.get(field.name, value) != value:
             raise UserError(
-                f"the run in {o.out} has {flag(field.name)} {saved[field.name]}, not {value}: resumed, it keeps "
-                "its options; start another with another --out"
+                f"the run in {o.out} has {flag(field.name)} {saved[field.name]}, not {value}: resumed, it "
+                "keeps its options; start another with another --out"
             )
 
 
