@@ -18,7 +18,7 @@ import torch
 
 from data import IGNORE
 from datagen import TINY_WORLD
-from rollout import pack_rollouts, roll_out
+from rollout import check_room, pack_rollouts, roll_out
 from training import Training, TrainingOptions, run_training
 from verify import REWARDS
 
@@ -203,6 +203,7 @@ class GRPO(Training):
             )
         ]
         self.begin()
+        check_room(self.model, self.tokenizer, self.held_out, o.max_new_tokens)
         saved = self.saved or {"updates": 0, "pool": None, "candidates": 0}
         self.updates = saved["updates"]
         self.problems = Problems(o, self.mixture, self.records, saved["pool"], saved["candidates"])
