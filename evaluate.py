@@ -22,7 +22,7 @@ import numpy as np
 from checkpoint import load_checkpoint, weights_hash
 from datagen import TINY_WORLD, Mixture, held_out, parse_ops
 from report import draw_results, write_report
-from rollout import held_out_nll, roll_out
+from rollout import check_room, held_out_nll, roll_out
 from verify import explain, pass_at_k
 
 JUDGED = ("correct", "answer", "faithful")
@@ -233,7 +233,12 @@ class Evaluation:
     def load(self, device):
         """The checkpoints → {name: Checkpoint}."""
         o, folders = self.o, self.folders.items()
-        return {name: load_checkpoint(folder, device, o.dtype, o.attention) for name, folder in folders}
+        checkpoints = {
+            name: load_checkpoint(folder, device, o.dtype, o.attention) for name, folder in folders
+        }
+        for it in checkpoints.values():
+            check_room(it.model, it.tokenizer, self.problems, o.max_new_tokens)
+        return checkpoints
 
     def run(self, checkpoints):
         """Judge what has not been judged before, a line of judged.jsonl at a time."""

@@ -111,6 +111,16 @@ def roll_out(
     return rollouts
 
 
+def check_room(model, tokenizer, problems, max_new_tokens):
+    """Raise UserError unless the longest prompt of these problems and so many new tokens fit the model's context."""
+    context = model.config.max_position_embeddings
+    longest = max(len(tokenizer.encode(prompt_text(problem))) for problem in problems)
+    if longest + max_new_tokens > context:
+        raise UserError(
+            f"--max-new-tokens {max_new_tokens} and a prompt of {longest} exceed the model's context of {context}: "
+            f"at most {context - longest} fit")  # fmt: skip
+
+
 def pack_rollouts(rollouts, row_tokens, pad_id):
     """Rollouts → Batch whose targets are the completions, with `old_logp` and `advantage` beside them."""
     documents = []

@@ -18,7 +18,7 @@ import torch
 
 from data import IGNORE
 from datagen import TINY_WORLD
-from rollout import Problems, pack_rollouts, roll_out, token_logps
+from rollout import Problems, check_room, pack_rollouts, roll_out, token_logps
 from training import Training, TrainingOptions, run_training
 from verify import REWARDS
 
@@ -152,6 +152,7 @@ class GRPO(Training):
         self.begin()
         limits = dict(max_new_tokens=o.max_new_tokens, batch_size=o.sample_rows)
         self.sampling = dict(reward=o.reward, alpha=o.alpha, temperature=o.temperature, **limits)
+        check_room(self.model, self.tokenizer, self.held_out, o.max_new_tokens)
         saved = self.saved or {"updates": 0, "pool": None, "candidates": 0}
         self.updates = saved["updates"]
         self.problems = Problems(o, self.mixture, self.records, saved["pool"], saved["candidates"])

@@ -320,6 +320,12 @@ def test_documents_that_do_not_fit_are_one_line(commands, tmp_path):
     assert "--row-tokens" in error_line(call(*rows))
     context = [*commands["train_pretrain"], "--context", 64, "--out", tmp_path / "x"]
     assert "--context" in error_line(call(*context))
+    for name in (
+        "train_grpo",
+        "evaluate",
+    ):  # sampling as many tokens as the context has leaves none for the problem
+        longer = [*commands[name], "--max-new-tokens", 1024, "--out", tmp_path / "x"]
+        assert "--max-new-tokens" in error_line(call(*longer))
     assert not (tmp_path / "x").exists()
 
 
