@@ -112,7 +112,9 @@ def roll_out(
 
 
 def check_room(model, tokenizer, problems, max_new_tokens):
-    """Raise UserError unless the longest prompt of these problems and so many new tokens fit the model's context."""
+    """Raise UserError unless the longest prompt of these problems and so many new tokens fit the model's
+    context.
+    """
     context = model.config.max_position_embeddings
     longest = max(len(tokenizer.encode(prompt_text(problem))) for problem in problems)
     if longest + max_new_tokens > context:
