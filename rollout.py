@@ -118,9 +118,8 @@ def check_room(model, tokenizer, problems, max_new_tokens):
     context = model.config.max_position_embeddings
     longest = max(len(tokenizer.encode(prompt_text(problem))) for problem in problems)
     if longest + max_new_tokens > context:
-        raise UserError(
-            f"--max-new-tokens {max_new_tokens} and a prompt of {longest} exceed the model's context of {context}: "
-            f"at most {context - longest} fit")  # fmt: skip
+        have = f"--max-new-tokens {max_new_tokens} and a prompt of {longest} exceed the context of {context}"
+        raise UserError(f"{have}: at most {context - longest} fit")
 
 
 def pack_rollouts(rollouts, row_tokens, pad_id):
