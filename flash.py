@@ -188,13 +188,11 @@ def _attend_dkdv(grads, keys, queries, low, high, D: constexpr, M: constexpr, MA
         rows = at + tl.arange(0, M)
         inside = rows < T
         q, do = _load(q_base, rows, T, stride, D, MASKED), _load(do_base, rows, T, stride, D, MASKED)
-        normaliser = tl.load(
-            lse + rows, mask=inside, other=float("inf")
-        )  # exp2(−inf) = 0: nothing beyond the end
+        # beyond the end exp2(−inf) = 0: nothing
+        normaliser = tl.load(lse + rows, mask=inside, other=float("inf"))
         d = tl.load(delta + rows, mask=inside, other=0.0)
-        s = tl.dot(k, tl.trans(q), input_precision="ieee") * (
-            D**-0.5 * LOG2E
-        )  # (N, M): no first operand of a dot is transposed
+        # (N, M): no first operand of a dot is transposed
+        s = tl.dot(k, tl.trans(q), input_precision="ieee") * (D**-0.5 * LOG2E)
         if MASKED:
             start = tl.load(doc_start + rows, mask=inside, other=0)
             seen = (columns[:, None] <= rows[None, :]) & (columns[:, None] >= start[None, :])

@@ -235,9 +235,7 @@ class GraphBuilder:
             return free and place.summary.type is TOTAL and len(place.members) < self.config.max_in_degree
 
         spots = [p for p in self.open_places() if affordable(self.places[p])]
-        if (
-            len(self.places) < PLACES
-        ):  # a place that is closed or full holds two edges or more: 20 never fill 12
+        if len(self.places) < PLACES:  # a closed or full place holds two edges or more: 20 never fill 12
             spots.append(len(self.places))
         v = self.add_count(choice(self.rand, spots))
         self.wanted -= 1

@@ -94,9 +94,8 @@ class Attention(nn.Module):
 
     def forward(self, x, cos, sin, attend):
         B, T, _ = x.shape
-        q, k, v = (
-            p(x).view(B, T, -1, self.head_dim) for p in (self.q_proj, self.k_proj, self.v_proj)
-        )  # (B, T, H or K, D)
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (project(x).view(B, T, -1, self.head_dim) for project in projections)  # (B, T, H or K, D)
         return self.o_proj(attend(rotate(q, cos, sin), rotate(k, cos, sin), v).reshape(B, T, -1))  # (B, T, C)
 
 

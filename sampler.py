@@ -92,9 +92,8 @@ def balanced(items, most):
 
 def uniform_numbers(seed, indices, group, columns):
     """Numbers within [0, 1), (P * group, columns): each row a function of (seed, prompt, sample)."""
-    keys = [
-        np.array([seed, i], dtype=np.uint64) for i in indices
-    ]  # of 2^63 and 1 numpy alone would make floats
+    # without a type numpy would make floats of 2^63 and 1
+    keys = [np.array([seed, i], dtype=np.uint64) for i in indices]
     streams = [np.random.Philox(key=key, counter=[0, 0, 0, g]) for key in keys for g in range(group)]
     return np.stack([np.random.Generator(stream).random(columns) for stream in streams])
 

@@ -75,9 +75,8 @@ class ParsedSolution:
     answer: int | None = None
     errors: list = field(default_factory=list)  # kinds, in order of appearance
     plans: list = field(default_factory=list)  # "To find X we need A, B.": (X, [A, B])
-    closing: list = field(
-        default_factory=list
-    )  # equations after the last step: {tokens of a side: form or None}
+    # equations after the last step: {tokens of a side: form or None}
+    closing: list = field(default_factory=list)
     hidden: list = field(default_factory=list)  # steps after </solution>: they count only against it
 
 

@@ -345,10 +345,8 @@ class Run:
 
     def _prune(self):
         folders = step_folders(self.path)
-        kept = {*folders[-self.o.keep :]}
-        kept |= {
-            (self.path / name).resolve() for name in ("best", "latest")
-        }  # a damaged one may come after it
+        kept = {*folders[-self.o.keep :]}  # among which may be damaged ones, later than `latest`
+        kept |= {(self.path / name).resolve() for name in ("best", "latest")}
         kept |= {path for path in folders if path.name == "step_0000000" and self.keep_first}
         for path in folders:
             if path not in kept and path.resolve() not in kept:
