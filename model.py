@@ -1,18 +1,24 @@
 """Qwen2.5 by hand: RMSNorm, rotary positions, grouped-query attention with QKV bias, SwiGLU, tied embeddings.
 
-Shapes: B rows, T positions, S cache positions, C model width, H query heads, K key/value heads, D head width, V vocabulary.
+Shapes: B rows, T positions, C model width, H query heads, K key/value heads, D head width, V vocabulary.
 state_dict keys are those of transformers' Qwen2ForCausalLM, so weights travel both ways.
 """
 
 from dataclasses import dataclass
 from functools import partial
 
+from lab.options import UserError
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-import cli
-from attention import attention, document_layout
+from attention import BACKENDS, Layout
+
+# Of a fresh model with tied embeddings: the logit of the token itself, which the final norm's first weight
+# sets. All others are near 0, so that the first loss is about ln V at every width; a weight of 1 would make
+# it √C. A smaller one costs the first steps, in which the norm's weight has to grow.
+FIRST_LOGIT = 4.0
 
 
 @dataclass(frozen=True)
@@ -34,11 +40,12 @@ class ModelConfig:
     def __post_init__(self):
         for name, value in vars(self).items():
             if isinstance(value, int) and not isinstance(value, bool) and value < 1:
-                raise cli.UserError(f"{name} must be positive, not {value}")
-        if self.hidden_size % self.num_attention_heads or self.head_dim % 2:
-            raise cli.UserError(f"hidden size {self.hidden_size} must be {self.num_attention_heads} heads of one even width")
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise cli.UserError(f"{self.num_attention_heads} query heads cannot share {self.num_key_value_heads} key/value heads evenly")
+                raise UserError(f"{name} must be positive, not {value}")
+        C, H, K = self.hidden_size, self.num_attention_heads, self.num_key_value_heads
+        if C % H or self.head_dim % 2:
+            raise UserError(f"hidden size {C} must be {H} heads of one even width")
+        if H % K:
+            raise UserError(f"{H} query heads cannot share {K} key/value heads evenly")
 
     @property
     def head_dim(self):  # D
@@ -57,14 +64,19 @@ class RMSNorm(nn.Module):
 
 def rotary(positions, head_dim, theta):
     """cos and sin of the rotary angles, (B, T, 1, D) each, for positions (B, T) (Su et al. 2021, eq. 34)."""
-    frequency = theta ** (-torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim)
+    frequency = theta ** (
+        -torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
+    )
     angle = positions[:, :, None, None].float() * frequency  # (B, T, 1, D/2)
     angle = torch.cat((angle, angle), -1)
     return angle.cos(), angle.sin()
 
 
 def rotate(x, cos, sin):
-    """Turn the pairs (x_i, x_{i+D/2}) of x (B, T, heads, D) by their angles, in float32: a head that looks things up needs them exact."""
+    """Turn the pairs (x_i, x_{i+D/2}) of x (B, T, heads, D) by their angles.
+
+    In float32: a head that looks things up needs them exact.
+    """
     x = x.float()
     a, b = x.chunk(2, -1)
     return x * cos + torch.cat((-b, a), -1) * sin
@@ -82,7 +94,8 @@ class Attention(nn.Module):
 
     def forward(self, x, cos, sin, attend):
         B, T, _ = x.shape
-        q, k, v = (p(x).view(B, T, -1, self.head_dim) for p in (self.q_proj, self.k_proj, self.v_proj))  # (B, T, H or K, D)
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (project(x).view(B, T, -1, self.head_dim) for project in projections)  # (B, T, H or K, D)
         return self.o_proj(attend(rotate(q, cos, sin), rotate(k, cos, sin), v).reshape(B, T, -1))  # (B, T, C)
 
 
@@ -119,27 +132,34 @@ class Body(nn.Module):
 
 
 class Qwen2(nn.Module):
-    def __init__(self, config):
+    def __init__(self, config, backend=BACKENDS["sdpa"]):
         super().__init__()
-        self.config = config
-        self.compute_dtype = torch.float32  # of matrix products in the layers; weights, sums, norms and logits stay float32
+        self.config, self.backend = config, backend
+        # of matrix products in the layers; weights, sums, norms and logits stay float32
+        self.compute_dtype = torch.float32
         self.model = Body(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
-        std = config.initializer_range or config.hidden_size**-0.5
+        if not self.lm_head.weight.is_meta:  # where only the shapes count
+            self.initialise(config.initializer_range or config.hidden_size**-0.5)
+
+    def initialise(self, std):
+        """Fresh weights. What layers add starts at zero, so that a token is itself until they learn."""
         for name, p in self.named_parameters():
-            if p.ndim > 1:  # what a layer adds starts at zero, so that a token is itself until the layers learn
+            if p.ndim > 1:
                 nn.init.normal_(p, std=0.0 if "o_proj" in name or "down_proj" in name else std)
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
+        nn.init.constant_(self.model.norm.weight, FIRST_LOGIT / (self.config.hidden_size * std))
 
     def look_nearby(self, strength=3.0, spacing=2, frequencies=6):
         """Start the first layer's heads as local ones: head h looks about spacing * (h + 1) positions back.
 
-        Equal biases of queries and keys make a score that depends on the distance alone, since rotary positions turn them
-        apart: turned against each other by the angles of distance d, they agree most at d. A small model finds induction
-        (look back, then look up) much sooner from there; training is free to undo it.
+        Equal biases of queries and keys make a score that depends on the distance alone, since rotary
+        positions turn them apart: turned against each other by the angles of distance d, they agree most at
+        d. A small model finds induction (look back, then look up) much sooner from there; training is free to
+        undo it.
         """
         config, attention = self.config, self.model.layers[0].self_attn
         D, n = config.head_dim, min(frequencies, config.head_dim // 2)
@@ -155,12 +175,19 @@ class Qwen2(nn.Module):
 
     def autocast(self):
         """Within it, the layers' matrix products are taken in `compute_dtype`."""
-        return torch.autocast(self.lm_head.weight.device.type, self.compute_dtype, enabled=self.compute_dtype != torch.float32)
+        half = self.compute_dtype != torch.float32
+        return torch.autocast(self.lm_head.weight.device.type, self.compute_dtype, enabled=half)
 
-    def compile_layers(self):
-        """Have torch.compile fuse what stands between the matrix products, the same code for every layer; attention stays as it is."""
+    def compile_layers(self, **options):
+        """Have torch.compile (with these options) fuse what stands between the matrix products.
+
+        One code for all layers. Each number of rows and tokens gets its own: code for any number would be
+        slower, and one batch of another shape, of an evaluation say, would make it replace what training
+        runs.
+        """
+        torch._dynamo.config.recompile_limit = 64  # shapes, after which others would run as they are
         for layer in self.model.layers:
-            layer.compile()
+            layer.compile(dynamic=False, **options)
 
     def head(self, x):
         """Logits, always in float32: of a logit of 20 bfloat16 keeps no more than 1/16."""
@@ -170,8 +197,8 @@ class Qwen2(nn.Module):
     def hidden(self, tokens, positions, attend):
         """The last layer's normed output, (B, T, C). positions (B, T): of each token in its document.
 
-        attend: one function for each layer, of its q (B, T, H, D), k and v (B, T, K, D) → (B, T, H, D): attention, or, in the sampler, over
-        what came before too.
+        attend: one function for each layer, of its q (B, T, H, D), k and v (B, T, K, D) → (B, T, H, D):
+        attention, or, in the sampler, over what came before too.
         """
         x = self.model.embed_tokens(tokens)  # (B, T, C)
         cos, sin = rotary(positions, self.config.head_dim, self.config.rope_theta)
@@ -179,24 +206,29 @@ class Qwen2(nn.Module):
             x = layer(x, cos, sin, look)
         return self.model.norm(x)
 
-    def logits(self, tokens, doc_start=None, where=None):
+    def logits(self, tokens, layout=None, where=None):
         """tokens (B, T) → (B, T, V), or with where, (B, T) bools, those (N, V) alone.
 
-        doc_start (B, T): first position of each token's document; positions count from there, so that a packed document sees exactly what
-        it would see alone.
+        layout: a Layout, or doc_start (B, T), the first position of each token's document, or None: a row is
+        one document. A document sees exactly what it would see alone.
         """
-        B, T = tokens.shape
-        index = torch.arange(T, device=tokens.device)
+        if layout is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
+        else:
+            layout = layout if isinstance(layout, Layout) else Layout.of(layout)
+            positions = layout.positions
         with self.autocast():
-            layout = None if doc_start is None else document_layout(doc_start)
-            attend = partial(attention, layout=layout)
-            x = self.hidden(tokens, index.expand(B, T) if doc_start is None else index - doc_start, [attend] * self.config.num_hidden_layers)
+            if layout is not None:
+                self.backend.prepare(layout, self.lm_head.weight)  # once, and not in what is compiled
+            attend = partial(self.backend.attend, layout=layout)
+            x = self.hidden(tokens, positions, [attend] * self.config.num_hidden_layers)
             return self.head(x if where is None else x[where])
 
     def forward(self, tokens, doc_start=None, targets=None, *, loss_only=False):
-        """tokens (B, T) → (logits (B, T, V), None), or with targets (B, T) → (logits, mean loss over the targets ≥ 0).
+        """tokens (B, T) → (logits (B, T, V), None), or with targets (B, T) → (logits, mean loss).
 
-        doc_start: as of `logits`. loss_only: form logits only where there is a target, and return (None, loss).
+        The mean is over the targets ≥ 0. doc_start: as `layout` of `logits`. loss_only: form logits only
+        where there is a target, and return (None, loss).
         """
         if targets is None:
             return self.logits(tokens, doc_start), None

@@ -2,25 +2,39 @@
 
     python tokenizer.py problems.jsonl --vocab-size 2200 --out tokenizer.json
 
-Ids: the ten special tokens, then the 256 bytes, then the merges in the order in which they were learned: the id of a merge
-is its rank, and a text is encoded by always merging the adjacent pair of lowest rank (Sennrich et al. 2016).
+Ids: the ten special tokens, then the 256 bytes, then the merges in the order in which they were learned: the
+id of a merge is its rank, and a text is encoded by always merging the adjacent pair of lowest rank (Sennrich
+et al. 2016).
 """
 
 import json
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from hashlib import blake2b
 
+from lab.options import (
+    CheckedOptions,
+    UserError,
+    opt,
+    parse_options,
+    read_json,
+    read_jsonl,
+    run_script,
+    write_atomic,
+)
+
 import tiktoken
 
-import cli
-
-SPECIALS = ("[PAD]", "[UNK]", "[BOS]", "[EOS]", "<question>", "</question>", "<solution>", "</solution>", "<answer>", "</answer>")
+SPECIALS = (
+    "[PAD]", "[UNK]", "[BOS]", "[EOS]",
+    "<question>", "</question>", "<solution>", "</solution>", "<answer>", "</answer>",
+)  # fmt: skip
 FIRST_MERGE = len(SPECIALS) + 256
-# A merge never crosses a pre-token: a word with the space before it, a run of signs or one digit likewise, one whitespace.
-# Digits stay apart (the first with its space) so that a number is read as its digits; words stay apart so that a name is found by its parts.
-# All that is not ASCII counts as letters. Lengths are bounded because tiktoken is quadratic in a pre-token's length.
+# A merge never crosses a pre-token: a word with the space before it, a run of signs or one digit likewise, a
+# whitespace. Digits stay apart (the first with its space) so that a number is read as its digits; words stay
+# apart so that a name is found by its parts. All that is not ASCII counts as letters. Lengths are bounded
+# because tiktoken is quadratic in a pre-token's length.
 PATTERN = " ?[A-Za-z\x80-\U0010ffff]{1,48}| ?[^A-Za-z0-9 \t\r\n\x80-\U0010ffff]{1,48}| ?[0-9]|[ \t\r\n]"
 
 
@@ -34,163 +48,146 @@ class Tokenizer:
         self.ranks.update((token, FIRST_MERGE + i) for i, token in enumerate(self.merges))
         self.vocab_size = FIRST_MERGE + len(self.merges)
         if len(self.ranks) != 256 + len(self.merges):
-            raise cli.UserError("tokenizer: a merge is listed twice")
-        self._encoding = tiktoken.Encoding("reasoning-lab", pat_str=PATTERN, mergeable_ranks=self.ranks, special_tokens=self.special_ids)
+            raise UserError("tokenizer: a merge is listed twice")
+        self._encoding = tiktoken.Encoding(
+            "reasoning-lab", pat_str=PATTERN, mergeable_ranks=self.ranks, special_tokens=self.special_ids
+        )
         content = json.dumps([PATTERN, SPECIALS, [m.hex() for m in self.merges]])
         self.hash = blake2b(content.encode(), digest_size=8).hexdigest()
-        self.pad_id, self.unk_id, self.bos_id, self.eos_id = (self.special_ids[s] for s in SPECIALS[:4])
+        self.pad_id, _, self.bos_id, self.eos_id = (self.special_ids[name] for name in SPECIALS[:4])
 
     def __reduce__(self):  # for worker processes: tiktoken's object does not travel
         return Tokenizer, (self.merges,)
 
-    def encode(self, text, allow_special=True):
-        """str → list of ids. allow_special=False: text that looks like a special token is ordinary text (for foreign input).
-
-        A lone surrogate, which no UTF-8 text can hold, is read as U+FFFD.
-        """
-        if allow_special:
-            return self._encoding.encode(text, allowed_special="all")
-        return self._encoding.encode_ordinary(text)
+    def encode(self, text):
+        """str → list of ids. A lone surrogate, which no UTF-8 text can hold, is read as U+FFFD."""
+        return self._encoding.encode(text, allowed_special="all")
 
     def decode(self, ids):
         """ids → str; bytes that are no UTF-8 become U+FFFD. Raises UserError for an id out of range."""
         for i in ids:
             if not 0 <= i < self.vocab_size:
-                raise cli.UserError(f"token id {i} is not within 0 to {self.vocab_size - 1}")
+                raise UserError(f"token id {i} is not within 0 to {self.vocab_size - 1}")
         return self._encoding.decode(ids)
-
-    def token_bytes(self, i):
-        return self._encoding.decode_single_token_bytes(i)
 
     def to_json(self):
         """Readable JSON; bytes are written as the Latin-1 characters of the same number."""
-        return json.dumps({
-            "type": "byte-level BPE", "hash": self.hash, "vocab_size": self.vocab_size, "specials": SPECIALS, "pattern": PATTERN,
-            "merges": [m.decode("latin-1") for m in self.merges]}, indent=1) + "\n"  # fmt: skip
+        content = {
+            "type": "byte-level BPE",
+            "hash": self.hash,
+            "vocab_size": self.vocab_size,
+            "specials": SPECIALS,
+            "pattern": PATTERN,
+            "merges": [m.decode("latin-1") for m in self.merges],
+        }
+        return json.dumps(content, indent=1) + "\n"
 
     def save(self, path):
-        cli.write_atomic(path, self.to_json())
+        write_atomic(path, self.to_json())
 
     @classmethod
     def load(cls, path):
         """Raises UserError if the file is missing, damaged or not what its hash says."""
+        content = read_json(path)
         try:
-            with open(path, encoding="utf-8") as file:
-                content = json.load(file)
             tokenizer = cls([m.encode("latin-1") for m in content["merges"]])
             expected = content["hash"]
-        except OSError as error:
-            raise cli.UserError(f"cannot read tokenizer {path}: {error.strerror}") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise cli.UserError(f"tokenizer {path} is damaged ({type(error).__name__}: {error}); train it again") from None
+            raise UserError(f"tokenizer {path} is damaged ({type(error).__name__}: {error})") from None
         if tokenizer.hash != expected:
-            raise cli.UserError(f"tokenizer {path} does not match its own hash ({tokenizer.hash}, not {expected}); train it again")
+            raise UserError(f"tokenizer {path} is damaged: its hash is {tokenizer.hash}, not {expected}")
         return tokenizer
 
 
 def train_bpe(texts, vocab_size):
     """Learn merges from an iterable of texts → Tokenizer of `vocab_size` tokens, specials and bytes included.
 
-    Counts the pairs once over the unique pre-tokens; a merge then updates only the words that hold the pair. Ties go to the
-    pair of lower ids. Where the text has fewer different pairs than asked for, the vocabulary is smaller.
+    Counts the pairs once over the unique pre-tokens; a merge then updates only the words that hold the pair.
+    Ties go to the pair of lower ids. Where the text has too few pairs, the vocabulary is smaller.
     Raises UserError if vocab_size is below 266.
     """
     if vocab_size < FIRST_MERGE:
-        raise cli.UserError(f"vocab size must be at least {FIRST_MERGE} (ten special tokens and 256 bytes), not {vocab_size}")
-    chunk, counts = re.compile("|".join(map(re.escape, SPECIALS)) + "|" + PATTERN), Counter()
+        raise UserError(
+            f"a vocabulary holds specials and bytes: {FIRST_MERGE} tokens at least, not {vocab_size}"
+        )
+    special, word = re.compile("|".join(map(re.escape, SPECIALS))), re.compile(PATTERN)
+    counts = Counter()
     for text in texts:
-        counts.update(chunk.findall(text))
-    for special in SPECIALS:
-        counts.pop(special, None)
-    tokens = [bytes([b]) for b in range(256)]  # index = id - len(SPECIALS)
+        for part in special.split(text):
+            counts.update(word.findall(part))
     words = [(list(word.encode("utf-8", "replace")), n) for word, n in counts.items()]
-    pairs, where = Counter(), {}  # how often a pair occurs; the words that hold it
+    pairs, where = Counter(), defaultdict(set)  # how often a pair occurs; the words that hold it, or did
     for w, (ids, n) in enumerate(words):
-        for pair in zip(ids, ids[1:]):
-            pairs[pair] += n
-            where.setdefault(pair, set()).add(w)
-    known = set(tokens)
+        count_pairs(pairs, where, w, ids, n)
+    index = {bytes([b]): b for b in range(256)}  # of each token: its id - len(SPECIALS)
+    tokens = list(index)
     while len(tokens) < vocab_size - len(SPECIALS) and pairs:
         pair = max(pairs, key=lambda p: (pairs[p], -p[0], -p[1]))
-        if pairs[pair] < 1:
-            break
         merged = tokens[pair[0]] + tokens[pair[1]]
-        if merged in known:  # two ways to spell one token: tiktoken knows it by its bytes, so the first way's id serves
-            new = tokens.index(merged)
-        else:
-            new = len(tokens)
+        new = index.setdefault(merged, len(tokens))  # spelt in two ways it is one token, for tiktoken as well
+        if new == len(tokens):
             tokens.append(merged)
-            known.add(merged)
         for w in where.pop(pair):
             ids, n = words[w]
-            for old in zip(ids, ids[1:]):
-                pairs[old] -= n
-                if not pairs[old]:
-                    del pairs[old]
-            i, out = 0, []
-            while i < len(ids):
-                if i + 1 < len(ids) and (ids[i], ids[i + 1]) == pair:
-                    out.append(new)
-                    i += 2
-                else:
-                    out.append(ids[i])
-                    i += 1
-            words[w] = (out, n)
-            for fresh in zip(out, out[1:]):
-                pairs[fresh] += n
-                where.setdefault(fresh, set()).add(w)
+            count_pairs(pairs, where, w, ids, -n)
+            words[w] = (merge(ids, pair, new), n)
+            count_pairs(pairs, where, w, words[w][0], n)
     return Tokenizer(tokens[256:])
 
 
-def bytes_to_unicode():
-    """{byte: character}: the printable stand-ins of GPT-2's byte-level BPE, which the tokenizers library uses.
+def count_pairs(pairs, where, w, ids, n):
+    """Word w, which has these ids, occurs n times more (n < 0: fewer)."""
+    for pair in zip(ids, ids[1:]):
+        pairs[pair] += n
+        if not pairs[pair]:
+            del pairs[pair]
+        where[pair].add(w)
 
-    Printable Latin-1 stands for itself, the other bytes for the characters from U+0100 on.
-    """
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = (b for b in range(256) if b not in printable)
-    return {**{b: chr(b) for b in printable}, **{b: chr(256 + i) for i, b in enumerate(others)}}
 
-
-def encode_slow(tokenizer, text):
-    """The definition of encoding, for ordinary text: what tiktoken must agree with."""
-    out = []
-    for word in re.findall(PATTERN, text):
-        parts = [bytes([b]) for b in word.encode("utf-8")]
-        while len(parts) > 1:
-            rank, i = min((tokenizer.ranks.get(a + b, 1 << 30), i) for i, (a, b) in enumerate(zip(parts, parts[1:])))
-            if rank == 1 << 30:
-                break
-            parts[i : i + 2] = [parts[i] + parts[i + 1]]
-        out += [tokenizer.ranks[p] for p in parts]
+def merge(ids, pair, new):
+    """Replace each occurrence of a pair of ids, from the left, by one new id → list."""
+    i, out = 0, []
+    while i < len(ids):
+        found = i + 1 < len(ids) and (ids[i], ids[i + 1]) == pair
+        out.append(new if found else ids[i])
+        i += 2 if found else 1
     return out
 
 
+# ------------------------------------------------------------------------------------------------------------
+# Command line
+
+
 @dataclass(frozen=True)
-class Options:
-    input: str | None = cli.opt(None, "JSONL file to train on")
-    keys: str = cli.opt("problem,question,solution", "its keys to read, separated by commas")
-    vocab_size: int = cli.opt(2200, "tokens in all, the ten specials and 256 bytes included")
-    out: str = cli.opt("out/tokenizer.json", "file to write")
+class Options(CheckedOptions):
+    input: str | None = opt(None, "JSONL file to train on")
+    keys: str = opt("problem,question,solution", "its keys to read, separated by commas")
+    vocab_size: int = opt(2200, "tokens in all, specials and bytes included", within=f"[{FIRST_MERGE}, inf)")
+    out: str = opt("out/tokenizer.json", "file to write")
 
 
-def main():
-    o = cli.parse_options(Options, description="Train a byte-level BPE tokenizer on a JSONL file.", positional="input")
+def main(argv=None):
+    description = "Train a byte-level BPE tokenizer on a JSONL file."
+    o = parse_options(Options, argv, description=description, positional="input")
     if o.input is None:
-        raise cli.UserError("no text to train on: python tokenizer.py records.jsonl")
-    texts = []
-    for number, record in cli.read_jsonl(o.input):
-        missing = [k for k in o.keys.split(",") if not isinstance(record.get(k), str)]
-        if missing:
-            raise cli.UserError(f"{o.input}, line {number}: key {missing[0]!r} is missing or no text")
-        texts.append(" ".join(record[k].strip() for k in o.keys.split(",")))
-    if not texts:
-        raise cli.UserError(f"{o.input} has no records")
+        raise UserError("no text to train on: python tokenizer.py records.jsonl")
+    texts, keys = [], o.keys.split(",")
+    for number, record in read_jsonl(o.input):
+        for key in keys:
+            if not isinstance(record.get(key), str):
+                raise UserError(f"{o.input}, line {number}: key {key!r} is missing or no text")
+        texts.append(" ".join(record[key].strip() for key in keys))
+    if not any(text.strip() for text in texts):
+        raise UserError(f"{o.input} has no text to train on")
     tokenizer = train_bpe(texts, o.vocab_size)
     tokenizer.save(o.out)
-    n, size = sum(len(tokenizer.encode(t)) for t in texts), sum(len(t.encode()) for t in texts)
-    print(f"{o.out}: {tokenizer.vocab_size} tokens, hash {tokenizer.hash}; {n / len(texts):.1f} tokens a record, {size / n:.2f} bytes a token")
+    tokens = sum(len(tokenizer.encode(text)) for text in texts)
+    size = sum(len(text.encode("utf-8", "replace")) for text in texts)
+    print(
+        f"{o.out}: {tokenizer.vocab_size} tokens, hash {tokenizer.hash}; "
+        f"{tokens / len(texts):.1f} tokens a record, {size / tokens:.2f} bytes a token"
+    )
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_script(main)

@@ -2,49 +2,71 @@
 
     python verify.py records.jsonl --solution-key solution
 
-A solution is a row of sentences `Define NAME as v; s = a + b = 3 + 4 = 7; so v = 2 * s = 2 * 7 = 14.` Only what stands
-between `Define` and the full stop is read as mathematics; English around it never is. In reverse problems `x` is unknown
-and values are linear forms a*x + b, held as pairs (a, b); a plain number n is (0, n).
+A solution is a row of sentences `Define NAME as v; s = a + b = 3 + 4 = 7; so v = 2 * s = 2 * 7 = 14.` Only
+what stands between `Define` and the full stop is read as mathematics; of the English around it three things
+count: a plan ("To find X we need A, B."), in reverse problems the closing (the equations that find x), and
+that there is no other equation.
 
-It never raises on any text, takes time linear in its length, and computes with bounded integers. Standard library only, and
-nothing of datagen.py: the judge knows the generator's records, not its code.
+Every expression is computed twice at once. At the problem's numbers it is a linear form a*x + b (x: the
+unknown of a reverse problem; elsewhere a = 0). And at one fixed pseudo-random point, where each quantity
+stands for a hash of its name, it is an integer modulo a product of primes, its *formula*: two expressions are
+the same rational function of the same quantities iff their formulas are equal (but for a chance below
+2**-150: Schwartz and Zippel's lemma). So "5 times V" is told from `0 * V + 10` although both are 10 here.
+
+It never raises on any text, takes time linear in its length, and computes with bounded integers. Standard
+library only, and nothing of datagen.py: the judge knows the generator's records, not its code.
 """
 
 import math
 import re
+import sys
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import lru_cache
+from hashlib import blake2b
+from string import ascii_letters
 
-import cli
+from lab.options import CheckedOptions, UserError, opt, parse_options, printable, read_jsonl, run_script
+from lab.options import colour as on_terminal
 
 MAX_TEXT = 1 << 15  # characters; no prompt and solution are a third as long
 MAX_NUMBER = 10**15  # a larger number is not computed with
-MAX_DEPTH = 32  # of parentheses
+# Mersenne primes: a value modulo their product is a value in three fields, at a point of its own in each.
+MODULUS = (2**61 - 1) * (2**89 - 1) * (2**107 - 1)
+LETTERS = frozenset(ascii_letters)
+UNKNOWN = "we don't know its value yet but will find it out later"
 
-# Every pattern is matched against text whose runs of white space are single spaces, so none can backtrack far.
+# Every pattern is matched against text whose runs of white space are single spaces, so none can backtrack
+# far.
 TAGS = re.compile(r"\[(?:BOS|EOS|PAD)\]")
-STEP = re.compile(r" ?(.{1,200}?) as ([A-Za-z]) ?(;?)(?![A-Za-z])")
+DEFINE = re.compile(r"\bDefine\b")
+HEAD = re.compile(r" ?([^=;]{1,200}?) as ([A-Za-z]) ?(;?)(?![A-Za-z])")
 STOP = re.compile(r"\.(?!\S)")  # the point of 3.5 ends no sentence
-TOKEN = re.compile(r" ?(?:([0-9]{1,15})(?![0-9])|([A-Za-z])(?![A-Za-z'])|([-+*/()]))")
-LETTER = re.compile(r"(?<![A-Za-z'])[A-Za-z](?![A-Za-z'])")
-CLAIM = re.compile(r"Answer:|<answer>")
-ANSWER = {  # the whole claim: nothing else may stand beside the integer, and a tag must be closed
-    "Answer:": re.compile(r" ?(-?[0-9]{1,15})(?:\.(?!\S)| ?(?=<|\Z))"),
-    "<answer>": re.compile(r" ?(-?[0-9]{1,15}) ?</answer>"),
-}
-UNKNOWN = re.compile(r"we don't know its value yet but will find it out later\Z")
+# A number with what is glued to it (3.5 and 4x are one piece, and no number), a word, or any other character.
+PIECE = re.compile(r"[0-9][0-9A-Za-z]*(?:[.,][0-9A-Za-z]+)*|[A-Za-z']+|[^ ]")
+RELATION = re.compile("[=≠≈≡≤≥＝]")
+CLAIM = re.compile("Answer:|<answer>")
+# The whole claim: nothing else may stand beside the integer, and a tag must be closed.
+ANSWER = re.compile(r"Answer: ?(-?[0-9]{1,15})(?:\.(?!\S)| ?(?=<|\Z))|<answer> ?(-?[0-9]{1,15}) ?</answer>")
+END = re.compile(r"Answer:|<answer>|</solution>|\Z")  # from here on only the answer may stand
+TAIL = re.compile(rf"(?: ?(?:{ANSWER.pattern}|</solution>))* ?")
 
 
 @dataclass(slots=True)
 class Step:
-    """One `Define` sentence. value: (a, b) for a*x + b, or None if nothing in it can be computed. parents: names.
-    faithful: every equality in it is true, its second part is the first with the letters' values put in, and it is well-formed."""
+    """One `Define` sentence, or a gold node, which is what it must be.
+
+    value: (a, b) for a*x + b, or None if nothing in it can be computed. parents: names. formula: its
+    expression at the fixed point; two steps have the same relation to their parents iff it is equal.
+    faithful: every equality in it is true, with the letters' values put in, and it is well-formed.
+    """
 
     name: str
     var: str
     parents: frozenset
     value: tuple | None
     faithful: bool
+    formula: int | None
 
 
 @dataclass(slots=True)
@@ -52,7 +74,10 @@ class ParsedSolution:
     steps: list = field(default_factory=list)
     answer: int | None = None
     errors: list = field(default_factory=list)  # kinds, in order of appearance
-    closing: str = ""  # "We know …", the equations that find x (reverse mode)
+    plans: list = field(default_factory=list)  # "To find X we need A, B.": (X, [A, B])
+    # equations after the last step: {tokens of a side: form or None}
+    closing: list = field(default_factory=list)
+    hidden: list = field(default_factory=list)  # steps after </solution>: they count only against it
 
 
 @dataclass(slots=True)
@@ -60,7 +85,7 @@ class Verdict:
     answer_correct: bool
     process: float  # share of gold nodes that are ok
     correct: bool  # all nodes ok and the answer right (the paper's VerifiedCorrect)
-    faithful: bool  # correct, and nothing untrue or ill-formed in any step
+    faithful: bool  # correct, each relation the gold one, and nothing untrue, ill-formed or unread
     nodes: dict  # name → "ok", "missing", "wrong_parents" or "wrong_value"
     extra: list  # names defined beside the gold nodes
     errors: list  # kinds
@@ -69,97 +94,83 @@ class Verdict:
     @property
     def kind(self):
         """The best that can be said of it: "faithful", "correct", "answer only" or "wrong"."""
-        return "faithful" if self.faithful else "correct" if self.correct else "answer only" if self.answer_correct else "wrong"
+        grades = {"faithful": self.faithful, "correct": self.correct, "answer only": self.answer_correct}
+        return next((grade for grade, holds in grades.items() if holds), "wrong")
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Expressions
+# ------------------------------------------------------------------------------------------------------------
+# Expressions. A value is (a, b, formula): a*x + b at the problem's numbers, and what it is at the fixed
+# point.
 
 
-def tokenize(text):
-    """An expression → list of tokens, or None if anything in it is not a number, a single letter, or one of + - * / ( )."""
-    tokens, position, end = [], 0, len(text)
-    while position < end:
-        match = TOKEN.match(text, position)
-        if match is None:
-            return None if text[position:].strip() else tokens
-        tokens.append(match[match.lastindex])
-        position = match.end()
-    return tokens
+@lru_cache(maxsize=1 << 14)
+def coordinate(name):
+    """What a quantity stands for at the fixed point: a hash of its name, below MODULUS."""
+    return int.from_bytes(blake2b(name.encode("utf-8", "surrogatepass")).digest(), "big") % MODULUS
+
+
+@lru_cache(maxsize=1 << 14)
+def number(token):
+    """The value of a token that is a number of at most 15 digits, else None."""
+    whole = token.isascii() and token.isdecimal() and len(token) <= 15
+    return (0, int(token), int(token)) if whole else None
 
 
 def apply(op, u, v):
-    """u op v for linear forms; None where it is no form with bounded integers (x*x, an inexact quotient, too large)."""
-    (a, b), (c, d) = u, v
+    """u op v for values; None where it is no form with bounded integers (x*x, an inexact quotient, too
+    large).
+    """
+    (a, b, r), (c, d, s) = u, v
     if op == "+":
-        out = (a + c, b + d)
+        a, b, r = a + c, b + d, r + s
     elif op == "-":
-        out = (a - c, b - d)
+        a, b, r = a - c, b - d, r - s
     elif op == "*":
         if a and c:
             return None
-        out = (a * d + c * b, b * d)
+        a, b, r = a * d + c * b, b * d, r * s
     else:
-        if c or not d or a % d or b % d:
+        if c or not d or a % d or b % d or math.gcd(s, MODULUS) > 1:
             return None
-        out = (a // d, b // d)
-    return out if abs(out[0]) <= MAX_NUMBER and abs(out[1]) <= MAX_NUMBER else None
+        a, b, r = a // d, b // d, r * pow(s, -1, MODULUS)
+    return (a, b, r % MODULUS) if abs(a) <= MAX_NUMBER and abs(b) <= MAX_NUMBER else None
 
 
-PRECEDENCE = {"(": 0, "+": 1, "-": 1, "*": 2, "/": 2, "negate": 3}
+# "0-" is a minus before an operand: a token that no text has
+PRECEDENCE = {"(": 0, ")": 1, "+": 1, "-": 1, "*": 2, "/": 2, "0-": 3}
 
 
 def evaluate(tokens, values):
-    """Value of an expression, by two stacks (no recursion), or None. values: {letter: form or None}."""
-    operands, operators, expect_operand = [], [], True
-
-    def reduce(least):
-        while operators and PRECEDENCE[operators[-1]] >= least:
-            op = operators.pop()
-            v = operands.pop()
-            if op == "negate":
-                operands.append((-v[0], -v[1]))
-                continue
-            out = apply(op, operands.pop(), v)
-            if out is None:
-                return False
-            operands.append(out)
-        return True
-
-    for token in tokens:
+    """Value of an expression, by two stacks (no recursion), or None. values: {letter: value or None}."""
+    operands, operators, expect_operand = [], ["("], True
+    for token in (*tokens, ")"):
         if expect_operand:
-            if token == "(":
-                operators.append(token)
-                if len(operators) > 2 * MAX_DEPTH:
-                    return None
-            elif token == "-" and (not operators or operators[-1] != "negate"):
-                operators.append("negate")
-            elif token in "+-*/)":
+            if token == "(" or (token == "-" and operators[-1] != "0-"):
+                operators.append("0-" if token == "-" else token)
+                continue
+            operands.append(values.get(token) or number(token))
+            if operands[-1] is None:
                 return None
-            else:
-                value = (0, int(token)) if token.isdigit() else values.get(token)
-                if value is None:
-                    return None
-                operands.append(value)
-                expect_operand = False
-        elif token == ")":
-            if not reduce(1) or not operators:
+            expect_operand = False
+            continue
+        level = PRECEDENCE.get(token)
+        if not level:
+            return None
+        while operators and PRECEDENCE[operators[-1]] >= level:
+            op, v = operators.pop(), operands.pop()
+            operands.append(apply("-", (0, 0, 0), v) if op == "0-" else apply(op, operands.pop(), v))
+            if operands[-1] is None:
                 return None
-            operators.pop()
-        elif token in "+-*/":
-            if not reduce(PRECEDENCE[token]):
-                return None
+        if token != ")":
             operators.append(token)
             expect_operand = True
-        else:
+        elif not operators or operators.pop() != "(":
             return None
-    if expect_operand or not reduce(1) or operators:
-        return None
-    return operands[0]
+    return None if operators or expect_operand else operands[0]
 
 
 def normal_form(value):
-    """The tokens of a value as it is written: 4, x, 3*x, x + 4, 3*x - 2, 4 - 2*x, -2*x, -x - 1."""
+    """The tokens of a form as it is written: 4, x, 3*x, x + 4, 3*x - 2, 4 - 2*x, -2*x, -x - 1."""
     a, b = value
     if not a:
         return ["-", str(-b)] if b < 0 else [str(b)]
@@ -167,156 +178,180 @@ def normal_form(value):
     if a < 0 < b:  # the positive term comes first
         return [str(b), "-", *ax]
     ax = ["-", *ax] if a < 0 else ax
-    return ax if not b else [*ax, "+" if b > 0 else "-", str(abs(b))]
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Solutions
-
-
-def parse_solution(text):
-    """Text → ParsedSolution. Takes a plain solution (`… Answer: 7.`) and a document (`<question> … <solution> … </answer>`)."""
-    parsed = ParsedSolution()
-    if len(text) > MAX_TEXT:
-        parsed.errors.append("too_long")
-        return parsed
-    text = " ".join(TAGS.sub(" ", text).split())
-    if text.startswith("<question>"):  # the prompt before the solution; anywhere else the tag is the model's own
-        text = text.partition("</question>")[2].lstrip()
-    body, _, after = text.partition("</solution>")
-    body = body.removeprefix("<solution>")
-    if "<" in body.replace("<answer>", "").replace("</answer>", "") or "solution>" in after or "question>" in after:
-        parsed.errors.append("nested_tags")
-    _read_answer(text, parsed)
-
-    pieces = re.split(r"\bDefine\b", body)
-    outside = [pieces[0]]
-    values, sources = {}, {}  # letter → its form or None; letter → the names it stands for
-    for piece in pieces[1:]:
-        stop = STOP.search(piece)
-        if stop is None:
-            parsed.errors.append("punctuation")
-            _read_step(piece, values, sources, parsed)
-        else:
-            outside.append(piece[stop.end() :])
-            _read_step(piece[: stop.start()], values, sources, parsed)
-    before, _, rest = " ".join(outside).partition("We know")
-    closing, _, tail = rest.partition("Answer:")
-    if "=" in closing:
-        parsed.closing = " ".join(("We know" + closing).split())
-    if "=" in before or "=" in tail:
-        parsed.errors.append("stray_equation")
-    return parsed
-
-
-def _read_answer(text, parsed):
-    """The answer, if all that claim to be one are the same integer."""
-    answers = set()
-    for claim in CLAIM.finditer(text):
-        match = ANSWER[claim[0]].match(text, claim.end())
-        if match is None:
-            parsed.errors.append("bad_answer")
-            return
-        answers.add(int(match[1]))
-    if len(answers) == 1:
-        parsed.answer = answers.pop()
-    else:
-        parsed.errors.append("two_answers" if answers else "no_answer")
-
-
-def _read_step(sentence, values, sources, parsed):
-    """Read one sentence after `Define`, add its Step, and bind its letters."""
-    errors, sound = parsed.errors, len(parsed.errors)
-    head = STEP.match(sentence)
-    if head is None:
-        errors.append("not_a_definition")
-        return
-    name, var = head[1].strip(), head[2]
-    if not head[3]:
-        errors.append("punctuation")
-    definitions = []  # of var: (value, parents)
-    clauses = sentence[head.end() :].split(";")
-    for i, clause in enumerate(clauses):
-        clause = clause.strip()
-        if UNKNOWN.match(clause) and len(clauses) == 1:
-            if var != "x":
-                errors.append("unknown_not_x")
-            definitions.append(((1, 0), frozenset()))
-            continue
-        if i == len(clauses) - 1:
-            if not clause.startswith("so "):
-                errors.append("punctuation")
-            clause = clause.removeprefix("so ")
-        left, value, parents = _read_equation(clause, values, sources, errors)
-        if left == var:
-            definitions.append((value, parents))
-        elif left is not None:
-            if left in values or definitions:
-                errors.append("reused_letter")
-            values[left], sources[left] = value, parents
-    if not definitions:
-        errors.append("not_defined")
-    if len(definitions) > 1:
-        errors.append("defined_twice")
-    # Two definitions that differ define nothing: who hedges is wrong.
-    value, parents = definitions[0] if len(set(definitions)) == 1 else (None, frozenset())
-    if var in values:
-        errors.append("reused_letter")
-    values[var], sources[var] = value, frozenset((name,))
-    parsed.steps.append(Step(name, var, parents, value, len(errors) == sound))
-
-
-def _read_equation(clause, values, sources, errors):
-    """`v = a + b = 3 + 4 = 7` → (letter or None, value, parents). The value is the last that can be computed. What is not
-    true, not the letters' values put in, or not readable is added to `errors`."""
-    left, *parts = clause.split("=")
-    left = left.strip()
-    if not parts or len(left) != 1 or not left.isascii() or not left.isalpha():
-        errors.append("not_an_equation")
-        return None, None, frozenset()
-    tokens = [tokenize(part) for part in parts]
-    computed = [evaluate(t, values) if t else None for t in tokens]
-    value = next((v for v in reversed(computed) if v is not None), None)
-    if value is None:  # the last number written, if nothing computes
-        numbers = re.findall(r"(?<![0-9])[0-9]{1,15}(?![0-9])", clause)
-        value = (0, int(numbers[-1])) if numbers else None
-    used = LETTER.findall(parts[0])
-    if any(letter not in sources for letter in used):
-        errors.append("undefined_letter")
-    parents = frozenset().union(*(sources[letter] for letter in used if letter in sources))
-    if None in computed:
-        errors.append("not_computable")
-        return left, value, parents
-    if any(v != value for v in computed):
-        errors.append("untrue")
-    # Each letter's value put in, the first part must be the second; the last must be the value as one writes it.
-    put_in = [t for token in tokens[0] for t in (normal_form(values[token]) if token.isalpha() else (token,))]
-    plain = [[t for t in part if t not in "()"] for part in (put_in, tokens[min(1, len(tokens) - 1)])]
-    if plain[0] != plain[1] or tokens[-1] != normal_form(value):
-        errors.append("bad_substitution")
-    return left, value, parents
-
-
-def expected_closing(letter, form, answer):
-    """The end of a reverse solution: from the last quantity's form and its known value to x."""
-    a, b = form
-    known = a * answer + b
-    left = show(form)
-    moved = show((a, b - known))
-    return (
-        f"We know {letter} = {known}, so we have {left} = {known} and we solve it through the following steps: "
-        f"Simplifying the equation: {left} = {known}. Move all terms to one side: {moved} = 0. "
-        f"Isolate the term with x: {a}*x = {known - b}. Divide both sides by {a}: x = {known - b} / {a}. Solution: x = {answer}."
-    )
+    return [*ax, "+" if b > 0 else "-", str(abs(b))] if b else ax
 
 
 def show(value):
     """A form as one writes it: 3*x + 4."""
-    return "".join(f" {t} " if t in "+-" and i else t for i, t in enumerate(normal_form(value)))
+    tokens = ["nothing that computes"] if value is None else normal_form(value)
+    return "".join(f" {t} " if t in "+-" and i else t for i, t in enumerate(tokens))
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Verdicts
+# ------------------------------------------------------------------------------------------------------------
+# Solutions
+
+
+def strip_prompt(document):
+    """What follows the prompt of a whole document: for callers that hold one. The judge itself skips no
+    question, since a completion that begins with its own could hide there what contradicts it.
+    """
+    head, end, completion = document.partition("</question>")
+    return completion if end and TAGS.sub("", head).lstrip().startswith("<question>") else document
+
+
+def parse_solution(text):
+    """A completion, plain (`… Answer: 7.`) or in tags (`… </solution> <answer> 7 </answer>`) →
+    ParsedSolution.
+    """
+    if len(text) > MAX_TEXT:
+        return ParsedSolution(errors=["too_long"])
+    return _Reader(" ".join(TAGS.sub(" ", text).split()).removeprefix("<solution>")).parsed
+
+
+class _Reader:
+    """Reads one text from left to right; what its letters stand for is its state."""
+
+    def __init__(self, text):
+        self.parsed = ParsedSolution()
+        self.errors = self.parsed.errors
+        self.values = {}  # letter → value or None
+        self.sources = {}  # letter → the names it stands for
+        self.unknown = None  # "x", once it is defined as such
+        solution, _, after = text.partition("</solution>")
+        end = END.search(text).start()
+        self._refuse("<" in text[:end] or "solution>" in after or "question>" in after, "nested_tags")
+        self._refuse(not TAIL.fullmatch(text, end), "text_after_answer")
+        self._answer(text)
+        *outside, last = self._definitions(text[:end])
+        self._closing(last)
+        self._refuse(any(RELATION.search(piece) for piece in (*outside, text[end:])), "stray_equation")
+        for sentence in STOP.split(". ".join((*outside, last))):
+            name, need, parents = sentence.partition("To find ")[2].partition(" we need ")
+            if need:
+                self.parsed.plans.append((name.strip(), [parent.strip() for parent in parents.split(",")]))
+        # Definitions after the answer are definitions; those after </solution> can only contradict.
+        self._definitions(solution[end:])
+        n = len(self.parsed.steps)
+        self._definitions(after)
+        self.parsed.steps, self.parsed.hidden = self.parsed.steps[:n], self.parsed.steps[n:]
+
+    def _refuse(self, flaw, kind):
+        if flaw:
+            self.errors.append(kind)
+
+    def _answer(self, text):
+        """The answer, if all that claim to be one are the same integer."""
+        claims = [ANSWER.match(text, claim.start()) for claim in CLAIM.finditer(text)]
+        answers = {claim and int(claim[claim.lastindex]) for claim in claims}
+        if len(answers) == 1 and None not in answers:
+            self.parsed.answer = answers.pop()
+        else:
+            self.errors.append("bad_answer" if None in answers else "two_answers" if answers else "no_answer")
+
+    def _definitions(self, text):
+        """Read every `Define` sentence → the pieces of text before, between and after them."""
+        first, *pieces = DEFINE.split(text)
+        outside = [first]
+        for piece in pieces:
+            stop = STOP.search(piece)
+            self._refuse(stop is None, "punctuation")
+            self._step(piece[: stop.start()] if stop else piece)
+            outside.append(piece[stop.end() :] if stop else "")
+        return outside
+
+    def _step(self, sentence):
+        """Read one sentence after `Define`, add its Step, and bind its letters."""
+        sound = len(self.errors)
+        head = HEAD.match(sentence)
+        if head is None:
+            return self.errors.append("not_a_definition")
+        name, var = head[1].strip(), head[2]
+        self._refuse(not head[3], "punctuation")
+        *clauses, last = sentence[head.end() :].split(";")
+        definitions = []  # of var: (value, parents)
+        if last.strip() == UNKNOWN and not clauses:
+            self._refuse(var != "x", "unknown_not_x")
+            self.unknown = var
+            definitions.append(((1, 0, coordinate(name)), frozenset()))
+        else:
+            for clause in (*clauses, last.lstrip().removeprefix("so ")):
+                left, value, parents = self._equation(clause)
+                if left == var:
+                    definitions.append((value, parents))
+                elif left is not None:
+                    self._refuse(left in self.values or definitions, "reused_letter")
+                    self.values[left], self.sources[left] = value, parents
+        if len(definitions) != 1:
+            self.errors.append("defined_twice" if definitions else "not_defined")
+        # Two definitions that differ define nothing: who hedges is wrong.
+        agree = len({(value and value[:2], parents) for value, parents in definitions}) == 1
+        value, parents = definitions[0] if agree else (None, frozenset())
+        self._refuse(var in self.values, "reused_letter")
+        self.values[var] = value and (*value[:2], coordinate(name))
+        self.sources[var] = frozenset((name,))
+        faithful = len(self.errors) == sound
+        self.parsed.steps.append(Step(name, var, parents, value and value[:2], faithful, value and value[2]))
+
+    def _equation(self, clause):
+        """`v = a + b = 3 + 4 = 7` → (letter or None, value, parents). Its form is the last that can be
+        computed; its parents are those of the letters in any part. What is not true or not readable is an
+        error. Each expression of letters stands there with their values put in too; what else stands there is
+        the value, which comes last.
+        """
+        left, *parts = [PIECE.findall(part) for part in clause.split("=")]
+        if not parts or len(left) != 1 or left[0] not in LETTERS:
+            self.errors.append("not_an_equation")
+            return None, None, frozenset()
+        computed = [evaluate(part, self.values) for part in parts]
+        letters = [{t for t in part if t in LETTERS} for part in parts]
+        if any(used - {self.unknown} for used in letters):
+            # Beside letters, `2*x + 3` is a value, no mention of x.
+            letters = [used if used - {self.unknown} else () for used in letters]
+        sources = [self.sources.get(t) for t in set().union(*letters)]
+        self._refuse(None in sources, "undefined_letter")
+        parents = frozenset().union(*filter(None, sources))
+        value = next((v for v in reversed(computed) if v), None)
+        if None in computed:
+            self.errors.append("not_computable")
+            numbers = filter(None, map(number, reversed(PIECE.findall(clause))))
+            return left[0], value or next(numbers, None), parents  # its last number, if nothing computes
+        formulas = {v[2] for v, used in zip(computed, letters) if used} or {value[2]}
+        self._refuse(any(v[:2] != value[:2] for v in computed) or len(formulas) > 1, "untrue")
+        written = normal_form(value[:2])
+        expected, found, plain = {tuple(written)}, set(), set()
+        for part, used in zip(parts, letters):
+            bare = tuple(t for t in part if t not in "()")
+            found.add(bare)
+            if used:
+                put_in = (normal_form(self.values[t][:2]) if t in LETTERS else (t,) for t in bare)
+                expected.add(tuple(t for tokens in put_in for t in tokens))
+            else:
+                plain.add(bare)
+        self._refuse(parts[-1] != written or not plain <= expected <= found, "bad_substitution")
+        return left[0], (*value[:2], formulas.pop()), parents
+
+    def _closing(self, text):
+        """Read the equations in the English after the last definition. One ends at a word, at a mark between
+        clauses, or where operand follows operand; any other character belongs to it, which does not compute
+        then.
+        """
+        run, after_operand = [], False
+        for token in (*PIECE.findall(text), "."):
+            operand = token in self.values or token[0].isdigit()
+            english = token in ".,:;" or (token[0].isalpha() and not operand)
+            if english or (operand and after_operand):
+                if RELATION.search("".join(run)) or len(run) > 2:  # an expression alone is a broken equation
+                    sides = [tuple(side.split()) for side in " ".join(run).split("=")]
+                    forms = [evaluate(side, self.values) for side in sides]
+                    self.parsed.closing.append({s: v and v[:2] for s, v in zip(sides, forms)})
+                run = []
+            if not english:
+                run.append(token)
+            after_operand = operand
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Gold
 
 
 def _get(record, key):
@@ -324,171 +359,225 @@ def _get(record, key):
 
 
 def gold_graph(record):
-    """{name: (parents, value)} in order, and the answer: from `nodes`, or where a record has none from its solution.
-    Raises UserError where neither holds a graph and an answer."""
-    nodes, answer = _get(record, "nodes"), _get(record, "answer")
-    try:
-        if nodes is None:
-            parsed = parse_solution(_get(record, "solution"))
-            gold = {s.name: (s.parents, s.value) for s in parsed.steps}
-            answer = parsed.answer if answer is None else answer
-        else:
-            gold = {_plain(_get(n, "name")): (frozenset(map(_plain, _get(n, "operands"))), _form(_get(n, "value"))) for n in nodes}
-    except (TypeError, ValueError, AttributeError):
-        gold = {}
-    if not gold or not isinstance(answer, int):
-        raise cli.UserError("neither `nodes` and `answer` nor `solution` holds a gold graph")
-    return gold, answer
+    """{name: Step} in order, and the answer: from `nodes`, or where a record has none from its solution, each
+    step of which is then the gold relation. A record with an `answer` alone has an empty graph. UserError for
+    anything else.
+    """
+    nodes, solution, answer = (_get(record, key) for key in ("nodes", "solution", "answer"))
+    steps = []
+    if isinstance(nodes, (list, tuple)):
+        steps = list(map(_gold_node, nodes))
+        if None in steps:
+            raise UserError(f"item {steps.index(None) + 1} of its `nodes` is not of the schema")
+    elif nodes is None and isinstance(solution, str):
+        steps = _parse_gold(solution).steps
+        answer = _parse_gold(solution).answer if answer is None else answer
+    if (not steps and (nodes, solution) != (None, None)) or type(answer) is not int:
+        raise UserError("neither `nodes` and `answer` nor `solution` holds a gold graph")
+    return {step.name: step for step in steps}, answer
 
 
-def _plain(name):
-    return " ".join(name.split())
+_parse_gold = lru_cache(maxsize=1 << 12)(parse_solution)  # a group of samples shares its record
 
 
-def _form(value):
-    if isinstance(value, int):
-        return 0, value
-    a, b = value
-    return a, b
+def _gold_node(node):
+    """One of a record's `nodes` (see datagen.Node) → Step, or None if it is not of the schema."""
+    name, operator, operands = _get(node, "name"), _get(node, "operator"), _get(node, "operands")
+    constant, value = _get(node, "constant"), _get(node, "value")
+    form = (0, value) if type(value) is int else value
+    if not isinstance(operands, (list, tuple)) or not isinstance(form, (list, tuple)):
+        return None
+    integers = (*form, 0 if constant is None else constant)
+    if {*map(type, (name, operator, *operands))} != {str} or [*map(type, integers)] != [int] * 3:
+        return None
+    name, operands = " ".join(name.split()), [" ".join(operand.split()) for operand in operands]
+    values = {chr(i): (0, 0, coordinate(operand)) for i, operand in enumerate(operands, 0x4E00)}
+    inner, outer = (operator, "") if constant is None else (operator[:-1], operator[-1:])
+    if inner == "*+" and len(values) % 2 == 0:
+        text = "+".join(map("*".join, zip(*[iter(values)] * 2)))
+    else:
+        text = inner.join(values) if inner in ("", "+", "-") else ""
+    if constant is not None:
+        text = f"({text}) {outer} {constant}"
+    value = evaluate(PIECE.findall(text), values)
+    if (operands, operator, constant) == ([], "", None):  # the unknown, or a number of the text
+        value = (*form, coordinate(name) if form[0] else form[1] % MODULUS)
+    return value and Step(name, "", frozenset(operands), tuple(form), True, value[2])
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Verdicts
 
 
 def verify(text, record):
-    """Judge a solution text against a record (a dict of the JSONL schema, or a datagen.Problem) → Verdict.
+    """Judge the text of a completion against a record (a dict of the JSONL schema, or a datagen.Problem) →
+    Verdict.
 
-    Never raises on any text; UserError if the record holds no gold. A node that is defined more than once with different values
-    or parents is "wrong_value", whichever of them was right.
+    Never raises on any text; UserError if the record holds no gold. A node that is defined more than once
+    with different values or parents is "wrong_value", whichever of them was right.
     """
     gold, answer = gold_graph(record)
     parsed = parse_solution(text)
-    errors = list(parsed.errors)
-    found = {}
-    for step in parsed.steps:
-        before = found.setdefault(step.name, step)
-        if before is not step and (before.value, before.parents) != (step.value, step.parents):
-            errors.append("contradiction")
-            found[step.name] = Step(step.name, step.var, step.parents, None, False)
-    nodes = {}
-    for name, (parents, value) in gold.items():
+    errors, nodes = list(parsed.errors), {}
+    found = {step.name: step for step in reversed(parsed.steps)}
+    different = {(step.name, step.value, step.parents) for step in (*parsed.steps, *parsed.hidden)}
+    versions = Counter(name for name, *_ in different)
+    if any(versions[name] > 1 for name in found):
+        errors.append("contradiction")
+    for name, node in gold.items():
         step = found.get(name)
         if step is None:
             nodes[name] = "missing"
-        elif step.value is None or step.value != value:
+        elif step.value != node.value or step.value is None or versions[name] > 1:
             nodes[name] = "wrong_value"
+        elif step.parents != node.parents:
+            nodes[name] = "wrong_parents"
         else:
-            nodes[name] = "ok" if step.parents == parents else "wrong_parents"
-    ok = sum(status == "ok" for status in nodes.values())
+            nodes[name] = "ok"
+            if step.formula != node.formula:
+                errors.append("wrong_relation")
+    if any(name not in gold or sorted(gold[name].parents) != sorted(names) for name, names in parsed.plans):
+        errors.append("wrong_plan")
+    last = next(reversed(gold.values())).value if gold else None
+    reverse = bool(last and last[0])
+    if (reverse or parsed.closing) and not (reverse and _solves(parsed.closing, last, answer)):
+        errors.append("bad_closing" if parsed.closing else "no_closing")
+    process = sum(status == "ok" for status in nodes.values()) / max(1, len(gold))
     answer_correct = parsed.answer == answer
-    correct = ok == len(gold) and answer_correct
-    if correct and parsed.closing:
-        last = next(reversed(gold))
-        if parsed.closing != expected_closing(found[last].var, gold[last][1], answer):
-            errors.append("bad_closing")
-    extra = [name for name in found if name not in gold]
-    return Verdict(answer_correct, ok / len(gold), correct, correct and not errors, nodes, extra, errors, parsed)
+    correct = answer_correct and process == 1
+    extra = [name for name in reversed(found) if name not in gold]
+    return Verdict(answer_correct, process, correct, correct and not errors, nodes, extra, errors, parsed)
+
+
+def _solves(closing, last, answer):
+    """Whether equations solve for x: all true at x = answer, none a mere identity but where it says what a
+    letter stands for; among them the last quantity's form in x, set equal to a number; and in the end x =
+    answer.
+    """
+    stated = solved = False
+    for sides in closing:
+        forms = set(sides.values())
+        if None in forms or len({a * answer + b for a, b in forms}) > 1:
+            return False
+        named = len(sides) > 1 and any(len(side) == 1 and side[0] in LETTERS - {"x"} for side in sides)
+        if len(forms) == 1 and not named:
+            return False
+        stated |= 0 in dict(forms) and any("x" in side and form == last for side, form in sides.items())
+        solved = ("x",) in sides and tuple(normal_form((0, answer))) in sides
+    return stated and solved
+
+
+REWARDS = {  # in [0, 1]. R_out: 1 if the answer is right; R_pv: the share of gold nodes that are ok
+    "outcome": lambda verdict, alpha: float(verdict.answer_correct),  # R_out
+    "process": lambda verdict, alpha: verdict.process,  # R_pv
+    # α·R_out + (1−α)·R_pv: dense also where the answer is wrong
+    "mixed": lambda verdict, alpha: alpha * verdict.answer_correct + (1 - alpha) * verdict.process,
+    # R_out·(α + (1−α)·R_pv): dense only where the answer is right, as in the Interplay paper's code
+    "gated": lambda verdict, alpha: verdict.answer_correct * (alpha + (1 - alpha) * verdict.process),
+    # R_out if R_pv = 1, else 0: Interplay paper, section on process-verified rewards
+    "strict": lambda verdict, alpha: float(verdict.answer_correct and verdict.process == 1),
+    "faithful": lambda verdict, alpha: float(verdict.faithful),
+}
 
 
 def reward(verdict, kind, alpha=0.2):
-    """The reward of a verdict, in [0, 1].
-
-    With R_out = 1 if the answer is right, R_pv = the share of gold nodes that are ok:
-    outcome: R_out; process: R_pv; mixed: α·R_out + (1−α)·R_pv, dense also where the answer is wrong; strict: R_out if
-    R_pv = 1, else 0 (Interplay paper, section on process-verified rewards); faithful: 1 if the verdict is faithful.
-    Raises UserError for an unknown kind.
-    """
-    outcome = float(verdict.answer_correct)
-    if kind == "outcome":
-        return outcome
-    if kind == "process":
-        return verdict.process
-    if kind == "mixed":
-        return alpha * outcome + (1 - alpha) * verdict.process
-    if kind == "strict":
-        return outcome if verdict.process == 1 else 0.0
-    if kind == "faithful":
-        return float(verdict.faithful)
-    raise cli.UserError(f"unknown reward {kind!r}: choose from outcome, process, mixed, strict, faithful")
+    """The reward of a verdict, in [0, 1]; see REWARDS. Raises UserError for an unknown kind."""
+    if kind not in REWARDS:
+        raise UserError(f"unknown reward {kind!r}: choose from {', '.join(REWARDS)}")
+    return REWARDS[kind](verdict, alpha)
 
 
 def pass_at_k(n, c, k):
-    """Unbiased estimate of the chance that one of k samples is right, from n samples with c right (Chen et al. 2021, eq. 1).
-
-    1 − C(n−c, k) / C(n, k). Raises ValueError unless 0 ≤ c ≤ n and 1 ≤ k ≤ n.
+    """Unbiased estimate of the chance that one of k samples is right, from n samples with c right (Chen et
+    al. 2021, eq. 1): 1 − C(n−c, k) / C(n, k). Raises ValueError unless 0 ≤ c ≤ n and 1 ≤ k ≤ n.
     """
     if not (0 <= c <= n and 1 <= k <= n):
         raise ValueError(f"pass@k needs 0 <= c <= n and 1 <= k <= n, not n={n}, c={c}, k={k}")
     return 1.0 - math.comb(n - c, k) / math.comb(n, k)
 
 
-def explain(text, record, colour=False):
-    """A readable account of a verdict: one line a gold node with what was expected and found, then what was defined beside them, the
-    answer, the errors. colour: with the codes of a terminal."""
-    verdict, (gold, answer) = verify(text, record), gold_graph(record)
-    steps = {step.name: step for step in verdict.parsed.steps}
-
-    def mark(good, line):
-        line = f"{'✓' if good else '✗'} {line}"
-        return f"\033[{32 if good else 31}m{line}\033[0m" if colour else line
-
+def explain(text, record=None, colour=False):
+    """A readable account of a verdict: one line a gold node with what was expected and found, then what was
+    defined beside them, the answer, the errors. Without a record there is no gold: ✓ then only says that a
+    step is true as written. colour: with the codes of a terminal; those in the text itself are escaped.
+    """
     lines = []
-    for name, (parents, value) in gold.items():
-        status, step = verdict.nodes[name], steps.get(name)
-        line = f"{name} = {show(value)}"
-        if status == "wrong_value":
-            line += f"   found {'nothing that computes' if step.value is None else show(step.value)}"
-            line += ", and defined twice" if "contradiction" in verdict.errors else ""
-        elif status == "wrong_parents":
-            line += f"   found it from {sorted(step.parents)}, not {sorted(parents)}"
-        elif status == "missing":
-            line += "   never defined"
-        elif not step.faithful:
-            line += "   but what is written there is not all true"
-        lines.append(mark(status == "ok", line))
-    lines += [f"\033[2m· {name}   not needed\033[0m" if colour else f"· {name}   not needed" for name in verdict.extra]
-    lines.append(mark(verdict.answer_correct, f"answer {answer}" + ("" if verdict.answer_correct else f"   found {verdict.parsed.answer}")))
-    lines.append(f"process {verdict.process:.2f}, correct {verdict.correct}, faithful {verdict.faithful}"
-                 + (f", errors: {', '.join(dict.fromkeys(verdict.errors))}" if verdict.errors else ""))  # fmt: skip
-    return "\n".join(lines)
+
+    def say(sign, line):
+        code = {"✓": 32, "✗": 31, "·": 2}[sign]
+        line = printable(f"{sign} {line}")
+        lines.append(f"\033[{code}m{line}\033[0m" if colour else line)
+
+    if record is None:
+        parsed = parse_solution(text)
+        for s in parsed.steps:
+            say(
+                "✓" if s.faithful else "✗",
+                f"{s.name} = {show(s.value)}   from {sorted(s.parents) or 'the text'}",
+            )
+        say("·", f"answer {parsed.answer}; no gold to compare with: ✓ says that a step is true as written")
+        return "\n".join(lines)
+    verdict, (gold, answer) = verify(text, record), gold_graph(record)
+    steps = {step.name: step for step in reversed(verdict.parsed.steps)}
+    for name, node in gold.items():
+        status, step = verdict.nodes[name], steps.get(name, node)
+        remark = {
+            "missing": "   never defined",
+            "wrong_value": f"   found {show(step.value)}" + ", and another" * (step.value == node.value),
+            "wrong_parents": f"   found it from {sorted(step.parents)}, not {sorted(node.parents)}",
+            "ok": "" if step.faithful else "   but what is written there is not all true",
+        }[status]
+        if status == "ok" and step.formula != node.formula:
+            remark = "   but by another relation, equal by chance"
+        say("✓" if status == "ok" else "✗", f"{name} = {show(node.value)}{remark}")
+    for name in verdict.extra:
+        say("·", f"{name}   not needed")
+    remark = "" if verdict.answer_correct else f"   found {verdict.parsed.answer}"
+    say("✓" if verdict.answer_correct else "✗", f"answer {answer}{remark}")
+    lines.append(f"process {verdict.process:.2f}, correct {verdict.correct}, faithful {verdict.faithful}")
+    return "\n".join(lines) + f", errors: {', '.join(dict.fromkeys(verdict.errors)) or 'none'}"
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Command line
 
 
 @dataclass(frozen=True)
-class Options:
-    records: str | None = cli.opt(None, "JSONL file of records (GSM-Infinite keys; gold from `nodes` where there are any)")
-    solution_key: str = cli.opt("solution", "key of the text to judge")
-    explain: bool = cli.opt(False, "explain the first verdict that is not correct (or the first), step by step; in colour on a terminal")
+class Options(CheckedOptions):
+    records: str | None = opt(None, "JSONL file of records (gold: `nodes`, else `solution`)")
+    solution_key: str = opt("solution", "key of the text to judge")
+    explain: bool = opt(False, "explain the first verdict that is not correct (or the first), step by step")
 
 
-def main():
-    o = cli.parse_options(Options, description="Judge the solutions of a JSONL file.", positional="records")
-    if o.records is None:
-        raise cli.UserError("no records to judge: python verify.py records.jsonl")
-    total, rates, errors, nodes, shown = 0, Counter(), Counter(), Counter(), None
-    for number, record in cli.read_jsonl(o.records):
+def main(argv=None):
+    o = parse_options(Options, argv, description="Judge the solutions of a JSONL file.", positional="records")
+    if o.records is None or sys.stdout is None:
+        raise UserError("nothing to read or nowhere to write: python verify.py records.jsonl")
+    total, rates, counts, shown = 0, Counter(), {"nodes": Counter(), "errors": Counter()}, None
+    for number, record in read_jsonl(o.records):
         text = record.get(o.solution_key)
-        if not isinstance(text, str):
-            raise cli.UserError(f"{o.records}, line {number}: key {o.solution_key!r} is missing or no text")
         try:
+            if not isinstance(text, str):
+                raise UserError(f"key {o.solution_key!r} is missing or no text")
             verdict = verify(text, record)
-        except cli.UserError as error:
-            raise cli.UserError(f"{o.records}, line {number}: {error}") from None
+        except UserError as error:
+            raise UserError(f"{o.records}, line {number}: {error}") from None
         total += 1
-        rates.update(answer=verdict.answer_correct, process=verdict.process, correct=verdict.correct, faithful=verdict.faithful)
-        errors.update(dict.fromkeys(verdict.errors, 1))
-        nodes.update(status for status in verdict.nodes.values())
-        if shown is None or (shown[1] and not verdict.correct):
-            shown = number, verdict.correct, text, record
+        for kind in ("answer_correct", "process", "correct", "faithful"):
+            rates[kind.removesuffix("_correct")] += getattr(verdict, kind)
+        counts["nodes"].update(verdict.nodes.values())
+        counts["errors"].update(set(verdict.errors))
+        if shown is None or (shown[0].correct and not verdict.correct):
+            shown = verdict, number, text, record
     if not total:
-        raise cli.UserError(f"{o.records} has no records")
+        raise UserError(f"{o.records} has no records")
     if o.explain:
-        number, _, text, record = shown
-        print(f"line {number}: {text.strip()}\n\n{explain(text, record, cli.colour())}\n")
-    print(f"{total} solutions: " + ", ".join(f"{name} {rates[name] / total:.4f}" for name in ("answer", "process", "correct", "faithful")))
-    print("nodes: " + ", ".join(f"{status} {n}" for status, n in nodes.most_common()))
-    print("errors: " + (", ".join(f"{kind} {n}" for kind, n in errors.most_common()) or "none"))
+        _, number, text, record = shown
+        print(f"line {number}: {printable(text.strip())}\n\n{explain(text, record, on_terminal())}\n")
+    print(f"{total} solutions: " + ", ".join(f"{kind} {rate / total:.4f}" for kind, rate in rates.items()))
+    for what, counter in counts.items():
+        print(f"{what}: " + (", ".join(f"{kind} {n}" for kind, n in counter.most_common()) or "none"))
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_script(main)

@@ -1,10 +1,11 @@
-"""What each configuration of the Triton kernels takes of a GPU, compiled for it by Triton's own compiler; no GPU is needed.
+"""What each configuration of the Triton kernels takes of a GPU, by Triton's own compiler; no GPU is needed.
 
     python bench/gpu_resources.py
     python bench/gpu_resources.py --arch 80 --width 128
 
-Registers of a thread (255 at most), bytes that did not fit into them (spilled, to slow memory), shared memory of a block (227 KB at most on
-Hopper, 163 on an A100), and whether its matrix products are Hopper's asynchronous ones (wgmma).
+Registers of a thread (255 at most), bytes that did not fit into them (spilled, to slow memory), shared memory
+of a block (227 KB at most on Hopper, 163 on an A100), and whether its matrix products are Hopper's
+asynchronous ones (wgmma).
 """
 
 import os
@@ -20,57 +21,76 @@ if __name__ == "__main__":  # else Triton would hand out its interpreter's kerne
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:1] = [str(ROOT)]
 
+from lab.options import CheckedOptions, opt, parse_options, run_script  # noqa: E402
+
 import triton  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-import cli  # noqa: E402
 import flash  # noqa: E402
 
-KERNELS = {
-    "forward": (flash._forward, flash.CONFIGS["forward"]), "dq": (flash._backward_dq, flash.CONFIGS["dq"]),
-    "dkdv": (flash._backward_dkdv, flash.CONFIGS["dkdv"]), "decode, prompt": (flash._decode_prompt, flash.DECODE[:1]),
+KERNELS = {name: (flash.KERNELS[name], configs) for name, configs in flash.CONFIGS.items()}
+KERNELS |= {
+    "decode, prompt": (flash._decode_prompt, flash.DECODE[:1]),
     "decode, own": (flash._decode_own, flash.DECODE[1:]),
-}  # fmt: skip
-TYPES = {"*i32": "doc_start doc_end lengths bounds", "*i64": "filled", "*fp32": "lse delta acc_out m_out total_out acc_in m_in total_in", "fp32": "scale",
-         "i32": "T H K stride head_stride"}  # fmt: skip
+}
+TYPES = {
+    "*i32": "doc_start doc_end lengths bounds",
+    "*i64": "filled",
+    "*fp32": "lse delta state",
+    "i32": "T H K stride head_stride",
+}
 
 
 @dataclass(frozen=True)
-class Options:
-    arch: int = cli.opt(90, "compute capability, times ten: 80 (A100), 89, 90 (H100, H200), 100, 120")
-    width: int = cli.opt(64, "head width D")
-    dtype: str = cli.opt("bf16", "bf16, fp16 or fp32", ("bf16", "fp16", "fp32"))
+class Options(CheckedOptions):
+    arch: int = opt(90, "compute capability, times ten: 80 (A100), 89, 90 (H100, H200), 100, 120")
+    width: int = opt(64, "head width D", flash.WIDTHS)
+    dtype: str = opt("bf16", "bf16, fp16 or fp32", ("bf16", "fp16", "fp32"))
 
 
 def compile_one(kernel, config, o):
     """→ Triton's compiled kernel, specialised as for lengths and strides that 16 divides."""
     constants = {"D": o.width, "M": config[0], "N": config[1]}
     types = {name: kind for kind, names in TYPES.items() for name in names.split()}
-    signature = {name: "constexpr" if name in constants else types.get(name, "*" + o.dtype) for name in kernel.arg_names}
+    signature = {
+        name: "constexpr" if name in constants else types.get(name, "*" + o.dtype)
+        for name in kernel.arg_names
+    }
     place = kernel.arg_names.index
-    aligned = [name for name, kind in signature.items() if kind[0] == "*" or name in ("T", "stride", "head_stride")]
-    source = ASTSource(kernel, signature, {(place(name),): value for name, value in constants.items()},
-                       {(place(name),): [["tt.divisibility", 16]] for name in aligned})  # fmt: skip
-    return triton.compile(source, target=GPUTarget("cuda", o.arch, 32), options={"num_warps": config[2], "num_stages": config[3]})
+    aligned = [
+        name for name, kind in signature.items() if kind[0] == "*" or name in ("T", "stride", "head_stride")
+    ]
+    values = {(place(name),): value for name, value in constants.items()}
+    source = ASTSource(
+        kernel, signature, values, {(place(name),): [["tt.divisibility", 16]] for name in aligned}
+    )
+    options = {"num_warps": config[2], "num_stages": config[3]}
+    return triton.compile(source, target=GPUTarget("cuda", o.arch, 32), options=options)
 
 
-def main():
-    o = cli.parse_options(Options, description=__doc__.splitlines()[0])
+def main(argv=None):
+    o = parse_options(Options, argv, description=__doc__.splitlines()[0])
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     print(f"Triton {triton.__version__}, sm_{o.arch}, D={o.width}, {o.dtype}")
-    print(f"{'kernel':16}{'queries, keys, warps, stages':30}{'registers':>10}{'spilled':>10}{'shared KB':>11}{'wgmma':>7}")
+    print(
+        f"{'kernel':16}{'queries, keys, warps, stages':30}{'registers':>10}{'spilled':>10}{'shared KB':>11}{'wgmma':>7}"
+    )
     for name, (kernel, configs) in KERNELS.items():
         for config in configs:
             compiled = compile_one(kernel, config, o)
             with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
                 file.write(compiled.asm["cubin"])
                 file.flush()
-                usage = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True).stdout
+                usage = subprocess.run(
+                    [tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
+                ).stdout
             registers, spilled = (int(re.search(rf"{what}:(\d+)", usage)[1]) for what in ("REG", "STACK"))
             wgmma = "yes" if "wgmma" in compiled.asm["ptx"] else "no"
-            print(f"{name:16}{config!s:30}{registers:10}{spilled:10}{compiled.metadata.shared / 1024:11.0f}{wgmma:>7}")
+            print(
+                f"{name:16}{config!s:30}{registers:10}{spilled:10}{compiled.metadata.shared / 1024:11.0f}{wgmma:>7}"
+            )
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_script(main)

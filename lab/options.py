@@ -1,7 +1,8 @@
-"""What every script shares at the command line: options, one-line user errors, JSONL in and out. Standard library only.
+"""What every script shares at the command line: options, one-line user errors, JSONL in and out. Standard
+library only.
 
-An option is a field of a frozen dataclass, `lr: float = opt(2e-4, "peak learning rate", within="(0, 1]")`; `parse_options`
-makes the flags. Whoever makes the dataclass in Python instead gets the same checks.
+An option is a field of a frozen dataclass, `lr: float = opt(2e-4, "peak learning rate", within="(0, 1]")`;
+`parse_options` makes the flags. Whoever makes the dataclass in Python instead gets the same checks.
 """
 
 import argparse
@@ -23,7 +24,9 @@ class UserError(Exception):
 
 
 def run_script(main):
-    """Call `main()`, which returns an exit code or None, and exit; a UserError becomes one line on stderr and exit code 2."""
+    """Call `main()`, which returns an exit code or None, and exit; a UserError becomes one line on stderr and
+    exit code 2.
+    """
     try:
         code = main()
         sys.stdout.flush()
@@ -43,24 +46,32 @@ def run_script(main):
 
 
 def stream_key(*parts):
-    """A 64-bit seed from what a stream of random numbers is for: `stream_key(seed, "rollout", step)`. Equal parts, equal streams."""
+    """A 64-bit seed from what a stream of random numbers is for: `stream_key(seed, "rollout", step)`. Equal
+    parts, equal streams.
+    """
     return int.from_bytes(blake2b(repr(parts).encode(), digest_size=8).digest(), "big")
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Options
 
 
-def opt(default, help, choices=None, *, within="[0, inf)", group=None):
-    """A dataclass field that is also a flag. within: the interval of a number (NaN is in none); group: heading that starts here in --help."""
-    return dataclasses.field(
-        default=default, metadata=dict(help=help, choices=choices, within=within, group=group)
-    )
+def opt(default, help, choices=None, *, within="[0, inf)", group=None, free=False):
+    """A dataclass field that is also a flag.
+
+    within: the interval of a number (NaN is in none); group: the heading that starts here in --help; free: it
+    may differ when a run is resumed, since it changes speed, memory or what is shown, not what is computed
+    (but for rounding).
+    """
+    metadata = dict(help=help, choices=choices, within=within, group=group, free=free)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckedOptions:
-    """Base of every dataclass of options: each value is of its field's type, within its interval, among its choices."""
+    """Base of every dataclass of options: each value is of its field's type, within its interval, among its
+    choices.
+    """
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -99,6 +110,9 @@ def inside(value, interval):
 
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, **how):
+        super().__init__(prog=os.path.basename(sys.argv[0]), allow_abbrev=False, **how)
+
     def error(self, message):
         raise UserError(f"{message} (see python {self.prog} --help)")
 
@@ -110,23 +124,21 @@ def _formatter(prog):
 def parse_options(cls, argv=None, *, description="", presets=None, positional=None, saved=None):
     """Build the frozen dataclass `cls` from flags.
 
-    presets: {name: {field: value}}; adds `--preset`, whose values stand in for the fields' defaults, and `--config FILE` (JSON,
-    as `--print-config` prints it), whose values stand in for the preset's.
-    positional: name of the one field that is given without a flag (several values are joined by commas).
-    saved: {field: value} of a run that is resumed; they stand in for the preset's.
-    Raises UserError on an unknown flag, a bad value or an unknown preset.
+    presets: {name: {field: value}}; adds `--preset`, whose values stand in for the fields' defaults, and
+    `--config FILE` (JSON, as `--print-config` prints it), whose values stand in for the preset's. positional:
+    name of the one field that is given without a flag (several values are joined by commas). saved: {field:
+    value} of a run that is resumed; they stand in for the preset's. Raises UserError on an unknown flag, a
+    bad value or an unknown preset.
     """
     parser = _Parser(
-        prog=os.path.basename(sys.argv[0]), description=description, allow_abbrev=False,
-        usage=f"%(prog)s [options] {positional or ''}", formatter_class=_formatter)  # fmt: skip
+        description=description, usage=f"%(prog)s [options] {positional or ''}", formatter_class=_formatter
+    )
     fields = {field.name: field for field in dataclasses.fields(cls)}
     defaults = {name: field.default for name, field in fields.items()}
     if presets is not None:
-        parser.add_argument(
-            "--config", metavar="FILE", help="JSON of options, as --print-config prints it; flags override it"
-        )
+        parser.add_argument("--config", metavar="FILE", help="JSON of options, as --print-config prints it")
         parser.add_argument("--print-config", action="store_true", help="print the options as JSON and stop")
-        early = _Parser(prog=parser.prog, add_help=False, allow_abbrev=False)
+        early = _Parser(add_help=False)
         early.add_argument("--preset")
         early.add_argument("--config")
         first = early.parse_known_args(argv)[0]
@@ -152,30 +164,24 @@ def parse_options(cls, argv=None, *, description="", presets=None, positional=No
 
 
 def _add_flag(parser, field, default, positional):
-    text = field.metadata["help"] if default is None else f"{field.metadata['help']} [{default}]"
-    text, value = text.replace("%", "%%"), kind(field)
+    help, value = field.metadata["help"], kind(field)
+    help = (help if default is None else f"{help} [{default}]").replace("%", "%%")
     if positional:
-        parser.add_argument(field.name, nargs="*", default=[], help=field.metadata["help"].replace("%", "%%"))
-    elif value is bool:
-        parser.add_argument(
-            flag(field.name),
-            dest=field.name,
-            action=argparse.BooleanOptionalAction,
-            default=default,
-            help=text,
-        )
-    else:
-        parser.add_argument(
-            flag(field.name), dest=field.name, type=value, default=default, metavar=value.__name__.upper(),
-            choices=field.metadata["choices"], help=text)  # fmt: skip
+        parser.add_argument(field.name, nargs="*", default=[], help=help)
+        return
+    how = dict(type=value, metavar=value.__name__.upper(), choices=field.metadata["choices"])
+    if value is bool:
+        how = dict(action=argparse.BooleanOptionalAction)
+    parser.add_argument(flag(field.name), dest=field.name, default=default, help=help, **how)
 
 
 def read_config(path, fields):
     """Options of a JSON file, checked against the fields of the options → dict. Raises UserError."""
     config = read_json(path)
+    if isinstance(config, dict):
+        config = config.get("options", config)  # the config.json of a run folder will do
     if not isinstance(config, dict):
         raise UserError(f"{path}: expected a JSON object of options, found {type(config).__name__}")
-    config = config.get("options", config)  # the config.json of a run folder will do
     for name, value in config.items():
         if name not in fields:
             raise UserError(f"{path}: unknown option {name!r}")
@@ -186,7 +192,7 @@ def read_config(path, fields):
     return config
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Files
 
 
@@ -201,7 +207,9 @@ def read_json(path):
 
 
 def read_jsonl(path):
-    """Yield (line number, record) of a JSONL file; a missing file or a line that is no JSON object is a UserError."""
+    """Yield (line number, record) of a JSONL file; a missing file or a line that is no JSON object is a
+    UserError.
+    """
     try:
         with open(path, encoding="utf-8", newline="\n") as file:
             for number, line in enumerate(file, 1):
@@ -234,7 +242,9 @@ def write_atomic(path, content):
 
 
 def printable(text):
-    """Text without what a terminal would obey or stdout cannot hold: control characters and lone surrogates as \\x1b, \\ud800."""
+    """Text without what a terminal would obey or stdout cannot hold: control characters and lone surrogates
+    as \\x1b, \\ud800.
+    """
     text = re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", lambda match: repr(match[0])[1:-1], text)
     return text.encode(sys.stdout.encoding or "utf-8", "backslashreplace").decode(
         sys.stdout.encoding or "utf-8"

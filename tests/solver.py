@@ -6,7 +6,9 @@ It shares no code and no tables with datagen.py. Every sentence must parse, ever
 import re
 from fractions import Fraction
 
-SENTENCE = re.compile(r"The (?P<subject>(?:(?:total|average) number of )?[^.]+?) (?:number|is) (?P<body>[^.]+)\Z")
+SENTENCE = re.compile(
+    r"The (?P<subject>(?:(?:total|average) number of )?[^.]+?) (?:number|is) (?P<body>[^.]+)\Z"
+)
 TOTAL = re.compile(r"total number of (?P<what>\w+) in (?P<place>.+)\Z")
 AVERAGE = re.compile(r"average number of (?P<what>\w+) per (?P<one>[\w ]+) in (?P<place>.+)\Z")
 COUNT = re.compile(r"(?P<kind>[\w ]+?) in (?P<place>.+)\Z")
@@ -65,9 +67,17 @@ def solve(problem, question):
         return total(match["what"], match["place"])
 
     def total(what, place):
-        counts = [(n, m) for n, m in ((n, COUNT.match(n)) for n in facts if not AVERAGE.match(n)) if m["place"] == place]
+        counts = [
+            (n, m)
+            for n, m in ((n, COUNT.match(n)) for n in facts if not AVERAGE.match(n))
+            if m["place"] == place
+        ]
         assert counts, f"nothing is said of {place}"
-        averages = {m["one"]: n for n, m in ((n, AVERAGE.match(n)) for n in facts) if m and m["place"] == place and m["what"] == what}
+        averages = {
+            m["one"]: n
+            for n, m in ((n, AVERAGE.match(n)) for n in facts)
+            if m and m["place"] == place and m["what"] == what
+        }
         out = Linear()
         for name, match in counts:
             if averages:  # a total of the third layer: count times average

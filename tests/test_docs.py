@@ -1,7 +1,7 @@
-"""Every command of README.md and docs/ runs, and prints what is written there where that cannot differ between machines.
+"""Every command of README.md and docs/ runs, and prints what is written there where machines cannot differ.
 
-    python -m pytest tests/test_docs.py -m slow     the long ones too
-    python tests/test_docs.py docs/walkthrough.md   run a file's console blocks and write their output into it
+python -m pytest tests/test_docs.py -m slow     the long ones too
+python tests/test_docs.py docs/walkthrough.md   run a file's console blocks and write their output into it
 """
 
 import os
@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,25 +17,33 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(console|bash)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-EXACT = re.compile(r"python (datagen|verify)\.py|python -c \"import datagen; ")  # plain Python: the same output everywhere
-LONG = re.compile(r"runs/|torchrun|pip |uv |git clone|python (train_|evaluate|sampler|export_hf)|bench/|out/demo|-m slow|pytest")
+# Plain Python: the same output everywhere.
+EXACT = re.compile(r"python (datagen|verify|bench/audit)\.py|python -c \"import datagen; ")
+LONG = re.compile(
+    r"runs/|torchrun|pip |uv |git clone|python (train_|evaluate|rollout|export_hf)|bench/(?!audit)|out/|pytest"
+)
 
 
 def commands(path):
-    """[(command, expected output or None)] of a file: of `$ ` lines in console blocks and of every line in bash blocks."""
+    """[(command, expected output or None)] of a file.
+
+    Commands are the `$ ` lines of console blocks, and every line of bash blocks and of a script.
+    """
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".sh":
+        return [(line, None) for line in text.replace("\\\n", " ").splitlines() if line.startswith("python ")]
     out = []
-    for kind, body in BLOCK.findall(path.read_text(encoding="utf-8")):
+    for kind, body in BLOCK.findall(text):
         if kind == "bash":
-            out += [(line.partition("  #")[0].strip(), None) for line in body.splitlines() if line.strip() and not line.startswith("#")]
+            lines = (line.partition("  #")[0].strip() for line in body.splitlines())
+            out += [(line, None) for line in lines if line and not line.startswith("#")]
         else:
-            for part in re.split(r"^\$ ", body, flags=re.MULTILINE)[1:]:
-                command, output = split(part)
-                out.append((command, output))
+            out += [split(part) for part in re.split(r"^\$ ", body, flags=re.MULTILINE)[1:]]
     return out
 
 
 def split(part):
-    """A command, which ends with its line or, where a quote is open, with the line that closes it; and its output."""
+    """A command, which ends with its line or, where a quote is open, where that closes; and its output."""
     lines = part.splitlines(keepends=True)
     n = 1
     while "".join(lines[:n]).replace('\\"', "").count('"') % 2:
@@ -43,51 +52,95 @@ def split(part):
 
 
 def run(command, folder):
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "NO_COLOR": "1"}
-    return subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, text=True, env=environment)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "NO_COLOR": "1"}
+    return subprocess.run(
+        ["bash", "-c", command], cwd=folder, capture_output=True, text=True, env=environment
+    )
 
 
-def workshop(folder):
-    """A copy of the repository's code to run in."""
+@cache
+def help_of(script):
+    out = run(f"python {script} --help", ROOT)
+    assert out.returncode == 0, f"{script} --help\n{out.stderr}"
+    return out.stdout
+
+
+@pytest.fixture
+def workshop(tmp_path):
+    """A folder with a copy of the repository's code to run in."""
     for file in (*ROOT.glob("*.py"), *ROOT.glob("*.t*ml"), *ROOT.glob("*.txt")):
-        shutil.copy(file, folder)
-    for name in ("runs", "bench", "tests", "docs"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    return folder
+        shutil.copy(file, tmp_path)
+    for name in ("lab", "runs", "bench", "tests", "docs"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.name)
-def test_short_commands(path, tmp_path):
-    found = commands(path)
+def test_short_commands(path, workshop):
+    found = [(command, expected) for command, expected in commands(path) if not LONG.search(command)]
     assert found
     for command, expected in found:
-        if LONG.search(command) or "out/" in command:
-            continue
-        out = run(command, workshop(tmp_path) if not (tmp_path / "cli.py").exists() else tmp_path)
+        out = run(command, workshop)
         assert out.returncode == 0, f"{command}\n{out.stderr}"
         if expected is not None and EXACT.match(command):
             assert out.stdout == expected, command
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: p.name)
+@pytest.mark.parametrize("path", [*FILES, ROOT / "runs" / "demo.sh"], ids=lambda p: p.name)
 def test_flags_of_long_commands_exist(path):
     """Without running them: every script and flag that a long command names is there."""
-    for command, _ in commands(path):
-        for script, rest in re.findall(r"(?:python|nproc_per_node=\d) ((?:bench/)?\w+\.py)([^|&>]*)", command):
-            text = run(f"python {script} --help", ROOT).stdout
-            for flag in re.findall(r" (--[a-z][a-z-]*)", rest):
-                assert flag in text, f"{command}: {script} has no {flag}"
+    found = commands(path)
+    assert found
+    for command, _ in found:
+        for script, rest in re.findall(r"(?:python|nproc_per_node=\d) ((?:\w+/)?\w+\.py)([^|&>]*)", command):
+            if not script.startswith("tests/"):
+                for flag in re.findall(r" (--[a-z][a-z-]*)", rest):
+                    assert re.search(rf"{flag}\b(?!-)", help_of(script)), f"{command}: {script} has no {flag}"
         for file in re.findall(r"bash (runs/\S+)", command):
             assert (ROOT / file).exists(), command
 
 
+@pytest.mark.parametrize("path", [*FILES, *sorted((ROOT / "runs").glob("*.sh"))], ids=lambda p: p.name)
+def test_files_that_are_named_exist(path):
+    text = path.read_text(encoding="utf-8")
+    names = re.findall(r"(?<![\w/.-])(?:(?:lab|bench|tests|docs|runs)/)?\w+\.(?:py|sh|md)\b", text)
+    assert [name for name in names if not (ROOT / name).exists()] == []
+
+
+def test_the_file_table_names_every_file():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = "".join(re.findall(r"^\| `.*? \|", text, flags=re.MULTILINE))
+    for file in (*ROOT.glob("*.py"), *ROOT.glob("lab/[a-z]*.py")):
+        assert f"`{file.relative_to(ROOT)}`" in table, file.name
+
+
+def test_the_demo_ends_at_a_stage_that_was_stopped(workshop):
+    """With a stand-in for Python whose mid-training is stopped: RL does not start, the exit code is 75."""
+    shutil.copy(ROOT / "requirements.lock", workshop)
+    (workshop / ".venv" / "bin").mkdir(parents=True)
+    installed = [(workshop / name).read_text() for name in ("requirements.txt", "requirements.lock")]
+    (workshop / ".venv" / "installed.txt").write_text("".join(installed))
+    python = workshop / ".venv" / "bin" / "python"
+    python.write_text('#!/bin/sh\necho "$@" >> calls\ncase "$*" in *demo/mid\\ *) exit 75;; esac\n')
+    python.chmod(0o755)
+    assert run("bash runs/demo.sh", workshop).returncode == 75
+    calls = (workshop / "calls").read_text().splitlines()
+    assert [call.split()[0] for call in calls] == ["train_pretrain.py", "train_pretrain.py"]
+    assert all("--resume-or-start" in call for call in calls)
+    python.write_text('#!/bin/sh\necho "$@" >> calls\n')
+    assert run("bash runs/demo.sh", workshop).returncode == 0
+    calls = (workshop / "calls").read_text().splitlines()[2:]
+    stages = ["train_pretrain.py", "train_pretrain.py", "train_grpo.py", "evaluate.py"]
+    assert [call.split()[0] for call in calls] == stages
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.name)
-def test_every_command(path, tmp_path):
-    workshop(tmp_path)
+def test_every_command(path, workshop):
     for command, _ in commands(path):
-        if not re.search(r"runs/test|-m slow|pip |uv |git clone|nanogpt|paper|small", command):
-            out = run(command, tmp_path)
+        if not re.search(r"runs/test|-m slow|pip |uv |git clone|nanogpt|--trl|paper|small", command):
+            out = run(command, workshop)
             assert out.returncode == 0, f"{command}\n{out.stderr[-2000:]}"
 
 

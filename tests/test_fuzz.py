@@ -1,4 +1,6 @@
-"""The judge under attack: against a slow oracle on mutated gold solutions and arbitrary text, and against policies that cheat."""
+"""The judge under attack: against a slow oracle on mutated gold solutions and arbitrary text, and against
+policies that cheat.
+"""
 
 import re
 import sys
@@ -21,7 +23,9 @@ PROBLEMS = [datagen.generate(5, i, op=2 + i % 6, mode=datagen.MODES[i % 2]) for 
 
 def agree(text, p):
     verdict = verify.verify(text, p)
-    assert (verdict.nodes, verdict.answer_correct, verdict.correct, verdict.faithful) == oracle.judge(text, p), repr(text)
+    assert (verdict.nodes, verdict.answer_correct, verdict.correct, verdict.faithful) == oracle.judge(
+        text, p
+    ), repr(text)
     assert verdict.process == sum(s == "ok" for s in verdict.nodes.values()) / len(p.nodes)
     assert verdict.correct <= verdict.answer_correct and verdict.faithful <= verdict.correct
     return verdict
@@ -41,7 +45,10 @@ def test_the_oracle_would_see_a_wrong_judge(monkeypatch):
         "PRECEDENCE": {**verify.PRECEDENCE, "+": 3},
         "STOP": verify.re.compile(r"\."),
         "MAX_NUMBER": 50,
-        "LETTER": verify.re.compile(r"[A-Za-z]"),
+        "coordinate": lambda name: 1,
+        "DEFINE": verify.re.compile("Define"),
+        "TAIL": verify.re.compile(".*"),
+        "_solves": lambda closing, last, answer: True,
     }
     for name, flawed in flaws.items():
         with monkeypatch.context() as patch:
@@ -52,7 +59,10 @@ def test_the_oracle_would_see_a_wrong_judge(monkeypatch):
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
-@given(st.lists(st.one_of(st.sampled_from(mutate.SNIPPETS), st.text(max_size=6)), max_size=40), st.sampled_from(PROBLEMS))
+@given(
+    st.lists(st.one_of(st.sampled_from(mutate.SNIPPETS), st.text(max_size=6)), max_size=40),
+    st.sampled_from(PROBLEMS),
+)
 def test_any_text_gets_the_oracles_verdict(pieces, p):
     agree("".join(pieces), p)
 
@@ -75,12 +85,41 @@ def test_letters_are_only_names(letters, p):
     assert agree(text, p).faithful
 
 
-def test_policies_that_do_not_reason_earn_nothing_under_strict_and_faithful():
+def test_policies_that_do_not_reason_earn_nothing():
     table, floor = reward_hacks.earnings(12, 0)
     assert all(earned == 1 for earned in table.pop("honest").values())
+    by_value = {
+        "true_value_by_another_relation",
+        "hide_another_answer",
+        "no_closing",
+    }  # gold values from gold parents
     for name, earned in table.items():
-        assert earned["strict"] == earned["faithful"] == 0, name
-    assert table["guess_the_commonest_answer"]["outcome"] == table["repeat_the_question"]["outcome"] == pytest.approx(floor) and floor < 0.12
+        if name in by_value:
+            assert earned["strict"] == 1, name
+        else:
+            assert earned["strict"] == earned["faithful"] == 0, name
+    assert table["hide_another_answer"]["faithful"] == table["no_closing"]["faithful"] == 0
+    assert (
+        table["guess_the_commonest_answer"]["outcome"]
+        == table["repeat_the_question"]["outcome"]
+        == pytest.approx(floor)
+        and floor < 0.12
+    )
     assert table["spam_answers"]["outcome"] == table["spam_tags"]["outcome"] == 0
-    assert table["answer_then_nothing"]["outcome"] == 1 and table["answer_then_nothing"]["process"] == 0  # why outcome alone is not enough
-    assert table["define_everything_with_every_value"]["process"] == 0 < table["copy_the_numbers"]["process"]  # a stated literal is a true step
+    assert (
+        table["answer_then_nothing"]["outcome"] == 1 and table["answer_then_nothing"]["process"] == 0
+    )  # why outcome alone is not enough
+    assert (
+        table["define_everything_with_every_value"]["process"] == 0 < table["copy_the_numbers"]["process"]
+    )  # a stated literal is a true step
+
+
+def test_each_changed_relation_is_not_faithful():
+    changed = 0
+    for i in range(300):
+        p = datagen.generate(9, i, op=3 + i % 10)
+        text = reward_hacks.true_value_by_another_relation(p, None, None)
+        verdict = agree(text, p)
+        assert verdict.correct and verdict.faithful == (text == p.solution)
+        changed += text != p.solution
+    assert changed > 50

@@ -3,24 +3,33 @@ import math
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
+from lab.device import Processes
+from lab.options import UserError, stream_key
+from lab.runs import Guard
+
 import pytest
 import torch
 from test_model import randomise
 
-import cli
-import common
-import data
 import datagen
+import sampler
 import train_grpo
+from data import IGNORE
+from datagen import Mixture
 from model import ModelConfig, Qwen2
-from train_grpo import Options, Prompts, group_advantages, grpo_loss, pack_samples, token_logprobs
+from rollout import Problems, Rollout, pack_rollouts, token_logps
+from train_grpo import GRPO, Options, group_advantages, grpo_loss
 
 
 def test_advantages_by_hand():
     rewards = torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.5, 0.5, 0.5, 0.5], [1.0, 0.0, 0.0, 0.0]])
     std = group_advantages(rewards)
     # group 1: mean 1/2, standard deviation with G - 1: sqrt(4 · 1/4 / 3)
-    assert std[0].tolist() == pytest.approx([0.5 / math.sqrt(1 / 3), -0.5 / math.sqrt(1 / 3)] * 1 + [-0.5 / math.sqrt(1 / 3), 0.5 / math.sqrt(1 / 3)], rel=1e-4)
+    assert std[0].tolist() == pytest.approx(
+        [0.5 / math.sqrt(1 / 3), -0.5 / math.sqrt(1 / 3)] * 1
+        + [-0.5 / math.sqrt(1 / 3), 0.5 / math.sqrt(1 / 3)],
+        rel=1e-4,
+    )
     assert std[1].tolist() == [0, 0, 0, 0]
     assert std[2].tolist() == pytest.approx([1.5, -0.5, -0.5, -0.5], rel=1e-4)  # deviation 1/2
     assert group_advantages(rewards, "mean")[2].tolist() == pytest.approx([0.75, -0.25, -0.25, -0.25])
@@ -41,14 +50,16 @@ def test_advantages_metamorphic():
 
 
 def test_loss_and_gradient_by_hand_2x2():
-    """Two samples of two tokens; the second token of sample 2 is padding. Every number below is worked out by hand."""
+    """Two samples of two tokens; the second token of sample 2 is padding. Every number below is worked out by
+    hand.
+    """
     ratio = [[1.5, 0.5], [0.9, 123.0]]
     old = torch.tensor([[-1.0, -2.0], [-0.5, 0.0]])
     logp = (old + torch.tensor(ratio).log()).requires_grad_()
     ref = old.clone()
     mask = torch.tensor([[1, 1], [1, 0]])
     advantages = torch.tensor([[1.0], [-2.0]])
-    loss, stats = grpo_loss(logp, old, ref, advantages, mask, clip=0.2, kl_coef=0.1)
+    loss, stats = grpo_loss(logp, old, ref, advantages, mask, clip_ratio=0.2, kl_coef=0.1)
     # token 1: A = 1, r = 1.5: min(1.5, 1.2) = 1.2, clipped, no gradient
     # token 2: A = 1, r = 0.5: min(0.5, 0.8) = 0.5, gradient of −r is −r = −0.5
     # token 3: A = −2, r = 0.9: min(−1.8, −1.8) = −1.8, gradient of 2r is 1.8
@@ -77,7 +88,9 @@ def test_policy_equal_to_the_reference_has_no_kl_and_ratio_one():
 
 
 def test_gradient_of_the_kl_term_is_that_of_its_formula():
-    """k3 = exp(d) − d − 1 with d = ref − logp: its derivative by logp is 1 − exp(d); and its mean is the KL where samples are the policy's."""
+    """k3 = exp(d) − d − 1 with d = ref − logp: its derivative by logp is 1 − exp(d); and its mean is the KL
+    where samples are the policy's.
+    """
     torch.manual_seed(3)
     logp, ref = (-torch.rand(3, 4)).requires_grad_(), -torch.rand(3, 4)
     loss, _ = grpo_loss(logp, logp.detach(), ref, torch.zeros(3, 1), torch.ones(3, 4), kl_coef=0.7)
@@ -88,28 +101,6 @@ def test_gradient_of_the_kl_term_is_that_of_its_formula():
     d = q.log() - p.log()
     assert float((p * (d.exp() - d - 1)).sum()) == pytest.approx(float((p * (p / q).log()).sum()), rel=1e-4)
     assert float(stats["kl"]) == pytest.approx(float((d.exp() - d - 1).sum()), rel=1e-4)
-
-
-def test_permuting_a_minibatch_changes_nothing():
-    after = []
-    for order in (range(8), [5, 2, 7, 0, 1, 6, 3, 4]):
-        model = make()
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        rows = samples()
-        train_grpo.update(model, make(1), optimizer, [rows[i] for i in order], Options(row_tokens=16, kl=0.1), 0, ONE, always)
-        after.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
-    torch.testing.assert_close(*after, atol=1e-6, rtol=1e-5)
-
-
-def test_an_update_that_is_not_finite_leaves_the_weights():
-    model = make()
-    before = [p.detach().clone() for p in model.parameters()]
-    rows = samples()
-    rows[0] = (*rows[0][:3], float("nan"))
-    seen = []
-    train_grpo.update(model, None, torch.optim.SGD(model.parameters(), lr=0.1), rows, Options(row_tokens=16, kl=0.0), 0, ONE,
-                      lambda *numbers: seen.append(numbers) or all(map(math.isfinite, numbers)))  # fmt: skip
-    assert not math.isfinite(seen[0][0]) and all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
 
 
 def test_zero_variance_groups_contribute_only_the_kl():
@@ -142,7 +133,9 @@ def test_garbage_in_padding_changes_nothing(garbage):
 
 @pytest.mark.parametrize("kl, delta", [(0.05, None), (0.0, None)])
 def test_agrees_with_trl(kl, delta):
-    """TRL's own loss function on the same tensors (token-mean, 'bnpo'). Runs where TRL is installed; it is no dependency."""
+    """TRL's own loss function on the same tensors (token-mean, 'bnpo'). Runs where TRL is installed; it is no
+    dependency.
+    """
     trl = pytest.importorskip("trl")
     torch.manual_seed(2)
     old, ref = -torch.rand(4, 7), -torch.rand(4, 7)
@@ -166,20 +159,7 @@ def test_agrees_with_trl(kl, delta):
     torch.testing.assert_close(our_grad, their_grad)
 
 
-def samples(n=8, vocab=40, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    out = []
-    for i in range(n):
-        prompt, completion = (torch.randint(4, vocab, (k,), generator=g).tolist() for k in (3 + i % 4, 2 + i))
-        out.append((prompt, completion, (-torch.rand(len(completion), generator=g)).tolist(), float(torch.randn(1, generator=g))))
-    return out
-
-
-ONE = common.World(torch.device("cpu"))
-
-
-def always(*numbers):
-    return True
+ONE = Processes(torch.device("cpu"))
 
 
 def make(seed=0):
@@ -187,98 +167,182 @@ def make(seed=0):
     return randomise(Qwen2(ModelConfig(40, 32, 64, 2, 4, 2, 128)))
 
 
+def samples(n=8, vocab=40, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    out = []
+    for i in range(n):
+        prompt, completion = (torch.randint(4, vocab, (k,), generator=g).tolist() for k in (3 + i % 4, 2 + i))
+        old, advantage = -torch.rand(len(completion), generator=g), torch.randn(1, generator=g)
+        out.append(rollout(prompt, completion, old.tolist(), float(advantage)))
+    return out
+
+
+def rollout(prompt, completion, old_logp, advantage):
+    return Rollout(None, prompt, completion, old_logp, True, "", None, advantage=advantage)
+
+
+def learner(model, reference=None, optimizer=None, **options):
+    """A GRPO run without its folder: what `learn` needs."""
+    it = GRPO.__new__(GRPO)
+    it.o = Options(**{"row_tokens": 64, "kl": 0.1 if reference else 0.0, "lr": 0.1, **options})
+    it.model, it.reference, it.device, it.processes = model, reference, torch.device("cpu"), ONE
+    it.optimizers = [optimizer or torch.optim.SGD(model.parameters(), lr=0.1)]
+    it.tokenizer, it.guard, it.step, it.updates = SimpleNamespace(pad_id=0), Guard(10), 0, 0
+    return it
+
+
+def parameters(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def test_permuting_a_minibatch_changes_nothing():
+    after = []
+    for order in (range(8), [5, 2, 7, 0, 1, 6, 3, 4]):
+        it, some = learner(make(), make(1)), samples()
+        it.learn([some[i] for i in order])
+        after.append(parameters(it.model))
+    torch.testing.assert_close(*after, atol=1e-6, rtol=1e-5)
+
+
+def test_an_update_that_is_not_finite_leaves_the_weights():
+    it, some = learner(make()), samples()
+    before = parameters(it.model)
+    some[0].advantage = float("nan")
+    assert not math.isfinite(it.learn(some)["loss"])
+    assert torch.equal(before, parameters(it.model)) and it.guard.skipped == 1
+
+
 def test_micro_batches_change_nothing():
     """Gradient of one minibatch in micro-batches of 1 row and of 8: the same parameters after the step."""
     after = []
     for micro_batch_size in (1, 3, 8):
-        model, reference = make(), make(1)
-        o = Options(micro_batch_size=micro_batch_size, row_tokens=16, kl=0.1, lr=0.1)
-        optimizer = torch.optim.SGD(model.parameters(), lr=o.lr)
-        stats = train_grpo.update(model, reference, optimizer, samples(), o, 0, ONE, always)
-        after.append((torch.cat([p.detach().flatten() for p in model.parameters()]), stats))
-    for parameters, stats in after[1:]:
-        torch.testing.assert_close(parameters, after[0][0], atol=1e-6, rtol=1e-5)
+        it = learner(make(), make(1), micro_batch_size=micro_batch_size)
+        stats = it.learn(samples())
+        after.append((parameters(it.model), stats))
+    for weights, stats in after[1:]:
+        torch.testing.assert_close(weights, after[0][0], atol=1e-6, rtol=1e-5)
         assert stats == pytest.approx(after[0][1], rel=1e-4)
 
 
 def test_samples_without_advantage_are_not_computed_where_they_change_nothing(monkeypatch):
-    """Without a KL: the same gradient and loss as with them; with all advantages 0 the step is one with a gradient of 0, not none."""
-    some = [(*s[:3], s[3] if i % 3 else 0.0) for i, s in enumerate(samples())]
-    scored, score = [], train_grpo.token_logprobs
-    monkeypatch.setattr(train_grpo, "token_logprobs", lambda model, batch, *rest: scored.append(int((batch.targets >= 0).sum())) or score(model, batch, *rest))
-    after = []
+    """Without a KL: the same gradient and loss as with them; with all advantages 0 a step with a gradient of
+    0, not none.
+    """
+    scored, score = [], train_grpo.token_logps
+
+    def counting(model, micro, temperature):
+        scored.append(int((micro.targets >= 0).sum()))
+        return score(model, micro, temperature)
+
+    monkeypatch.setattr(train_grpo, "token_logps", counting)
+    some, none, after = samples(), samples(), []
+    for i, (a, b) in enumerate(zip(some, none)):
+        a.advantage, b.advantage = a.advantage if i % 3 else 0.0, 0.0
     for kl in (0.0, 1e-30):  # so small a weight adds nothing, but every sample is computed
         model = make()
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-        for batch in (some, [(*s[:3], 0.0) for s in some]):
-            stats = train_grpo.update(model, make() if kl else None, optimizer, batch, Options(row_tokens=32, kl=kl), 0, ONE, always)
+        it = learner(model, make() if kl else None, optimizer, kl=kl, lr=0.01, row_tokens=64)
+        for batch in (some, none):
+            stats = it.learn(batch)
             assert kl or batch is some or stats["grad_norm"] == 0
-        after.append((torch.cat([p.detach().flatten() for p in model.parameters()]), stats["loss"]))
+        after.append((parameters(model), stats["loss"]))
     torch.testing.assert_close(after[0], after[1], atol=1e-6, rtol=1e-5)
-    assert scored[0] == sum(len(s[1]) for s in some if s[3]) and sum(scored) > 3 * scored[0]
+    used = sum(len(s.completion_ids) for s in some if s.advantage)
+    assert sum(scored[:1]) <= used and sum(scored) > 3 * used
 
 
-def test_packed_logprobs_are_those_of_each_sample_alone():
-    model, batch_samples = make(), samples()
-    prompts, completions, old, advantages = (list(x) for x in zip(*batch_samples))
-    batch, (old_logp, advantage) = pack_samples(prompts, completions, [old], [advantages], 24, 0)
-    logp, mask, _ = token_logprobs(model, batch, 0.7, torch.device("cpu"))
-    assert int(mask.sum()) == sum(map(len, completions)) and ((old_logp != 0) == mask.numpy()).all()
-    found = sorted(round(float(x), 4) for x in logp[mask])
-    want = []
-    for prompt, completion in zip(prompts, completions):
-        alone = torch.log_softmax(model(torch.tensor([prompt + completion]))[0][0] / 0.7, -1)
-        want += [round(float(alone[len(prompt) - 1 + j, t]), 4) for j, t in enumerate(completion)]
-    assert found == pytest.approx(sorted(want), abs=2e-4)
-    assert sorted(old_logp[mask.numpy()].tolist()) == pytest.approx(sorted(x for o in old for x in o))
-    assert len(set(advantage[mask.numpy()].tolist())) == len(completions)
+def test_packed_logps_are_those_of_each_sample_alone():
+    model, some = make(), samples()
+    (micro,) = pack_rollouts(some, 64, 0).micro_batches(99, torch.device("cpu"))
+    logp, _ = token_logps(model, micro, 0.7)
+    mask = micro.targets != IGNORE
+    assert int(mask.sum()) == micro.trained == sum(len(s.completion_ids) for s in some)
+    assert ((micro.values["old_logp"] != 0) == mask).all() and (
+        (micro.values["advantage"] != 0) == mask
+    ).all()
+    found, want = {}, {}
+    for old, new, advantage in zip(
+        *(x[mask].tolist() for x in (micro.values["old_logp"], logp, micro.values["advantage"]))
+    ):
+        found[round(old, 5), round(advantage, 5)] = new
+    for s in some:
+        alone = torch.log_softmax(model(torch.tensor([s.prompt_ids + s.completion_ids]))[0][0] / 0.7, -1)
+        for j, token in enumerate(s.completion_ids):
+            key = round(s.old_logp[j], 5), round(s.advantage, 5)
+            want[key] = float(alone[len(s.prompt_ids) - 1 + j, token].detach())
+    assert found == pytest.approx(want, abs=1e-5)
 
 
 def test_the_sampling_temperature_is_the_one_that_is_scored():
-    import sampler
-
-    model, o = make(), Options(temperature=0.6, row_tokens=64)
-    prompts = [[5, 6, 7], [9, 4]]
-    out = sampler.generate(model, prompts, group_size=3, max_new_tokens=12, temperature=o.temperature, stop_id=3, seed=1)
-    batch, (old,) = pack_samples([prompts[i // 3] for i in range(6)], out.ids, [out.logprobs], [], o.row_tokens, 0)
-    logp, mask, _ = token_logprobs(model, batch, o.temperature, torch.device("cpu"))
-    torch.testing.assert_close(logp[mask].detach(), torch.from_numpy(old)[mask], atol=1e-5, rtol=0)
+    model, prompts = make(), [[5, 6, 7], [9, 4]]
+    out = sampler.generate(
+        model, prompts, group_size=3, max_new_tokens=12, temperature=0.6, stop_id=3, seed=1
+    )
+    rollouts = [rollout(prompts[i // 3], ids, out.logprobs[i], 1.0) for i, ids in enumerate(out.ids)]
+    (micro,) = pack_rollouts(rollouts, 64, 0).micro_batches(99, torch.device("cpu"))
+    logp, _ = token_logps(model, micro, 0.6)
+    torch.testing.assert_close(logp.detach(), micro.values["old_logp"], atol=1e-5, rtol=0)
 
 
 def test_gradient_ascends_the_reward():
     """A bandit: one prompt, reward for one token. The chance of that token must rise."""
-    import sampler
-
     model, prompt, good = make(), [5, 6, 7], 11
-    o = Options(row_tokens=64, kl=0.0)
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    it = learner(model, optimizer=torch.optim.Adam(model.parameters(), lr=3e-3), lr=3e-3)
     chance = []
     for step in range(15):
         out = sampler.generate(model, [prompt], group_size=64, max_new_tokens=1, stop_id=3, seed=step)
         rewards = torch.tensor([[float(ids[0] == good) for ids in out.ids]])
         chance.append(float(torch.softmax(model(torch.tensor([prompt]))[0][0, -1], -1)[good].detach()))
-        a = group_advantages(rewards)[0].tolist()
-        train_grpo.update(model, None, optimizer, [(prompt, *s) for s in zip(out.ids, out.logprobs, a)], o, 0, ONE, always)
+        advantages = group_advantages(rewards)[0].tolist()
+        it.learn([rollout(prompt, *s) for s in zip(out.ids, out.logprobs, advantages)])
     assert chance[-1] > 5 * chance[0]
 
 
 def test_edge_selection_keeps_what_is_neither_solved_nor_hopeless():
     o = Options(select="edge", select_pool=20, select_bound=0.5, prompts=6)
-    prompts = Prompts(o, data.Mixture.parse("op 2-9"), None)
-    share = prompts.refresh(lambda problems: [{0: 0.0, 1: 0.25, 2: 1.0}[p.op % 3] for p in problems])
-    pool = [prompts.problem(i) for i in prompts.pool]
-    assert {p.op % 3 for p in pool} == {1} and len(pool) == 20 and 0.2 < share < 0.5
-    assert {p.id for p in prompts.step(3)} <= {p.id for p in pool} and len(prompts.step(3)) == 6
-    assert [p.id for p in prompts.step(3)] == [p.id for p in prompts.step(3)] != [p.id for p in prompts.step(4)]
-    before = set(prompts.pool)
-    prompts.refresh(lambda problems: [0.25] * len(problems))
-    assert not before & set(prompts.pool)  # estimated anew, on new problems
-    with pytest.raises(cli.UserError, match="edge"):
-        prompts.refresh(lambda problems: [1.0] * len(problems))
+    problems = Problems(o, Mixture.parse("op 2-10"), ())
+    found = problems.refresh(lambda some: [{0: 0.0, 1: 0.25, 2: 1.0}[p.op % 3] for p in some])
+    pool = [problems._problem("candidate", i) for i in problems.pool]
+    assert {p.op % 3 for p in pool} == {1} and len(pool) == 20 and 0.2 < found < 0.5
+
+    def ids(step):
+        return [p.id for p in problems.of_step(step, range(6))]
+
+    assert set(ids(3)) <= {p.id for p in pool} and len(ids(3)) == 6 and ids(3) == ids(3) != ids(4)
+    before = set(problems.pool)
+    problems.refresh(lambda some: [0.25] * len(some))
+    assert not before & set(problems.pool)  # estimated anew, on new problems
+    with pytest.raises(UserError, match="edge"):
+        problems.refresh(lambda some: [1.0] * len(some))
 
 
-def test_prompts_are_a_function_of_the_step_and_of_the_rl_split():
-    prompts = Prompts(Options(prompts=5), data.Mixture.parse("op 2-4"), None)
-    a, b = prompts.step(7), copy.deepcopy(prompts).step(7)
+def test_problems_are_a_function_of_the_step_and_of_the_rl_split():
+    problems = Problems(Options(prompts=5), Mixture.parse("op 2-4"), ())
+    a, b = problems.of_step(7, range(5)), copy.deepcopy(problems).of_step(7, range(5))
     assert [p.id for p in a] == [p.id for p in b] and all(datagen.split_of(p) == "rl" for p in a)
-    assert {p.problem for p in a}.isdisjoint(p.problem for p in prompts.step(8))
+    assert [p.id for p in problems.of_step(7, range(1, 5, 2))] == [a[1].id, a[3].id]
+    assert {p.problem for p in a}.isdisjoint(p.problem for p in problems.of_step(8, range(5)))
+
+
+def test_no_two_purposes_share_their_noise(monkeypatch):
+    """Samples of a step, of another step, of another seed, of a pass rate, of another round: streams of their
+    own.
+    """
+    streams = []
+
+    def sampled(model, tokenizer, problems, group_size, stream, numbers, **sampling):
+        streams.append(stream_key(*stream))
+        return [SimpleNamespace(verdict=SimpleNamespace(correct=False))] * (len(problems) * group_size)
+
+    monkeypatch.setattr(train_grpo, "roll_out", sampled)
+    for seed in (0, 1):
+        for step in (4, 5):
+            it = learner(make())
+            it.o, it.step, it.sampling = Options(seed=seed, prompts=4, select_samples=2), step, {}
+            it.problems = Problems(it.o, Mixture.parse("op 2"), ())
+            for it.problems.candidates in (0, 256):
+                it.pass_rates([None] * 4)
+            it.mine = range(4)
+            with pytest.raises(AttributeError):  # the stand-ins have no reward: the stream is known by then
+                it.take_step()
+    assert len(set(streams)) == len(streams) == 12

@@ -1,37 +1,60 @@
 """The whole pipeline through its command lines, small; and every error a user can make."""
 
+import dataclasses
 import json
 import math
+import os
 import subprocess
 import sys
+from collections import defaultdict
+from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+from unittest.mock import MagicMock
+
+from lab.options import UserError
+from lab.runs import make_sinks
 
 import pytest
 import torch
+from conftest import call, error_line
 
-import common
-import data
+import datagen
+import evaluate
+import rollout
+import train_grpo
+import train_pretrain
+from checkpoint import load_checkpoint
+from data import to_document
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT.parent / "shared" / "gsm_infinite" / "sample.jsonl"
 WORLD = "distractors 1-2; literals 1-9; bound 99"
-SMALL = ["--hidden-size", "32", "--layers", "2", "--heads", "2", "--kv-heads", "1", "--intermediate-size", "64", "--row-tokens", "512", "--threads", "1"]
+SMALL = (
+    "--hidden-size 32 --layers 2 --heads 2 --kv-heads 1 --intermediate-size 64 --row-tokens 512 --threads 1"
+)
+SMALL = [*SMALL.split(), "--eval-problems", 2, "--max-new-tokens", 40]
+CPU = torch.device("cpu")
 
 
-def script(name, *arguments):
-    return subprocess.run([sys.executable, f"{name}.py", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=300)
-
-
-def ok(name, *arguments):
-    out = script(name, *arguments)
-    assert out.returncode == 0, out.stderr[-2000:]
-    return out
+def ok(name, *arguments, **kwargs):
+    return call(name, *arguments, check=True, **kwargs)
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     path = tmp_path_factory.mktemp("runs")
-    ok("train_pretrain", "--out", path / "base", "--mixture", f"op 2-3; {WORLD}; tokens 12k", "--workers", 0, *SMALL)
+    ok(
+        "train_pretrain",
+        "--out",
+        path / "base",
+        "--mixture",
+        f"op 2-3; {WORLD}; tokens 12k",
+        "--workers",
+        0,
+        *SMALL,
+    )
     return path
 
 
@@ -40,127 +63,339 @@ def test_pretrain_writes_a_checkpoint_and_metrics(runs):
     assert lines[0]["step"] == 0 and lines[-1]["step"] == 12_000 // 512 and "eval/nll_op2" in lines[-1]
     assert lines[-1]["eval/nll_op2"] < lines[0]["eval/nll_op2"]
     assert any("time/tokens_per_second" in line for line in lines)
-    assert "verdict" in (runs / "base" / "samples.txt").read_text() or "process" in (runs / "base" / "samples.txt").read_text()
-    checkpoint = common.load_checkpoint(runs / "base" / "latest", torch.device("cpu"))
+    samples = (runs / "base" / "samples.txt").read_text()
+    assert "verdict" in samples or "process" in samples
+    checkpoint = load_checkpoint(runs / "base" / "latest", CPU)
     assert checkpoint.state["step"] == lines[-1]["step"] and checkpoint.options["hidden_size"] == 32
+    assert (checkpoint.path / "score.json").exists()
 
 
-def test_mid_training_grpo_and_evaluation(runs):
-    base = runs / "base" / "latest"
+@pytest.fixture
+def drawn(monkeypatch):
+    """{split: texts} of all the problems that are drawn meanwhile."""
+    texts, generate = defaultdict(set), datagen.generate
+
+    def recording(*arguments, **knobs):
+        problem = generate(*arguments, **knobs)
+        texts[datagen.split_of(problem)].add(f"{problem.problem} {problem.question}")
+        return problem
+
+    monkeypatch.setattr(datagen, "generate", recording)
+    return texts
+
+
+def taken(drawn):
+    """What was drawn since the last time."""
+    texts = dict(drawn)
+    drawn.clear()
+    return texts
+
+
+def test_mid_training_grpo_and_evaluation(runs, drawn):
+    """And each stage draws from the split that is its own; `dev` alone chooses what is best, `eval` is only
+    reported.
+    """
+    base, seed = runs / "base" / "latest", ["--seed", 1]
+    arguments = ["--mixture", f"op 2; {WORLD}; tokens 2k", "--workers", 0, *SMALL, *seed]
+    ok("train_pretrain", "--out", runs / "other", *arguments)
+    pretrained = taken(drawn)
+    assert set(pretrained) == {"train", "dev"}
     ok("train_pretrain", "--out", runs / "mid", "--init-from", base, "--replay", 0.5, "--mixture", f"op 4; {WORLD}; tokens 3k",
-       "--workers", 0, "--row-tokens", 512, "--threads", 1, "--optimizer", "adamw")  # fmt: skip
-    ok("train_grpo", "--init-from", runs / "mid" / "latest", "--out", runs / "rl", "--mixture", f"op 2; {WORLD}", "--steps", 2, "--prompts", 4,
-       "--group", 3, "--minibatch", 2, "--max-new-tokens", 30, "--reward", "mixed", "--threads", 1)  # fmt: skip
-    line = json.loads((runs / "rl" / "metrics.jsonl").read_text().splitlines()[-1])
-    for key in ("rollout/reward", "rollout/pass@1", "rollout/process", "rollout/length", "rollout/zero_variance", "train/kl", "train/clip_fraction",
-                "train/entropy"):  # fmt: skip
-        assert key in line
-    out = ok("evaluate", f"base={base},rl={runs / 'rl' / 'latest'}", "--out", runs / "eval", "--bands", "id=2,edge=3", "--mixture", f"op 2; {WORLD}",
-             "--problems", 3, "--samples", 2, "--k", "1,2", "--max-new-tokens", 30, "--threads", 1)  # fmt: skip
+       "--workers", 0, "--row-tokens", 512, "--threads", 1, "--optimizer", "adamw", "--eval-problems", 2, *seed)  # fmt: skip
+    assert set(taken(drawn)) == {"mid", "dev"}
+    ok("train_grpo", "--init-from", runs / "mid" / "latest", "--out", runs / "rl", "--mixture", f"op 2; {WORLD}", "--steps", 2,
+       "--prompts", 4, "--group", 3, "--minibatch", 2, "--max-new-tokens", 30, "--reward", "mixed", "--threads", 1, "--eval-problems", 2,
+       *seed)  # fmt: skip
+    assert set(taken(drawn)) == {"rl", "dev"}
+    lines = [json.loads(line) for line in (runs / "rl" / "metrics.jsonl").read_text().splitlines()]
+    for key in ("rollout/reward", "rollout/pass@1", "rollout/process", "rollout/length", "rollout/zero_variance",
+                "train/kl", "train/clip_fraction", "train/entropy"):  # fmt: skip
+        assert key in lines[-2]
+    assert "eval/pass@1" in lines[0] and "eval/pass@1" in lines[-1]
+    out = ok("evaluate", f"base={base},rl={runs / 'rl' / 'latest'}", "--out", runs / "eval", "--bands", "id=2,edge=3",
+             "--mixture", f"op 2; {WORLD}", "--problems", 3, "--samples", 2, "--k", "1,2", "--max-new-tokens", 30, "--threads", 1,
+             *seed)  # fmt: skip
+    evaluated = taken(drawn)
+    assert set(evaluated) == {"eval"} and not evaluated["eval"] & pretrained["dev"]
     results = json.loads((runs / "eval" / "results.json").read_text())["results"]
-    assert set(results) == {"base", "rl"} and set(results["rl"]["band"]) == {"id", "edge"} and set(results["rl"]["op"]) == {"2", "3"}
+    assert set(results) == {"base", "rl"} and set(results["rl"]["band"]) == {"id", "edge"}
+    assert set(results["rl"]["op"]) == {"2", "3"}
     assert "rl - base, edge: correct@1" in out.stdout and (runs / "eval" / "figure.png").stat().st_size > 5000
+
+
+def test_edge_candidates_are_of_split_rl_too(runs, drawn):
+    with mock.patch.object(train_grpo.GRPO, "pass_rates", lambda self, problems: [0.25] * len(problems)):
+        ok("train_grpo", "--init-from", runs / "base" / "latest", "--out", runs / "edge", "--mixture", f"op 2; {WORLD}",
+           "--steps", 1, "--prompts", 2, "--group", 2, "--minibatch", 2, "--select", "edge", "--select-pool", 4, "--max-new-tokens", 8,
+           "--eval-problems", 1, "--threads", 1)  # fmt: skip
+    texts = taken(drawn)
+    assert set(texts) == {"rl", "dev"} and len(texts["rl"]) == 4
+
+
+@pytest.mark.parametrize("script", [train_pretrain, train_grpo])
+def test_best_is_what_split_dev_says(runs, tmp_path, script):
+    """`best` points at the highest score, of NLL or of pass@1, on problems of split dev; the later of two
+    equal ones.
+    """
+    rising, nll = [0.1, 0.5, 0.3], [2.0, 1.0, 3.0]
+    values = [{"eval/nll_op2": n, "eval/correct_op2": p, "eval/pass@1": p} for n, p in zip(nll, rising)]
+    judged = []
+
+    def evaluated(model, tokenizer, problems, max_new_tokens):
+        judged.append({datagen.split_of(problem) for problem in problems})
+        return values[len(judged) - 1], ""
+
+    own = [
+        "--steps",
+        2,
+        "--prompts",
+        2,
+        "--group",
+        2,
+        "--minibatch",
+        2,
+        "--init-from",
+        runs / "base" / "latest",
+    ]
+    own = own if script is train_grpo else [*SMALL[:-4], "--workers", 0]
+    tokens = "" if script is train_grpo else "; tokens 1024"
+    with mock.patch("training.evaluate_held_out", evaluated):
+        ok(script.__name__, "--out", tmp_path / "run", "--mixture", f"op 2; {WORLD}{tokens}", *own, "--eval-every", 1,
+           "--max-new-tokens", 8, "--eval-problems", 1, "--keep", 1, "--threads", 1)  # fmt: skip
+    assert judged == [{"dev"}] * 3 and os.readlink(tmp_path / "run" / "best") == "step_0000001"
+    assert os.readlink(tmp_path / "run" / "latest") == "step_0000002"
 
 
 @pytest.mark.skipif(not SAMPLE.exists(), reason="../shared is not beside the checkout")
 def test_public_records_train_too(runs, tmp_path):
-    ok("train_pretrain", "--out", tmp_path / "sft", "--data", SAMPLE, "--mixture", "op 2; tokens 5k", "--solution-only", "--workers", 0,
-       *SMALL, "--row-tokens", 1536)  # fmt: skip
-    ok("train_grpo", "--init-from", tmp_path / "sft" / "latest", "--out", tmp_path / "rl", "--data", SAMPLE, "--steps", 1, "--prompts", 2, "--group", 2,
-       "--max-new-tokens", 8, "--threads", 1)  # fmt: skip
+    ok("train_pretrain", "--out", tmp_path / "sft", "--data", SAMPLE, "--mixture", "op 2; tokens 5k", "--solution-only",
+       "--workers", 0, *SMALL, "--row-tokens", 1536)  # fmt: skip
+    ok("train_grpo", "--init-from", tmp_path / "sft" / "latest", "--out", tmp_path / "rl", "--data", SAMPLE, "--mixture", "op 2",
+       "--steps", 1, "--prompts", 2, "--group", 2, "--minibatch", 2, "--max-new-tokens", 8, "--eval-problems", 1, "--threads", 1)  # fmt: skip
 
 
-def test_the_same_seed_gives_the_same_weights(tmp_path):
+def test_the_same_seed_gives_the_same_weights(runs, tmp_path):
     """To the last bit whatever the workers; within rounding whatever the micro-batches."""
-    weights = {}
-    for name, workers, micro in (("plain", 0, 0), ("workers", 2, 0), ("micro", 0, 1)):
+    weights, tokenizer = {}, runs / "base" / "latest" / "tokenizer.json"
+    for name, workers, micro in (("plain", 0, 0), ("workers", 1, 0), ("micro", 0, 1)):
         ok("train_pretrain", "--out", tmp_path / name, "--mixture", f"op 2; {WORLD}; tokens 6k", "--workers", workers, "--rows", 2,
-           "--micro-batch-size", micro, "--optimizer", "adamw", *SMALL)  # fmt: skip
-        weights[name] = common.load_checkpoint(tmp_path / name / "latest", torch.device("cpu")).model.state_dict()
+           "--micro-batch-size", micro, "--optimizer", "adamw", "--tokenizer", tokenizer, *SMALL)  # fmt: skip
+        weights[name] = load_checkpoint(tmp_path / name / "latest", CPU).model.state_dict()
     for key, value in weights["plain"].items():
         assert torch.equal(value, weights["workers"][key])
         torch.testing.assert_close(value, weights["micro"][key], atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("arguments", [
-    ("train_pretrain", "--preset", "huge"),
-    ("train_pretrain", "--learning-rate", "1"),
-    ("train_pretrain", "--lr", "fast"),
-    ("train_pretrain", "--optimizer", "sgd"),
-    ("train_pretrain", "--mixture", "op 1-99; tokens 1k"),
-    ("train_pretrain", "--mixture", "op 2"),
-    ("train_pretrain", "--mixture", "op 2; tokens 1k", "--init-from", "nowhere"),
-    ("train_pretrain", "--mixture", "op 2; tokens 1k", "--replay", "0.5"),
-    ("train_pretrain", "--mixture", "op 2; tokens 1k", "--data", "nowhere.jsonl"),
-    ("train_pretrain", "--mixture", "op 2; tokens 1k", "--tokenizer", "nowhere.json"),
-    ("train_pretrain", "--device", "tpu"),
-    ("train_grpo", "--init-from", "nowhere"),
-    ("train_grpo", "--reward", "vibes"),
-    ("train_grpo", "--group", "0"),
-    ("evaluate", "nowhere"),
-    ("evaluate",),
-    ("evaluate", "x", "--bands", "everything"),
-    ("evaluate", "x", "--k", "1,4096"),
-    ("tokenizer", "nowhere.jsonl"),
-])  # fmt: skip
-def test_user_errors_are_one_line_and_exit_2(arguments, tmp_path):
-    out = script(*arguments, "--out", tmp_path / "x")
-    assert out.returncode == 2, out.stderr
-    lines = out.stderr.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: "), out.stderr
-    assert not (tmp_path / "x").exists()  # nothing half-written
+# ------------------------------------------------------------------------------------------------------------
+# What a user can get wrong
+
+ONE = "--mixture|op 2; tokens 1k"
+BAD = {
+    "train_pretrain": [
+        "--preset|huge", "--learning-rate|1", "--lr|fast", "--lr|nan", "--lr|inf", "--lr|0", "--lr|-1", "--lr|2", "--optimizer|sgd",
+        "--min-lr|nan", "--min-lr|0.5", "--muon-lr|0", "--beta1|1", "--beta2|1", "--beta1|-0.1", "--beta2|nan", "--weight-decay|nan",
+        "--weight-decay|-1", "--warmup|1", "--warmup|nan", "--max-grad-norm|0", "--max-grad-norm|nan", "--max-grad-norm|inf", "--clip|0",
+        "--seed|-1", "--seed|4294967296", "--seed|1.5", "--context|16", "--context|0", "--row-tokens|0", "--row-tokens|16", "--rows|0",
+        "--micro-batch-size|-1", "--hidden-size|0", f"--hidden-size|33|{ONE}", f"--hidden-size|32|--heads|3|{ONE}",
+        f"--hidden-size|4|--heads|4|{ONE}", f"--heads|4|--kv-heads|3|{ONE}", "--heads|0", "--kv-heads|-1", "--layers|0",
+        "--layers|100000", "--intermediate-size|0", "--vocab-size|5", "--vocab-size|1000001", "--threads|100000", "--threads|-1",
+        "--workers|2", "--workers|-1", "--keep|0", "--eval-every|0", "--eval-problems|0", "--log-every|0", "--max-new-tokens|0",
+        "--max-bad-steps|0", "--replay|1", "--replay|nan", "--device|tpu", "--device|cuda", "--attention|flash", "--dtype|float16",
+        "--mixture|op 1-99; tokens 1k", "--mixture|op 2", "--mixture|", "--mixture|op 2; tokens nan", "--mixture|op 2; tokens 0",
+        f"{ONE}|--init-from|nowhere", f"{ONE}|--replay|0.5", f"{ONE}|--data|nowhere.jsonl", f"{ONE}|--tokenizer|nowhere.json",
+        f"{ONE}|--data|.", f"{ONE}|--tokenizer|.", "--config|nowhere.json", "--config|.", "--compile", "--lr", "--resume|--lr|0.1",
+        "--seed|٣.|--lr|1", "--rows|1e3", "--preset", "base",
+    ],
+    "train_grpo": [
+        "--init-from|nowhere", "--init-from|", "--reward|vibes", "--group|0", "--group|1", "--prompts|0", "--minibatch|0", "--clip|0",
+        "--clip-ratio|nan", "--clip-ratio|0", "--clip-ratio|inf", "--dual-clip|1", "--dual-clip|nan", "--alpha|7", "--alpha|-0.1",
+        "--alpha|nan", "--kl|-1", "--kl|nan", "--kl|inf", "--lr|nan", "--lr|0", "--temperature|0", "--temperature|nan", "--steps|0",
+        "--sample-rows|0", "--advantage|max", "--select|some", "--select-bound|0", "--select-bound|nan", "--select-samples|0",
+        "--select-pool|0", "--select-every|0", "--warmup-steps|-1", "--weight-decay|2", "--beta2|1", "--seed|-1", "--threads|100000",
+        "--max-new-tokens|0", "--mixture|op 0", "--data|nowhere.jsonl|--init-from|nowhere", "--config|nowhere.json", "--group|six",
+    ],
+    "evaluate": [
+        "nowhere", "", "x|--bands|everything", "x|--bands|a=2,a=3", "x|--bands|a=1", "x|--bands|", "x|--k|1,4096", "x|--k|0", "x|--k|",
+        "x|--k|nan", "x|--problems|1", "x|--samples|0", "x|--temperature|nan", "x|--temperature|-1", "x|--top-p|0", "x|--top-p|2",
+        "x|--top-p|nan", "x|--seed|-1", "x|--threads|100000", "x|--max-new-tokens|0", "x|--sample-rows|0", "x|--report-samples|0",
+        "x|--show|-1", "x|--mixture|school", "x|--preset|big", "a=x|a=y", "out/base/latest|out/base/best", "x|--config|nowhere.json",
+    ],
+    "rollout": ["", "--ckpt|nowhere", "--ckpt|x|--n|0", "--ckpt|x|--temperature|nan", "--ckpt|x|--top-p|0", "--ckpt|x|--op|-1"],
+    "tokenizer": ["nowhere.jsonl", "", "x|--vocab-size|3"],
+    "datagen": ["--op|0", "--n|0", "--n|-1", "--mode|sideways", "--template|zoo,", "--bound|3", "--seed|-1", "--split|test"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_user_errors_are_one_line_and_exit_2(name, tmp_path, monkeypatch):
+    """And nothing is left in --out: folders are made only after the options are checked."""
+    monkeypatch.chdir(tmp_path)
+    out = ["--out", "out/x"] if name not in ("rollout", "datagen") else []
+    for arguments in BAD[name]:
+        arguments = arguments.split("|") if arguments else []
+        try:
+            error_line(call(name, *arguments, *out))
+        except Exception as error:
+            raise AssertionError(f"{name} {arguments}") from error
+        assert not list(tmp_path.rglob("*")), (arguments, "nothing half-written")
+
+
+def test_errors_are_one_line_of_a_real_process_too(tmp_path):
+    command = [sys.executable, "train_grpo.py", "--group", "1", "--out", tmp_path / "x"]
+    out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert "--group" in error_line(out) and not (tmp_path / "x").exists()
+
+
+@pytest.fixture(scope="module")
+def commands(runs):
+    """Commands without a mistake, which would run for seconds."""
+    latest = runs / "base" / "latest"
+    one = [
+        "--mixture",
+        f"op 2; {WORLD}; tokens 512",
+        "--tokenizer",
+        latest / "tokenizer.json",
+        "--workers",
+        0,
+    ]
+    return {
+        "train_pretrain": ["train_pretrain", *one, *SMALL],
+        "train_grpo": ["train_grpo", "--init-from", latest, "--mixture", f"op 2; {WORLD}", "--steps", 1, "--prompts", 2,
+                       "--minibatch", 2, "--group", 2, "--max-new-tokens", 8, "--eval-problems", 1, "--threads", 1],
+        "evaluate": ["evaluate", f"a={latest}", "--bands", "a=2", "--mixture", f"op 2; {WORLD}", "--problems", 2, "--samples", 1,
+                     "--k", 1, "--max-new-tokens", 8, "--threads", 1],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["train_pretrain", "train_grpo", "evaluate"])
+def test_an_out_that_cannot_be_written_is_one_line(commands, tmp_path, name):
+    file, used = tmp_path / "file", tmp_path / "used"
+    file.write_text("mine")
+    used.mkdir()
+    (used / "results.json").write_text("[]")  # somebody else's
+    before = sorted(tmp_path.rglob("*"))
+    for out in (file, file / "below", used, "/proc/nowhere"):
+        for flag in ((), ("--resume",), ("--resume-or-start",)):
+            error_line(call(*commands[name], "--out", out, *flag))
+    assert sorted(tmp_path.rglob("*")) == before and file.read_text() == "mine"
+
+
+@pytest.mark.parametrize("call_that_fails", ["mkdir", "open"])
+@pytest.mark.parametrize("name", ["train_pretrain", "train_grpo", "evaluate"])
+def test_a_read_only_disk_is_one_line(commands, tmp_path, name, call_that_fails):
+    """Whoever runs the tests as root may write anywhere: so the system call itself says no."""
+    real = getattr(os, call_that_fails)
+
+    def refusing(path, *arguments, **kwargs):
+        if str(path).startswith(str(tmp_path)):
+            raise OSError(30, "Read-only file system", str(path))
+        return real(path, *arguments, **kwargs)
+
+    with mock.patch.object(os, call_that_fails, refusing):
+        out = call(*commands[name], "--out", tmp_path / "run")
+    assert "Read-only file system" in error_line(out)
+
+
+def test_a_config_that_is_none_is_one_line(runs, commands, tmp_path):
+    for i, content in enumerate(
+        ('{"lr": "fast"}', '{"lr": NaN}', '{"lr": null}', '{"fast": 1}', "[]", "{", '"lr"', '{"options": []}', '{"options": 3}',
+         '{"preset": ["tiny"]}', '{"preset": "huge"}', '{"group": 1}', '{"lr": true}', "[" * 100_000, "\ud800"),
+    ):  # fmt: skip
+        path = tmp_path / f"{i}.json"
+        path.write_text(content, errors="surrogatepass")
+        assert (
+            str(path) in error_line(call("train_grpo", "--config", path, "--out", tmp_path / "x")) or i == 10
+        )
+        run = tmp_path / f"run{i}"  # the same in a folder that says it is a run
+        run.mkdir()
+        path.rename(run / "config.json")
+        error_line(call("train_grpo", "--resume", "--out", run))
+        error_line(call(*commands["train_grpo"], "--resume-or-start", "--out", run))
+        assert [p.name for p in run.iterdir()] == ["config.json"]
+
+
+def test_documents_that_do_not_fit_are_one_line(commands, tmp_path):
+    """A row, or the model's context, that is shorter than the problems: found before the folder is made."""
+    rows = [*commands["train_pretrain"], "--row-tokens", 64, "--out", tmp_path / "x"]
+    assert "--row-tokens" in error_line(call(*rows))
+    context = [*commands["train_pretrain"], "--context", 64, "--out", tmp_path / "x"]
+    assert "--context" in error_line(call(*context))
+    for name in (
+        "train_grpo",
+        "evaluate",
+    ):  # sampling as many tokens as the context has leaves none for the problem
+        longer = [*commands[name], "--max-new-tokens", 1024, "--out", tmp_path / "x"]
+        assert "--max-new-tokens" in error_line(call(*longer))
+    assert not (tmp_path / "x").exists()
 
 
 def test_external_data_errors_name_the_line(tmp_path):
     path = tmp_path / "r.jsonl"
     path.write_text('{"problem": "a", "question": "b", "solution": "Answer: 1."}\n{"problem": \n')
-    out = script("train_pretrain", "--mixture", "op 2; tokens 1k", "--data", path, "--out", tmp_path / "x")
-    assert out.returncode == 2 and "line 2" in out.stderr
+    out = call("train_pretrain", "--mixture", "op 2; tokens 1k", "--data", path, "--out", tmp_path / "x")
+    assert "line 2" in error_line(out) and not (tmp_path / "x").exists()
+
+
+def test_two_unnamed_checkpoints_of_one_run_are_refused(runs, tmp_path):
+    """They would be called by one name, and the second's results would stand for the first's."""
+    best, latest = runs / "base" / "best", runs / "base" / "latest"
+    out = call("evaluate", best, latest, "--out", tmp_path / "x")
+    assert "two checkpoints are called 'base'" in error_line(out) and not (tmp_path / "x").exists()
+    assert list(evaluate.named_folders(f"best={best},{latest}")) == ["best", "base"]
+
+
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_help_fits_two_screens():
-    for name in ("datagen", "verify", "tokenizer", "train_pretrain", "train_grpo", "evaluate"):
+    for name in ("datagen", "verify", "tokenizer", "train_pretrain", "train_grpo", "evaluate", "rollout"):
         out = ok(name, "--help")
         assert 5 < len(out.stdout.splitlines()) < 110, name
 
 
 def test_no_dangerous_calls():
-    for path in ROOT.glob("*.py"):
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("lab/*.py")]:
         text = path.read_text()
         for word in ("eval(", "exec(", "pickle.", "shell=True", "urlopen", "requests"):
             assert word not in text.replace(".eval()", "").replace("multiprocessing", ""), (path.name, word)
 
 
-def test_nll_of_a_uniform_model_is_the_logarithm_of_the_vocabulary(runs):
-    import datagen
+def test_lab_knows_nothing_of_the_rest():
+    """It imports nothing from the root of the repository."""
+    rooms = {path.stem for path in ROOT.glob("*.py")}
+    for path in ROOT.glob("lab/*.py"):
+        for line in path.read_text().splitlines():
+            words = line.split()
+            if words[:1] in (["from"], ["import"]):
+                assert words[1].split(".")[0] not in rooms, (path.name, line)
 
-    checkpoint = common.load_checkpoint(runs / "base" / "latest", torch.device("cpu"))
+
+def test_nll_of_a_uniform_model_is_the_logarithm_of_the_vocabulary(runs):
+    checkpoint = load_checkpoint(runs / "base" / "latest", CPU)
     for p in checkpoint.model.parameters():
         torch.nn.init.zeros_(p)
     problems = [datagen.generate(1, i, op=2, split="eval") for i in range(3)]
-    nll = common.held_out_nll(checkpoint.model, checkpoint.tokenizer, problems, torch.device("cpu"))
-    assert nll["2"] == pytest.approx(math.log(checkpoint.tokenizer.vocab_size), rel=1e-4)
-    assert data.encode(checkpoint.tokenizer, problems[0])[1] > 5
+    nll = rollout.held_out_nll(checkpoint.model, checkpoint.tokenizer, problems)
+    assert nll[2] == pytest.approx(math.log(checkpoint.tokenizer.vocab_size), rel=1e-4)
+    assert sum(to_document(problems[0], checkpoint.tokenizer, solution_only=True).trained) > 5
 
 
-def test_sampler_talks_about_a_problem(runs):
-    import os
-
+def test_a_talk_with_a_checkpoint_about_a_problem(runs):
     checkpoint = runs / "base" / "latest"
-    out = ok("sampler", "--ckpt", checkpoint, "--op", 3, "--n", 2, "--max-new-tokens", 20)
+    out = ok("rollout", "--ckpt", checkpoint, "--op", 3, "--n", 2, "--max-new-tokens", 20)
     assert out.stdout.count("log-probability") == 2 and "✗ answer" in out.stdout and "\033[" not in out.stdout
-    out = subprocess.run([sys.executable, "sampler.py", "--ckpt", str(checkpoint), "--max-new-tokens", "20"], cwd=ROOT, capture_output=True, text=True,
-                         input="The otters in Fernhollow number 3. What is the number of otters in Fernhollow?\n", env=os.environ)  # fmt: skip
-    assert out.returncode == 0 and "answer" in out.stdout, out.stderr
+    typed = "The otters in Fernhollow number 3. What is the number of otters in Fernhollow?\n"
+    out = ok("rollout", "--ckpt", checkpoint, "--max-new-tokens", 20, stdin=typed)
+    assert "answer" in out.stdout and "✓ says that a step is true as written" in out.stdout
 
 
-def test_report_and_comparison_of_runs(runs, tmp_path):
-    from html.parser import HTMLParser
-
-    out = ok("evaluate", f"base={runs / 'base' / 'latest'}", "--out", tmp_path / "eval", "--bands", "id=2,edge=3", "--mixture", f"op 2; {WORLD}",
-             "--problems", 3, "--samples", 2, "--k", "1", "--max-new-tokens", 30, "--threads", 1, "--report", tmp_path / "r.html")  # fmt: skip
+def test_report(runs, tmp_path):
+    out = ok("evaluate", f"base={runs / 'base' / 'latest'}", "--out", tmp_path / "eval", "--bands", "id=2,edge=3",
+             "--mixture", f"op 2; {WORLD}", "--problems", 3, "--samples", 2, "--k", "1", "--max-new-tokens", 30, "--threads", 1,
+             "--report", tmp_path / "r.html")  # fmt: skip
     page = (tmp_path / "r.html").read_text()
-    assert f"report: {tmp_path / 'r.html'}" in out.stdout and page.count("<tr><td>base<td>") == 6 and "data:image/png;base64," in page
+    assert f"report: {tmp_path / 'r.html'}" in out.stdout and page.count("<tr><td>base<td>") == 6
+    assert "data:image/png;base64," in page
     assert "http" not in page.replace("data:", "") and "<script src" not in page  # opens offline
     opened = []
 
@@ -175,14 +410,22 @@ def test_report_and_comparison_of_runs(runs, tmp_path):
 
     Balanced().feed(page)
     assert not opened
-    ok("evaluate", "--plot", tmp_path / "eval", runs / "base", "--out", tmp_path)
-    assert (tmp_path / "runs.png").stat().st_size > 5000
-    out = script("evaluate", "--plot", ROOT / "tests", "--out", tmp_path)
-    assert out.returncode == 2 and "neither" in out.stderr
 
 
-def test_dry_run_and_config_round_trip(runs, tmp_path):
-    out = ok("train_pretrain", "--preset", "paper", "--dry-run", "--vocab-size", 300, "--out", tmp_path / "x", "--layers", 2)
+def test_dry_run_and_config_round_trip(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr("lab.cost.matmul_rate", lambda device, dtype: 1e9)
+    arguments = [
+        "--preset",
+        "paper",
+        "--dry-run",
+        "--vocab-size",
+        300,
+        "--out",
+        tmp_path / "x",
+        "--layers",
+        2,
+    ]
+    out = ok("train_pretrain", *arguments)
     assert "FLOPs" in out.stdout and "GiB" in out.stdout and not (tmp_path / "x").exists()
     out = ok("train_grpo", "--init-from", runs / "base" / "latest", "--dry-run", "--out", tmp_path / "x")
     assert "FLOPs" in out.stdout and not (tmp_path / "x").exists()
@@ -190,41 +433,31 @@ def test_dry_run_and_config_round_trip(runs, tmp_path):
     config = ok("train_grpo", "--preset", "small", "--lr", "3e-5", "--print-config").stdout
     (tmp_path / "c.json").write_text(config)
     again = ok("train_grpo", "--config", tmp_path / "c.json", "--print-config").stdout
-    assert json.loads(again) == json.loads(config) and json.loads(config)["lr"] == 3e-5 and json.loads(config)["prompts"] == 128
+    assert json.loads(again) == json.loads(config)
+    assert json.loads(config)["lr"] == 3e-5 and json.loads(config)["prompts"] == 128
     (tmp_path / "c.json").write_text('{"lr": "fast"}')
-    assert "lr" in script("train_grpo", "--config", tmp_path / "c.json").stderr
+    assert "lr" in error_line(call("train_grpo", "--config", tmp_path / "c.json"))
 
 
-def test_presets_name_options_that_exist():
-    import dataclasses
-
-    import evaluate
-    import train_grpo
-    import train_pretrain
-
-    for sections in common.PRESETS.values():
-        for name, module in (("pretrain", train_pretrain), ("grpo", train_grpo), ("evaluate", evaluate)):
-            assert sections[name].keys() <= {f.name for f in dataclasses.fields(module.Options)}
+def test_presets_name_options_that_exist_and_are_within_their_ranges():
+    for module in (train_pretrain, train_grpo, evaluate):
+        for preset in module.PRESETS.values():
+            assert preset.keys() <= {f.name for f in dataclasses.fields(module.Options)}
+            module.Options(**preset, **({"checkpoints": "x"} if module is evaluate else {}))
 
 
 def test_sinks_get_the_metrics(tmp_path, monkeypatch):
     """TensorBoard's and wandb's calls, on stand-ins; and one line where they are not installed."""
-    from types import SimpleNamespace
-    from unittest.mock import MagicMock
-
-    import cli
-    import train_pretrain
-
     options = train_pretrain.Options(tensorboard=True, wandb=True)
     boards, wandb = MagicMock(), MagicMock()
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=boards))
     monkeypatch.setitem(sys.modules, "wandb", wandb)
-    for sink in common.sinks(options, tmp_path / "run"):
+    for sink in make_sinks(options, tmp_path / "run"):
         sink(7, {"train/loss": 0.5})
     boards.return_value.add_scalar.assert_called_once_with("train/loss", 0.5, 7)
     wandb.log.assert_called_once_with({"train/loss": 0.5}, step=7)
     assert wandb.init.call_args.kwargs["name"] == "run"
     for name, module in (("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")):
         monkeypatch.setitem(sys.modules, module, None)
-        with pytest.raises(cli.UserError, match=f"pip install {name}"):
-            common.sinks(train_pretrain.Options(**{name: True}), tmp_path)
+        with pytest.raises(UserError, match=f"pip install {name}"):
+            make_sinks(train_pretrain.Options(**{name: True}), tmp_path)

@@ -1,13 +1,16 @@
+import dataclasses
+
+from lab.options import UserError, stream_key
+
 import numpy as np
 import pytest
 import torch
 from test_model import hugging_face, randomise
 
-import attention
-import cli
 import sampler
+from attention import BACKENDS
 from model import ModelConfig, Qwen2
-from sampler import generate
+from sampler import Sampling, generate
 
 STOP = 3
 
@@ -30,7 +33,9 @@ def full_logprobs(model, prompt, ids, temperature=1.0):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_logprobs_are_the_trainers_stop_token_included(temperature):
-    out = generate(MODEL, PROMPTS, group_size=5, max_new_tokens=40, temperature=temperature, stop_id=STOP, seed=1)
+    out = generate(
+        MODEL, PROMPTS, group_size=5, max_new_tokens=40, temperature=temperature, stop_id=STOP, seed=1
+    )
     stopped = 0
     for i, (ids, logprobs, finished) in enumerate(zip(out.ids, out.logprobs, out.finished)):
         assert len(ids) == len(logprobs) and finished == (ids[-1] == STOP) and STOP not in ids[:-1]
@@ -43,54 +48,123 @@ def test_logprobs_are_the_trainers_stop_token_included(temperature):
 def test_a_row_does_not_depend_on_its_neighbours_or_the_batch_size():
     together = generate(MODEL, PROMPTS, group_size=4, max_new_tokens=30, stop_id=STOP, seed=2, batch_size=64)
     for batch_size in (1, 4, 8):
-        again = generate(MODEL, PROMPTS, group_size=4, max_new_tokens=30, stop_id=STOP, seed=2, batch_size=batch_size)
+        again = generate(
+            MODEL, PROMPTS, group_size=4, max_new_tokens=30, stop_id=STOP, seed=2, batch_size=batch_size
+        )
         assert again.ids == together.ids and again.finished == together.finished
         for a, b in zip(again.logprobs, together.logprobs):
             assert a == pytest.approx(b, abs=1e-5)
     other = [PROMPTS[0], *([1, 2, 4] for _ in PROMPTS[1:])]
-    assert generate(MODEL, other, group_size=4, max_new_tokens=30, stop_id=STOP, seed=2).ids[:4] == together.ids[:4]
+    assert (
+        generate(MODEL, other, group_size=4, max_new_tokens=30, stop_id=STOP, seed=2).ids[:4]
+        == together.ids[:4]
+    )
     assert generate(MODEL, PROMPTS, group_size=4, max_new_tokens=30, stop_id=STOP, seed=3).ids != together.ids
     assert len({tuple(ids) for ids in together.ids[:4]}) > 1  # a group is not four copies
 
 
+def as_on_a_gpu(monkeypatch, model, way, most_columns):
+    """Have the sampler do on a CPU what it does on a GPU.
+
+    A step is done once when it is captured and again when it is replayed, it sees the whole caches with what
+    other batches left there, and the flags of stopped rows come a look late.
+    """
+
+    class Graph:
+        def __init__(self, work):
+            self.replay = work
+            work()
+
+    class Event:
+        def record(self):
+            pass
+
+        synchronize = record
+
+    captured = []
+    monkeypatch.setattr(sampler, "takes_graphs", lambda device: True)
+    monkeypatch.setattr(sampler, "capture", lambda work, others: captured.append(work.args) or Graph(work))
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    window = lambda filled, columns, device: min(columns, most_columns)  # noqa: E731
+    model.backend = dataclasses.replace(BACKENDS[way], decode_window=window)
+    return captured
+
+
 @pytest.mark.parametrize("way", ["sdpa", "triton"])
-def test_a_step_as_a_graph_replays_it(way, monkeypatch):
-    """What a GPU does to a step: the first time it is done twice, it sees the whole caches with what other batches left there, rows leave late."""
+def test_generation_as_on_a_gpu(way, monkeypatch):
+    """The whole way a GPU takes, on a CPU, for batches of several sizes and lengths."""
     if way == "triton":
         pytest.importorskip("triton")
-    monkeypatch.setattr(attention, "_backend", way)
-    model, prompts, group, columns = make(width=64), sorted(PROMPTS, key=len)[1:4], 3, 12
-    want = generate(model, prompts, group_size=group, max_new_tokens=columns, stop_id=STOP, seed=4)
+    model, prompts = make(width=64), PROMPTS if way == "sdpa" else PROMPTS[:3]
+    settings = dict(
+        group_size=4, max_new_tokens=60 if way == "sdpa" else 10, stop_id=STOP, seed=4, batch_size=8
+    )
+    want = generate(model, prompts, **settings)
     assert 0 < sum(want.finished) < len(want.ids)
-    decoder = sampler.Decoder(model, 5, group, 30, columns, 1.0, 1.0, STOP)
+    captured = as_on_a_gpu(monkeypatch, model, way, 60)
+    got = generate(model, prompts, **settings)
+    assert captured and len(captured) == len(set(captured))  # each shape is captured once
+    assert got.ids == want.ids and got.finished == want.finished
+    for a, b in zip(got.logprobs, want.logprobs):
+        assert a == pytest.approx(b, abs=1e-5)
+
+
+@pytest.mark.parametrize("way", ["sdpa", "triton"])
+def test_rows_that_leave_a_batch_as_on_a_gpu(way, monkeypatch):
+    """A step at a time: an earlier and larger batch has left its keys in the caches, and rows leave late."""
+    if way == "triton":
+        pytest.importorskip("triton")
+    model, prompts, columns = make(width=64), sorted(PROMPTS, key=len)[1:4], 12
+    settings = Sampling(group_size=3, max_new_tokens=columns, stop_id=STOP, seed=4)
+    want = generate(model, prompts, **vars(settings))
+    assert 0 < sum(want.finished) < len(want.ids)
+    as_on_a_gpu(monkeypatch, model, way, columns)
+    decoder, sizes = sampler.Decoder(model, settings, 5, 30), set()
     with torch.inference_mode():
-        decoder.start([[7] * 30] * 5, np.full((15, columns), 0.5))  # an earlier batch
-        for column in range(1, columns):
-            decoder.step(column)
-        decoder.start(prompts, sampler.randomness(4, range(9), columns))
-        decoder.shape, sizes = (5, 30), set()
+        decoder.prefill([[7] * 30] * 5, np.full((15, columns), 0.5))
+        decoder.step(1)
+        decoder.own.normal_(std=2.0)
+        decoder.prefill(prompts, sampler.uniform_numbers(4, range(3), 3, columns))
         for column in range(1, columns):
             if column % 4 == 0:
-                decoder.leave(decoder.stopped.numpy().copy(), column - 1)
+                decoder.drop(decoder.stopped.numpy().copy(), column)
             sizes.add(len(decoder.live))
-            decoder.at.fill_(column)
-            for _ in range(2):
-                decoder._step(len(decoder.live), columns)
-    assert decoder.buckets == [15, 8] and sizes == {9, 8}
+            decoder.step(column)
+    assert decoder.shape == (5, 30) and decoder.buckets == [15, 8] and sizes == {9, 8}
     for row, (ids, logprobs) in enumerate(zip(want.ids, want.logprobs)):
         assert decoder.ids[row, : len(ids)].tolist() == ids
         assert decoder.logprobs[row, : len(ids)].tolist() == pytest.approx(logprobs, abs=1e-5)
 
 
+def test_a_gpus_copy_of_the_weights_is_as_autocast_would_make_it():
+    model = make()
+    model.compute_dtype = torch.bfloat16
+    copy = sampler.with_cast_weights(model)
+    tokens = torch.tensor([PROMPTS[0]])
+    assert copy.model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
+    assert model.model.layers[0].mlp.up_proj.weight.dtype == copy.lm_head.weight.dtype == torch.float32
+    assert torch.equal(copy(tokens)[0], model(tokens)[0])
+
+
 def test_finished_rows_leave_and_the_others_do_not_notice():
     """A large batch of which most stop early: fewer rows are computed, and each is what it is alone."""
-    computed, step = [], sampler.Decoder._step
+    computed, step = [], sampler.Decoder._next_token
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(sampler.Decoder, "_step", lambda self, n, window: computed.append(n) or step(self, n, window))
-        together = generate(MODEL, PROMPTS, group_size=24, max_new_tokens=120, stop_id=STOP, seed=5, batch_size=1000)
+        m.setattr(
+            sampler.Decoder,
+            "_next_token",
+            lambda self, n, window: computed.append(n) or step(self, n, window),
+        )
+        together = generate(
+            MODEL, PROMPTS, group_size=24, max_new_tokens=120, stop_id=STOP, seed=5, batch_size=1000
+        )
     lengths = [len(ids) for ids in together.ids]
     for column, n in enumerate(computed, 1):  # the smallest of the sizes that holds those which go on
-        assert n == min(size for size in (168, 120, 88, 64, 48, 32, 24, 16, 8) if size >= sum(length > column for length in lengths))
+        assert n == min(
+            size
+            for size in (168, 120, 88, 64, 48, 32, 24, 16, 8)
+            if size >= sum(length > column for length in lengths)
+        )
     assert computed[0] == 168 and computed[-1] < 88
     alone = generate(MODEL, PROMPTS, group_size=24, max_new_tokens=120, stop_id=STOP, seed=5, batch_size=24)
     assert alone.ids == together.ids
@@ -99,16 +173,18 @@ def test_finished_rows_leave_and_the_others_do_not_notice():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("way", ["sdpa", "triton"])
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-3), (torch.bfloat16, 5e-2)])
-def test_graphs_on_a_gpu_give_the_trainers_logprobs(way, dtype, tolerance, monkeypatch):
-    monkeypatch.setattr(attention, "_backend", way)
+def test_graphs_on_a_gpu_give_the_trainers_logprobs(way, dtype, tolerance):
     model = make(width=64).cuda()
+    model.backend = BACKENDS[way]
     model.compute_dtype = dtype
     out = generate(model, PROMPTS, group_size=24, max_new_tokens=120, stop_id=STOP, seed=5, batch_size=100)
     for i in range(0, len(out.ids), 5):
         tokens = torch.tensor([PROMPTS[i // 24] + out.ids[i]], device="cuda")
         with torch.no_grad():
             logp = torch.log_softmax(model(tokens)[0][0].float(), -1)[len(PROMPTS[i // 24]) - 1 : -1]
-        assert out.logprobs[i] == pytest.approx([float(logp[j, t]) for j, t in enumerate(out.ids[i])], abs=tolerance)
+        assert out.logprobs[i] == pytest.approx(
+            [float(logp[j, t]) for j, t in enumerate(out.ids[i])], abs=tolerance
+        )
 
 
 def test_greedy_is_the_argmax_and_that_of_transformers():
@@ -120,9 +196,15 @@ def test_greedy_is_the_argmax_and_that_of_transformers():
             tokens.append(t)
     peer = hugging_face(MODEL.config, MODEL)
     for prompt, ids in zip(PROMPTS, out.ids):
-        got = peer.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long), do_sample=False,
-                            max_new_tokens=20, eos_token_id=STOP, pad_token_id=0)[0, len(prompt) :].tolist()  # fmt: skip
-        assert got == ids
+        out = peer.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            do_sample=False,
+            max_new_tokens=20,
+            eos_token_id=STOP,
+            pad_token_id=0,
+        )
+        assert out[0, len(prompt) :].tolist() == ids
 
 
 @pytest.mark.parametrize("temperature, top_p", [(1.0, 1.0), (0.5, 1.0), (1.0, 0.6)])
@@ -136,16 +218,96 @@ def test_samples_have_the_distribution(temperature, top_p):
         p = np.where(np.isin(np.arange(12), nucleus), p, 0.0)
         p /= p.sum()
         assert (p == 0).any()
-    out = generate(model, [prompt], group_size=n, max_new_tokens=1, temperature=temperature, top_p=top_p, stop_id=STOP, seed=7, batch_size=n)
+    out = generate(
+        model,
+        [prompt],
+        group_size=n,
+        max_new_tokens=1,
+        temperature=temperature,
+        top_p=top_p,
+        stop_id=STOP,
+        seed=7,
+        batch_size=n,
+    )
     counts = np.bincount([ids[0] for ids in out.ids], minlength=12)
     assert counts[p == 0].sum() == 0
     chi2 = ((counts - n * p)[p > 0] ** 2 / (n * p[p > 0])).sum()
     assert chi2 < 35  # 11 degrees of freedom: 1 in 4,000
 
 
-def test_errors():
-    for prompts, arguments in (
-        ([], {}), ([[]], {}), ([[4] * 250], {}), ([[4]], {"temperature": -1.0}), ([[4]], {"top_p": 0.0}),
-    ):  # fmt: skip
-        with pytest.raises(cli.UserError):
-            generate(MODEL, prompts, max_new_tokens=10, stop_id=STOP, **arguments)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_no_token_without_probability(dtype):
+    """Whatever the random number is, the ends of [0, 1] and what rounding makes of them included."""
+    logits = torch.full((3, 9), -float("inf"))
+    logits[:, 2:5] = torch.tensor([0.3, 0.1, -0.2])
+    uniform = torch.tensor([0.0, 1 - torch.finfo(dtype).eps / 2, 1.0], dtype=dtype)
+    for top_p, last in ((1.0, 4), (0.5, 3)):
+        token, logp = sampler.sample_tokens(logits, 1.0, top_p, uniform)
+        assert token.tolist() == [2, last, last] and logp.isfinite().all()
+
+
+def test_random_numbers_are_a_function_of_seed_prompt_and_sample():
+    """Every bit of a 64-bit seed counts, and neither the size of a group nor the columns asked for do."""
+    seeds = [0, 1, 2**63 + 5, 2**63 + 6, 2**64 - 1, stream_key(1, "rollout", 5), stream_key(1, "rollout", 6)]
+    drawn = [sampler.uniform_numbers(seed, [0, 1, 7], 3, 20) for seed in seeds]
+    assert len(np.unique(np.concatenate(drawn), axis=0)) == len(seeds) * 9
+    assert ((np.stack(drawn) >= 0) & (np.stack(drawn) < 1)).all()
+    alone = sampler.uniform_numbers(seeds[3], [7], 2, 11)
+    assert (alone == drawn[3].reshape(3, 3, 20)[2, :2, :11]).all()
+
+
+def test_a_sample_does_not_depend_on_the_size_of_its_group():
+    eight = generate(
+        MODEL, PROMPTS, group_size=8, max_new_tokens=20, stop_id=STOP, seed=stream_key(3, "evaluate")
+    )
+    three = generate(
+        MODEL, PROMPTS, group_size=3, max_new_tokens=20, stop_id=STOP, seed=stream_key(3, "evaluate")
+    )
+    assert three.ids == [eight.ids[p * 8 + g] for p in range(len(PROMPTS)) for g in range(3)]
+    some = generate(
+        MODEL, PROMPTS[4:], group_size=3, max_new_tokens=20, stop_id=STOP, seed=stream_key(3, "evaluate"),
+        indices=range(4, len(PROMPTS)),
+    )  # fmt: skip
+    assert some.ids == three.ids[12:]
+
+
+@pytest.mark.parametrize(
+    "prompts, group, batch_size, sizes",
+    [(1024, 6, 2048, [256] * 4), (1026, 6, 2052, [342] * 3), (7, 2, 5, [1, 2, 2, 2]), (3, 8, 4, [1, 1, 1])],
+)
+def test_batches_are_balanced(prompts, group, batch_size, sizes, monkeypatch):
+    """As few as there can be, none larger than asked for, and no single prompt is left over."""
+    seen, prefill = [], sampler.Decoder.prefill
+
+    def record(self, some, uniforms):
+        seen.append(len(some))
+        prefill(self, some, uniforms)
+
+    monkeypatch.setattr(sampler.Decoder, "prefill", record)
+    out = generate(
+        MODEL, [[5]] * prompts, group_size=group, max_new_tokens=1, stop_id=STOP, batch_size=batch_size
+    )
+    assert sorted(seen) == sizes and len(out.ids) == prompts * group and all(out.ids)
+
+
+ERRORS = [
+    ([], {}, "no prompt"),
+    ([[]], {}, "an empty one"),
+    ([[4] * 250], {}, "context of 256"),
+    ([[4]], {"temperature": -1.0}, "--temperature"),
+    ([[4]], {"temperature": float("nan")}, "--temperature"),
+    ([[4]], {"top_p": 0.0}, "--top-p"),
+    ([[4]], {"top_p": 1.1}, "--top-p"),
+    ([[4]], {"seed": -1}, "--seed"),
+    ([[4]], {"seed": 2**64}, "--seed"),
+    ([[4]], {"group_size": 0}, "--group-size"),
+    ([[4]], {"max_new_tokens": 0}, "--max-new-tokens"),
+    ([[4]], {"batch_size": 0}, "--batch-size"),
+]
+
+
+@pytest.mark.parametrize("prompts, settings, words", ERRORS)
+def test_errors(prompts, settings, words):
+    with pytest.raises(UserError, match=words) as error:
+        generate(MODEL, prompts, **{"max_new_tokens": 10, "stop_id": STOP, **settings})
+    assert "\n" not in str(error.value)

@@ -1,19 +1,23 @@
+import itertools
 import json
 import pickle
 import random
+import re
+
+from lab.options import UserError
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import cli
 import data
 import datagen
-from tokenizer import FIRST_MERGE, PATTERN, SPECIALS, Tokenizer, encode_slow, train_bpe
+from tokenizer import FIRST_MERGE, PATTERN, SPECIALS, Tokenizer, main, train_bpe
 
 
 def corpus(n=600):
-    kinds = [(op, mode, template, layers) for op in (2, 5, 9, 14) for mode in datagen.MODES for template in datagen.TEMPLATES for layers in (2, 3)]
+    modes, templates = datagen.MODES, datagen.TEMPLATES
+    kinds = list(itertools.product((2, 5, 9, 14), modes, templates, (2, 3)))
     for i in range(n):
         op, mode, template, layers = kinds[i % len(kinds)]
         p = datagen.generate(31, i, op=op, mode=mode, template=template, layers=layers)
@@ -24,19 +28,37 @@ TEXTS = list(corpus())
 TOKENIZER = train_bpe(TEXTS, 700)
 
 
+def encode_by_definition(text):
+    """What tiktoken must agree with: in each pre-token, always merge the adjacent pair of lowest rank."""
+    out = []
+    for part in re.split("(" + "|".join(map(re.escape, SPECIALS)) + ")", text):
+        if part in SPECIALS:
+            out.append(SPECIALS.index(part))
+            continue
+        for word in re.findall(PATTERN, part):
+            parts = [bytes([b]) for b in word.encode("utf-8")]
+            while len(parts) > 1:
+                pairs = enumerate(zip(parts, parts[1:]))
+                rank, i = min((TOKENIZER.ranks.get(a + b, 1 << 30), i) for i, (a, b) in pairs)
+                if rank == 1 << 30:
+                    break
+                parts[i : i + 2] = [parts[i] + parts[i + 1]]
+            out += [TOKENIZER.ranks[p] for p in parts]
+    return out
+
+
 @settings(max_examples=400, deadline=None)
-@given(st.text())
+@given(st.text() | st.lists(st.sampled_from(SPECIALS) | st.text()).map("".join))
 def test_tiktoken_agrees_with_the_definition_and_round_trips_on_random_unicode(text):
-    ids = TOKENIZER.encode(text, allow_special=False)
-    assert ids == encode_slow(TOKENIZER, text)
+    ids = TOKENIZER.encode(text)
+    assert ids == encode_by_definition(text)
     assert TOKENIZER.decode(ids) == text
 
 
 def test_on_generated_text():
     for text in TEXTS[:200]:
         assert TOKENIZER.decode(TOKENIZER.encode(text)) == text
-        plain = data.re.sub(r"\[[A-Z]+\]|</?[a-z]+>", "", text)
-        assert TOKENIZER.encode(plain) == encode_slow(TOKENIZER, plain)
+        assert TOKENIZER.encode(text) == encode_by_definition(text)
 
 
 def test_hugging_face_gives_the_same_ids():
@@ -56,7 +78,9 @@ def test_hugging_face_gives_the_same_ids():
     for token in TOKENIZER.merges:  # the pair that the ranks below this one leave apart
         parts, rank = [bytes([b]) for b in token], TOKENIZER.ranks[token]
         while len(parts) > 2:
-            best = min(range(len(parts) - 1), key=lambda i: TOKENIZER.ranks.get(parts[i] + parts[i + 1], 1 << 30))
+            best = min(
+                range(len(parts) - 1), key=lambda i: TOKENIZER.ranks.get(parts[i] + parts[i + 1], 1 << 30)
+            )
             assert TOKENIZER.ranks[parts[best] + parts[best + 1]] < rank
             parts[best : best + 2] = [parts[best] + parts[best + 1]]
         merges.append((spell(parts[0]), spell(parts[1])))
@@ -66,10 +90,10 @@ def test_hugging_face_gives_the_same_ids():
         tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     ])  # fmt: skip
     rng = random.Random(0)
-    texts = [data.re.sub(r"\[[A-Z]+\]|</?[a-z]+>", "", t) for t in TEXTS[:100]]
+    texts = [re.sub(r"\[[A-Z]+\]|</?[a-z]+>", "", t) for t in TEXTS[:100]]
     texts += ["".join(rng.choice("aé漢 09,.\n\tZ😀") for _ in range(30)) for _ in range(200)]
     for text in texts:
-        assert TOKENIZER.encode(text, allow_special=False) == peer.encode(text, add_special_tokens=False).ids
+        assert TOKENIZER.encode(text) == peer.encode(text, add_special_tokens=False).ids
 
 
 def test_first_merges_by_brute_force():
@@ -98,10 +122,10 @@ def test_first_merges_by_brute_force():
 def test_digits_and_specials_are_tokens_of_their_own():
     for text in ("1234567", "x = 1205", " 42", "7*x + 13"):
         digits = sum(c.isdigit() for c in text)
-        assert sum(any(chr(b).isdigit() for b in TOKENIZER.token_bytes(i)) for i in TOKENIZER.encode(text)) == digits
+        tokens = [TOKENIZER.decode([i]) for i in TOKENIZER.encode(text)]
+        assert sum(any(c.isdigit() for c in token) for token in tokens) == digits
     for i, special in enumerate(SPECIALS):
         assert TOKENIZER.encode(special) == [i]
-        assert len(TOKENIZER.encode(special, allow_special=False)) > 1
     assert len(SPECIALS) == 10
 
 
@@ -109,15 +133,22 @@ def test_vocabulary_size_and_compression():
     assert train_bpe(TEXTS, FIRST_MERGE).vocab_size == FIRST_MERGE
     assert train_bpe(TEXTS, 300).vocab_size == 300
     assert train_bpe(["ab"], 2200).vocab_size == FIRST_MERGE + 1  # no more pairs to merge
-    with pytest.raises(cli.UserError):
+    with pytest.raises(UserError):
         train_bpe(TEXTS, 265)
+
+
+def test_no_merge_is_spent_on_special_tokens():
+    """A space before one is a pre-token of its own, as it is when text is encoded."""
+    text = "[BOS]<question> a? </question> <solution> b </solution> <answer> b </answer>[EOS]"
+    assert train_bpe([text] * 9, 300).merges == (b" b", b" a")
+    assert not any(set(token) & set(b"<>[]") for token in TOKENIZER.merges)
 
 
 def test_paper_bar_on_public_records():
     path = data.__file__.rsplit("/", 2)[0] + "/shared/gsm_infinite/sample.jsonl"
     try:
         records = data.read_records(path)
-    except cli.UserError:
+    except UserError:
         pytest.skip("../shared is not beside the checkout")
     texts = [f"{r['problem'].strip()} {r['question']} {r['solution']}" for r in records]
     tokenizer = train_bpe(texts, 2200)
@@ -129,7 +160,14 @@ def test_every_generated_text_fits_the_paper_preset():
     """Prompt and solution are at most 1,024 tokens each, in the longest kinds of problem."""
     longest = [0, 0]
     for i in range(1500):
-        p = datagen.generate(5, i, op=18 + i % 3, mode=datagen.MODES[i % 2], template=list(datagen.TEMPLATES)[i % 3], layers=2 + i % 2)
+        p = datagen.generate(
+            5,
+            i,
+            op=18 + i % 3,
+            mode=datagen.MODES[i % 2],
+            template=list(datagen.TEMPLATES)[i % 3],
+            layers=2 + i % 2,
+        )
         longest[0] = max(longest[0], len(TOKENIZER.encode(data.prompt_text(p))))
         longest[1] = max(longest[1], len(TOKENIZER.encode(data.completion_text(p))))
     assert max(longest) <= 1024
@@ -147,15 +185,16 @@ def test_deterministic_saved_and_loaded(tmp_path):
 
 def test_errors(tmp_path):
     for i in (-1, TOKENIZER.vocab_size):
-        with pytest.raises(cli.UserError):
+        with pytest.raises(UserError):
             TOKENIZER.decode([i])
     TOKENIZER.save(tmp_path / "t.json")
     content = json.loads((tmp_path / "t.json").read_text())
-    for damage in ("{", "[]", "{}", json.dumps({**content, "merges": content["merges"][:-1]}), json.dumps({**content, "merges": [1]})):
+    others = [{**content, "merges": merges} for merges in (content["merges"][:-1], [1], ["ab", "ab"], None)]
+    for damage in ("{", "[]", "{}", *map(json.dumps, others)):
         (tmp_path / "bad.json").write_text(damage)
-        with pytest.raises(cli.UserError):
+        with pytest.raises(UserError):
             Tokenizer.load(tmp_path / "bad.json")
-    with pytest.raises(cli.UserError):
+    with pytest.raises(UserError):
         Tokenizer.load(tmp_path / "none.json")
 
 
@@ -163,3 +202,30 @@ def test_long_and_odd_texts():
     for text in ("a" * 200_000, " " * 1000, "\0" * 100, "漢" * 10_000, "-" * 10_000):
         assert TOKENIZER.decode(TOKENIZER.encode(text)) == text
     assert TOKENIZER.decode(TOKENIZER.encode("\ud800")) == "\ufffd"
+
+
+def test_command_line(tmp_path, capsys):
+    records = [
+        dict(problem=f"{i} bears.", question="How many?", solution=f"So \ud800 = {i}.") for i in range(40)
+    ]
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    main([str(tmp_path / "r.jsonl"), "--vocab-size", "280", "--out", str(tmp_path / "t.json")])
+    assert "280 tokens" in capsys.readouterr().out and Tokenizer.load(tmp_path / "t.json").vocab_size == 280
+
+
+@pytest.mark.parametrize(
+    "line, options, words",
+    [
+        ('{"problem": "a", "question": "b"}', [], "line 1: key 'solution'"),
+        ('{"problem": "a", "question": "b", "solution": 3}', [], "line 1: key 'solution'"),
+        ('{"problem": "", "question": "", "solution": " "}', [], "no text"),
+        ("", [], "no text"),
+        ("{", [], "not JSON"),
+        ('{"text": "a"}', ["--keys", "text", "--vocab-size", "200"], "--vocab-size"),
+    ],
+)
+def test_what_cannot_be_trained_on_is_one_line(line, options, words, tmp_path):
+    (tmp_path / "r.jsonl").write_text(line + "\n")
+    with pytest.raises(UserError, match=words) as error:
+        main([str(tmp_path / "r.jsonl"), *options, "--out", str(tmp_path / "t.json")])
+    assert "\n" not in str(error.value) and not (tmp_path / "t.json").exists()

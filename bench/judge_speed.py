@@ -1,6 +1,6 @@
 """Speed of the judge on one core: verdicts per second at op 10, and the slowest long garbage.
 
-    python bench/verify.py [--public FILE.jsonl]
+    python bench/judge_speed.py [--public FILE.jsonl]
 
 CPU time of the process, best of three passes, so that a busy machine changes the numbers little.
 """
@@ -12,21 +12,34 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # before bench/, whose verify.py is this file
+sys.path.insert(0, str(ROOT))
 
-import cli  # noqa: E402
+from lab.options import CheckedOptions, opt, parse_options, read_jsonl, run_script, write_atomic  # noqa: E402
+
 import datagen  # noqa: E402
 import verify as judge  # noqa: E402
 
-HEADS = ("", "Define", "Define a as b; so b = ", "Define a as ", "<question>", "<answer>", "We know ", "Answer:")
+HEADS = (
+    "",
+    "Define",
+    "Define a as b; so b = ",
+    "Define a as ",
+    "<question>",
+    "<answer>",
+    "We know ",
+    "Answer:",
+)
 UNITS = ("a=1;", "Define a as b; so b = 1. ", "Define a as b; c = b; so b = c. ", "Define ", "a = ", "= a", "((", "1+", "a+", "as ", " as a",
          " ", "\n", ";", ".", "-", "9", "x", "[PAD]", "[BOS]", "<answer> 9 ", "Answer: 9. ", "We know ", "\0", "é")  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Options:
-    public: str = cli.opt(str(ROOT.parent / "shared" / "gsm_infinite" / "sample.jsonl"), "public records, of which those of op 10 are judged")
-    json: str | None = cli.opt(None, "write the numbers here too")
+class Options(CheckedOptions):
+    public: str = opt(
+        str(ROOT.parent / "shared" / "gsm_infinite" / "sample.jsonl"),
+        "public records, of which those of op 10 are judged",
+    )
+    json: str | None = opt(None, "write the numbers here too")
 
 
 def seconds(work, passes=3):
@@ -42,12 +55,14 @@ def seconds(work, passes=3):
 def verdicts_per_second(records):
     """records: of judge.verify, each judged on its own gold solution."""
     texts = [r["solution"] if isinstance(r, dict) else r.solution for r in records]
-    return len(records) / seconds(lambda: [judge.verify(text, record) for text, record in zip(texts, records)])
+    return len(records) / seconds(
+        lambda: [judge.verify(text, record) for text, record in zip(texts, records)]
+    )
 
 
-def main():
-    o = cli.parse_options(Options, description=__doc__.splitlines()[0])
-    public = [record for _, record in cli.read_jsonl(o.public) if record.get("op") == 10]
+def main(argv=None):
+    o = parse_options(Options, argv, description=__doc__.splitlines()[0])
+    public = [record for _, record in read_jsonl(o.public) if record.get("op") == 10]
     out = {"public": verdicts_per_second(public * 20)}
     print(f"public op 10 ({len(public)} records, gold parsed each time): {out['public']:,.0f} verdicts/s")
     for mode in datagen.MODES:
@@ -56,12 +71,18 @@ def main():
             rate = out[f"{mode}, {layers} layers"] = verdicts_per_second(problems)
             print(f"generated op 10, {mode}, {layers} layers: {rate:,.0f} verdicts/s")
     for size in (judge.MAX_TEXT, 1 << 16):
-        slowest = max((seconds(lambda: judge.verify((h + u * size)[:size], problems[0])), h + u) for h in HEADS for u in UNITS)
+        slowest = max(
+            (seconds(lambda: judge.verify((h + u * size)[:size], problems[0])), h + u)
+            for h in HEADS
+            for u in UNITS
+        )
         out[f"garbage of {size}, seconds"] = slowest[0]
-        print(f"garbage of {size:,} characters, {len(HEADS) * len(UNITS)} kinds: slowest {slowest[0] * 1e3:.1f} ms ({slowest[1]!r} …)")
+        print(
+            f"garbage of {size:,} characters, {len(HEADS) * len(UNITS)} kinds: slowest {slowest[0] * 1e3:.1f} ms ({slowest[1]!r} …)"
+        )
     if o.json:
-        cli.write_atomic(o.json, json.dumps(out, indent=1) + "\n")
+        write_atomic(o.json, json.dumps(out, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_script(main)

@@ -1,0 +1,73 @@
+"""How many lines of code a reader meets: no blanks, comments or docstrings.
+
+python bench/code_lines.py
+"""
+
+import ast
+import io
+import json
+import sys
+import tokenize
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:1] = [str(ROOT)]
+
+from lab.options import CheckedOptions, opt, parse_options, run_script, write_atomic  # noqa: E402
+
+NO_CODE = (
+    tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)  # fmt: skip
+# In reading order; a file imports only files above it. The reading path goes from graph.py to evaluate.py.
+FILES = (
+    "lab/__init__.py", "lab/options.py", "lab/device.py", "lab/cost.py", "lab/runs.py",
+    "graph.py", "datagen.py", "verify.py", "tokenizer.py", "data.py", "flash.py", "attention.py", "model.py",
+    "sampler.py", "checkpoint.py", "rollout.py", "training.py", "train_pretrain.py", "train_grpo.py", "report.py",
+    "evaluate.py", "export_hf.py")  # fmt: skip
+BESIDE = ("report.py", "export_hf.py")  # what one reads and trains without
+
+
+@dataclass(frozen=True)
+class Options(CheckedOptions):
+    json: str | None = opt(None, "write the numbers here too")
+
+
+def code_lines(path):
+    """The numbers of the lines that hold code."""
+    source, documentation = path.read_text(encoding="utf-8"), set()
+    for node in ast.walk(ast.parse(source)):
+        first = getattr(node, "body", None) and not isinstance(node, ast.Lambda | ast.IfExp) and node.body[0]
+        if isinstance(first, ast.Expr) and isinstance(getattr(first.value, "value", None), str):
+            documentation.update(range(first.lineno, first.end_lineno + 1))
+    lines = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in NO_CODE:
+            lines.update(range(token.start[0], token.end[0] + 1))
+    return lines - documentation
+
+
+def imports(path):
+    """The files of this repository that a file imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            names.update({node.module, *(f"{node.module}.{alias.name}" for alias in node.names)})
+    known = {name.removesuffix(".py").replace("/", "."): name for name in FILES}
+    return sorted((known[name] for name in names if name in known), key=FILES.index)
+
+
+def main(argv=None):
+    o = parse_options(Options, argv, description=__doc__)
+    lines = {name: len(code_lines(ROOT / name)) for name in FILES}
+    for name, n in lines.items():
+        print(f"{name:18} {n:5}   {', '.join(imports(ROOT / name))}")
+    reading = sum(n for name, n in lines.items() if not name.startswith("lab/") and name not in BESIDE)
+    print(f"reading path, graph.py to evaluate.py {reading}, all {sum(lines.values())}")
+    if o.json:
+        write_atomic(o.json, json.dumps(lines, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    run_script(main)

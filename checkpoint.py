@@ -1,0 +1,151 @@
+"""A checkpoint: a folder of tensors (loaded without pickle's code), tokenizer and readable JSON, with a hash
+of every file.
+
+    weights.pt, optimizer.pt     state_dicts
+    tokenizer.json
+    config.json                  the model's configuration, and the options of the script that wrote it
+    state.json                   readable facts: step, tokens seen, cursors
+    manifest.json                hashes (lab.runs.write_folder)
+
+No state of a random generator is among them: every draw is a function of (seed, purpose, step).
+"""
+
+import dataclasses
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+from lab.device import compute_dtype
+from lab.options import UserError, read_json
+from lab.runs import as_json, code_hash, damage, manifest_hash, step_folders, write_folder
+
+import torch
+
+from attention import choose
+from model import ModelConfig, Qwen2
+from tokenizer import Tokenizer
+
+FILES = ("weights.pt", "optimizer.pt", "tokenizer.json", "config.json", "state.json")
+
+
+@dataclass
+class Checkpoint:
+    path: Path
+    model: Qwen2
+    tokenizer: Tokenizer
+    options: dict  # of the script that wrote it
+    state: dict
+
+    def load_optimizers(self, optimizers):
+        saved = torch.load(self.path / "optimizer.pt", map_location="cpu", weights_only=True)
+        for optimizer, state in zip(optimizers, saved, strict=True):
+            optimizer.load_state_dict(state)
+
+
+def checkpoint_files(model, tokenizer, options, state, optimizers=()):
+    """What a checkpoint folder holds, {name: bytes}. options: a dataclass or a dict; state: a dict of
+    readable facts.
+    """
+    options = options if isinstance(options, dict) else dataclasses.asdict(options)
+    config = {"model": dataclasses.asdict(model.config), "options": options}
+    state = {**state, "tokenizer_hash": tokenizer.hash, "code": code_hash(), "torch": torch.__version__}
+    return {
+        "weights.pt": _bytes({name: value.cpu() for name, value in model.state_dict().items()}),
+        "optimizer.pt": _bytes([optimizer.state_dict() for optimizer in optimizers]),
+        "tokenizer.json": tokenizer.to_json().encode(),
+        "config.json": as_json(config),
+        "state.json": as_json(state),
+    }
+
+
+def save_checkpoint(path, model, tokenizer, options, state, optimizers=()):
+    """Write a checkpoint folder whole or not at all. Raises UserError if the disk does not take it."""
+    write_folder(Path(path), checkpoint_files(model, tokenizer, options, state, optimizers))
+
+
+def _bytes(tensors):
+    buffer = io.BytesIO()
+    torch.save(tensors, buffer)
+    return buffer.getvalue()
+
+
+def weights_hash(path):
+    """The hash of a checkpoint's weights, or None if there is no such folder (any more)."""
+    return manifest_hash(path, "weights.pt") if path and (Path(path) / "manifest.json").exists() else None
+
+
+def load_checkpoint(path, device, dtype="float32", attention="auto"):
+    """Read a checkpoint folder → Checkpoint with the model on `device`. dtype, attention: as of
+    DeviceOptions.
+
+    Raises UserError, one line, for a missing or damaged file, weights of another shape, or another
+    tokenizer's weights; it names another checkpoint of the run that can be used instead.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise UserError(f"no checkpoint at {path}: expected a folder with {', '.join(FILES)}")
+    path = path.resolve()  # `latest` may point elsewhere tomorrow
+    wrong = damage(path) or next((f"{name} is missing" for name in FILES if not (path / name).exists()), None)
+    if wrong is None:
+        try:
+            return _load(path, device, dtype, attention)
+        except UserError as error:
+            wrong = str(error)
+        except (
+            Exception
+        ) as error:  # what was written, but no checkpoint of this code; torch raises a dozen types
+            wrong = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    others = [other for other in step_folders(path.parent) if other != path and damage(other) is None]
+    instead = f"; {others[-1]} is intact" if others else ""
+    raise UserError(f"checkpoint {path} cannot be used: {wrong}{instead}")
+
+
+def _load(path, device, dtype, attention):
+    config, state = (read_json(path / name) for name in ("config.json", "state.json"))
+    tokenizer = Tokenizer.load(path / "tokenizer.json")
+    if tokenizer.hash != state["tokenizer_hash"]:
+        raise UserError(
+            f"its tokenizer is {tokenizer.hash}, but it was trained with {state['tokenizer_hash']}"
+        )
+    weights = torch.load(path / "weights.pt", map_location="cpu", weights_only=True)
+    model = new_model(ModelConfig(**config["model"]), device, dtype, attention, weights)
+    return Checkpoint(path, model, tokenizer, config["options"], state)
+
+
+def new_model(config, device, dtype="float32", attention="auto", weights=None):
+    """A Qwen2 on `device`, with fresh weights or these → model. Raises UserError if the weights are of
+    another shape or not finite.
+
+    Shapes are compared on torch's meta device, before any memory is taken.
+    """
+    if weights is not None:
+        check_shapes(config, {name: tensor.shape for name, tensor in weights.items()})
+        check_finite(weights)
+    model = Qwen2(config)
+    if weights is not None:
+        model.load_state_dict(weights)
+    model.compute_dtype = compute_dtype(dtype, device)
+    model.backend, model.backend_note = choose(attention, device, config.head_dim, model.compute_dtype)
+    return model.to(device)
+
+
+def check_shapes(config, shapes):
+    """Raise UserError unless {name: shape} are those of this configuration. Takes no memory."""
+    layers = len({name.split(".")[2] for name in shapes if name.startswith("model.layers.")})
+    if layers != config.num_hidden_layers:
+        raise UserError(
+            f"the weights are of {layers} layers, the configuration of {config.num_hidden_layers} layers"
+        )
+    with torch.device("meta"):
+        wanted = {name: list(value.shape) for name, value in Qwen2(config).state_dict().items()}
+    for name in sorted(wanted.keys() | shapes.keys()):
+        here = None if shapes.get(name) is None else list(shapes[name])
+        if here != wanted.get(name):
+            raise UserError(f"{name} has shape {here}, the configuration asks for {wanted.get(name)}")
+
+
+def check_finite(weights):
+    """Raise UserError if any number of {name: tensor} is not finite."""
+    for name, tensor in weights.items():
+        if not bool(tensor.isfinite().all()):
+            raise UserError(f"{name} holds numbers that are not finite")

@@ -1,0 +1,393 @@
+"""A reasoning graph: quantities, how each follows from others, and their numbers. datagen.py has the words.
+
+    structure → numbers → distractors
+
+A *count* ("otters in Fernhollow") is stated in the text: a literal, or an expression over other quantities. A
+*total* ("total number of animals in Fernhollow") is never defined by the text: it is the sum of the counts
+mentioned there, an edge the reader must add. With three layers a place also has *averages* ("average number
+of cubs per otter in Fernhollow") and a total of the third layer, the sum of count × average. `op` is the
+number of edges of the needed graph, the edge from a literal included (GSM-Infinite's count): a literal costs
+1, a copy 1, "3 times the sum of a and b" 3.
+"""
+
+from bisect import bisect
+from dataclasses import dataclass, field
+from functools import cache
+from math import exp
+
+from lab.options import CheckedOptions, UserError, opt
+
+OPS = ("+", "-", "*", "/")
+MODES = ("forward", "reverse")
+COUNT, TOTAL, AVERAGE, OFFSPRING = "count", "total", "average", "offspring"
+EDGES = {COUNT: 1, TOTAL: 1, OFFSPRING: 3}  # of the cheapest definition; of a total, for each member
+PLACES = 12  # places of one problem, at most: as many as a context has words for
+STRUCTURES, NUMBERS = (
+    2000,
+    5,
+)  # draws before the knobs are said to be impossible: structures, numbers for each
+
+
+@dataclass(frozen=True)
+class WorldConfig(CheckedOptions):
+    """The knobs of the world."""
+
+    layers: int = opt(2, "2, or 3 with averages", (2, 3), group="the world")
+    operators: str = opt("+-*/", "operators a count may use; + is needed")
+    max_in_degree: int = opt(4, "largest number of operands of one quantity", within="[1, 6]")
+    min_distractors: int = opt(1, "fewest statements that the answer does not need", within="[0, 10]")
+    max_distractors: int = opt(5, "most statements that the answer does not need", within="[0, 10]")
+    min_literal: int = opt(1, "smallest literal", within="[1, 98]")
+    max_literal: int = opt(12, "largest literal", within="[2, 99]")
+    bound: int = opt(999, "no value, and in reverse mode no coefficient, is larger", within="[16, 99999]")
+    # Variables: in random order, from a on, or from a random letter on. The fewer there are to guess, the
+    # faster a small model learns; but ordered letters never show the ones that only longer solutions need.
+    letters: str = opt("random", "order of the letters of variables", ("random", "ordered", "shifted"))
+
+    def __post_init__(self):
+        super().__post_init__()
+        if "+" not in self.operators or not set(self.operators) <= set(OPS):
+            raise UserError(f"operators must be '+' and any of '-*/', not {self.operators!r}")
+        for name in ("distractors", "literal"):
+            low, high = getattr(self, f"min_{name}"), getattr(self, f"max_{name}")
+            if low > high - (name == "literal"):
+                raise UserError(f"min_{name} must be below max_{name}, not {low} to {high}")
+        if self.bound < 8 * self.max_literal:
+            raise UserError(f"bound must be 8 times max_literal or more, not {self.bound}")
+
+
+@dataclass(slots=True, eq=False)
+class Vertex:
+    """A quantity before it has a name: `place` and `kind` are indices that the context turns into words.
+
+    `value` is its number; `form` is (a, b) for a*x + b, where x is the unknown (a is 0 where it does not
+    depend on x).
+    """
+
+    type: str
+    place: int
+    kind: int = -1
+    operands: list = field(default_factory=list)
+    operator: str = ""  # as in datagen.Node
+    constant: int | None = None
+    value: int = 0
+    form: tuple = (0, 0)
+
+
+@dataclass(slots=True)
+class Graph:
+    """The reasoning graph and how it is told, but for the context: `datagen.render` adds that."""
+
+    vertices: list  # needed, operands first; the last is the root
+    distractors: list
+    unknown: Vertex | None
+    op: int
+    mode: str
+    config: WorldConfig
+    surface: int  # seed of names, letters and order of statements
+    id: str
+
+
+@dataclass(slots=True)
+class Place:
+    summary: Vertex | None = None  # its total, if the problem needs it
+    members: list = field(default_factory=list)  # its counts
+    closed: bool = False  # no further count: its total is settled, or a distractor would change it
+
+
+def choice(rand, items):
+    """One of the items. rand: a function that returns uniform floats in [0, 1), here and below."""
+    return items[int(rand() * len(items))]
+
+
+def sample(rand, items, n):
+    """n different items in random order (Fisher-Yates)."""
+    items = list(items)
+    for i in range(n):
+        j = i + int(rand() * (len(items) - i))
+        items[i], items[j] = items[j], items[i]
+    return items[:n]
+
+
+def combine(op, u, v):
+    """u op v of two forms (a, b) = a*x + b, where that is a form with whole numbers again."""
+    (a, b), (c, d) = u, v
+    if op == "+":
+        return a + c, b + d
+    if op == "-":
+        return a - c, b - d
+    if op == "*":
+        return a * d + c * b, b * d
+    return a // d, b // d
+
+
+def add(forms):
+    a = b = 0
+    for c, d in forms:
+        a += c
+        b += d
+    return a, b
+
+
+@cache
+def ways_to_define(free, nodes, reuse, waiting, most):
+    """Ways to define a count: (operands, new operands, has a constant), with cumulative weights.
+
+    free: edges to spend beyond the least; nodes: quantities still wanted; reuse: waiting quantities that
+    could be operands; waiting: quantities that wait to be defined, this one among them; most: largest
+    in-degree. A way's price is what it takes off `free`: its edges, less the one reserved for it, and one for
+    each new operand.
+    """
+    wish = 0.35 + free / (waiting + nodes)
+    ways, weights, total = [], [], 0.0
+    for k in range(most + 1):
+        for new in range(max(0, k - reuse), k + 1):
+            for constant in (0, 1) if k else (0,):
+                price = k + constant - 1 + new if k else 0
+                stuck = waiting == 1 and free and not new  # the last one waiting could not spend the rest
+                if price > free or new > max(nodes, waiting == 1) or stuck:
+                    continue
+                weight = exp(-1.2 * abs(price - wish)) * (1.0, 1.0, 1.2, 0.7, 0.35, 0.2, 0.1)[k]
+                if k == 1 and not constant:
+                    weight *= 0.4 if new else 0.2  # plain copies teach little
+                total += weight
+                ways.append((k, new, constant))
+                weights.append(total)
+    return ways, weights
+
+
+class GraphBuilder:
+    """Draws one graph: `draw_structure`, `draw_numbers` (whether they fit), `draw_distractors`.
+
+    The structure is drawn root first, until exactly `op` edges are spent. A quantity is defined by quantities
+    that still wait to be defined, or by new ones: so there is no cycle, each one is needed, and the order of
+    definition, reversed, is an order of computation. Each waiting quantity has edges reserved for its
+    cheapest definition; the rest is free to spend, and the last one waiting must spend it all.
+    """
+
+    def __init__(self, rand, op, mode, config):
+        self.rand, self.mode, self.config = rand, mode, config
+        self.kinds = max(5, config.max_in_degree)  # of counts in one place
+        self.left = op  # edges not spent
+        # Quantities wanted besides the root: as many as in GSM-Infinite.
+        self.wanted = int(op * 0.4 - 0.4 + rand()) if op > 3 else op - 1
+        self.places, self.waiting, self.vertices, self.distractors = [], [], [], []
+        self.unknown = None
+        self.add_total(third_layer=op >= 4 and 0.7)
+
+    def draw_structure(self):
+        while self.waiting:
+            v = choice(self.rand, self.waiting)
+            place = self.places[v.place]
+            # A count in a place whose total waits must wait for it: the total might need a count that needs
+            # the total.
+            if v.type is COUNT and place.summary is not None and not place.closed:
+                v = place.summary
+            free = self.left - self.reserved()
+            self.waiting.remove(v)
+            self.vertices.append(v)
+            if v.type is COUNT:
+                self.define_count(v, free)
+            else:
+                self.define_total(v, place, free)
+        self.vertices.reverse()
+
+    def reserved(self):
+        """Edges that the cheapest definitions of all waiting quantities take."""
+        edges = 0
+        for v in self.waiting:
+            each = EDGES[v.type]
+            edges += each if v.type is COUNT else each * len(self.places[v.place].members) or each + 1
+        return edges
+
+    def add_total(self, third_layer):
+        """A new place whose total is needed. third_layer: the chance of an OFFSPRING total, with 3 layers."""
+        offspring = self.config.layers == 3 and self.rand() < third_layer
+        v = Vertex(OFFSPRING if offspring else TOTAL, len(self.places))
+        self.places.append(Place(v))
+        self.waiting.append(v)
+        return v
+
+    def add_count(self, p):
+        """A count of a kind not mentioned yet in place p, which may be new."""
+        if p == len(self.places):
+            self.places.append(Place())
+        members = self.places[p].members
+        taken = {u.kind for u in members}
+        kind = int(self.rand() * self.kinds)
+        while kind in taken:
+            kind = (kind + 1) % self.kinds
+        members.append(Vertex(COUNT, p, kind))
+        return members[-1]
+
+    def open_places(self):
+        return [p for p, x in enumerate(self.places) if not x.closed and len(x.members) < self.kinds]
+
+    def new_operand(self, free):
+        """A quantity not mentioned yet: a count, or, where `free` edges are to spare, a total."""
+        if self.wanted > 1 and free and self.rand() < 0.45 and len(self.places) < PLACES:
+            self.wanted -= 2
+            return self.add_total(third_layer=free >= 3 and 0.5)
+
+        def affordable(place):  # one more member costs its total one more edge
+            if place.summary is None or not place.members:
+                return True
+            return free and place.summary.type is TOTAL and len(place.members) < self.config.max_in_degree
+
+        spots = [p for p in self.open_places() if affordable(self.places[p])]
+        if len(self.places) < PLACES:  # a closed or full place holds two edges or more: 20 never fill 12
+            spots.append(len(self.places))
+        v = self.add_count(choice(self.rand, spots))
+        self.wanted -= 1
+        self.waiting.append(v)
+        return v
+
+    def define_count(self, v, free):
+        reuse, most = len(self.waiting), self.config.max_in_degree
+        nodes = max(0, min(self.wanted, 4))
+        ways, weights = ways_to_define(min(free, 9), nodes, min(reuse, 4), reuse + 1, most)
+        k, new, constant = ways[bisect(weights, self.rand() * weights[-1])]
+        self.left -= k + constant or 1
+        v.constant = constant or None
+        v.operands = sample(self.rand, self.waiting, k - new)
+        for missing in range(new, 0, -1):
+            v.operands.append(self.new_operand(self.left - self.reserved() - missing))
+
+    def define_total(self, v, place, free):
+        members, third_layer = len(place.members), v.type is OFFSPRING
+        price = EDGES[v.type] + 1  # of a new member, its own definition included
+        least = 0 if members else 1
+        most = min(self.config.max_in_degree - members, least + free // price, max(least, self.wanted))
+        new = least + int(self.rand() * (most - least + 1))
+        self.waiting += [self.add_count(v.place) for _ in range(new)]
+        self.wanted -= new * (1 + third_layer)
+        self.left -= EDGES[v.type] * len(place.members)
+        place.closed = True
+        for u in place.members:
+            v.operands.append(u)
+            if third_layer:
+                self.vertices.append(Vertex(AVERAGE, v.place, u.kind))
+                v.operands.append(self.vertices[-1])
+
+    def draw_numbers(self):
+        """Literals, the unknown, operators and constants, operands first. Returns whether all are in
+        bounds."""
+        if self.mode == "reverse":
+            self.unknown = choice(self.rand, [v for v in self.vertices if not v.operands])
+        return all(map(self.evaluate, self.vertices))
+
+    def evaluate(self, v):
+        """Give a quantity its value and form. Returns whether they are in bounds."""
+        if not v.operands:
+            self.draw_literal(v)
+        elif v.type is COUNT:
+            return self.draw_expression(v)
+        else:
+            forms = [u.form for u in v.operands]
+            v.operator = "+"
+            if v.type is OFFSPRING:
+                v.operator = "*+"
+                forms = [combine("*", u, w) for u, w in zip(forms[::2], forms[1::2])]
+            self.settle(v, add(forms))
+        return self.in_bounds(v)
+
+    def settle(self, v, form):
+        a, b = form
+        v.form, v.value = form, a * self.unknown.value + b if a else b
+
+    def in_bounds(self, v):
+        bound = self.config.bound
+        return 1 <= v.value <= bound and v.form[0] <= bound and -bound <= v.form[1] <= bound
+
+    def draw_literal(self, v):
+        low, span = self.config.min_literal, self.config.max_literal - self.config.min_literal + 1
+        if v.type is AVERAGE and v is not self.unknown:  # it multiplies: small
+            span = (span + 1) // 2
+        v.value = low + int(self.rand() * span)
+        v.form = (1, 0) if v is self.unknown else (0, v.value)
+
+    def draw_expression(self, v):
+        """Choose operators (constant, order) of a count to keep it in bounds. Returns whether it is."""
+        config, bound = self.config, self.config.bound
+        v.operator = "+" if len(v.operands) > 1 else ""
+        self.settle(v, add([u.form for u in v.operands]))
+        subtract = len(v.operands) == 2 and "-" in config.operators
+        if subtract and (self.rand() < 0.35 or v.value > bound // 4):
+            big, small = sorted(v.operands, key=lambda u: -u.value)
+            a, c = big.form[0], small.form[0]
+            if big.value > small.value and (a > c or a == c == 0):
+                v.operands, v.operator = [big, small], "-"
+                self.settle(v, combine("-", big.form, small.form))
+        if v.constant is not None:
+            (a, b), value = v.form, v.value
+            largest, low, high = max(value, a, abs(b)), config.min_literal, config.max_literal
+            constants = {
+                "+": range(low, high + 1) if largest + high <= bound else (),
+                "-": range(low, min(high, value - 2) + 1),
+                "*": range(2, min(high, 9, bound // 4 // max(1, largest)) + 1),
+                "/": [d for d in range(2, min(high, 9, value // 2) + 1) if a % d == b % d == 0],
+            }
+            choices = [op for op in OPS if op in config.operators and constants[op]]
+            if not choices:
+                return False
+            op = choice(self.rand, choices)
+            v.constant = choice(self.rand, constants[op])
+            v.operator += op
+            self.settle(v, combine(op, v.form, (0, v.constant)))
+        return self.in_bounds(v)
+
+    def draw_distractors(self):
+        """Statements beside the point, each of the form of a needed one: its form gives none away."""
+        config, root = self.config, self.vertices[-1]
+        needed = [v for v in self.vertices if v.type in (COUNT, AVERAGE) and v is not self.unknown]
+        counts = [v for v in needed if v.type is COUNT]
+        if not counts:  # only the unknown is needed, which no distractor can be like
+            counts = [Vertex(COUNT, 0), Vertex(COUNT, 0, operands=[root], constant=1)]
+        spread = config.max_distractors - config.min_distractors + 1
+        for _ in range(config.min_distractors + int(self.rand() * spread)):
+            model = choice(self.rand, needed or counts)
+            hosts = self.without_average() if model.type is AVERAGE else ()
+            if hosts:
+                host = choice(self.rand, hosts)
+                v = Vertex(AVERAGE, host.place, host.kind)
+                self.draw_literal(v)
+            else:
+                v = self.distracting_count(model if model.type is COUNT else choice(self.rand, counts))
+            self.distractors.append(v)
+
+    def without_average(self):
+        """The counts whose average can be stated without changing anything: no OFFSPRING total has them."""
+        stated = self.vertices + self.distractors
+        taken = {(v.place, v.kind) for v in stated if v.type is AVERAGE}
+        return [v for v in stated if v.type is COUNT and (v.place, v.kind) not in taken]
+
+    def distracting_count(self, model):
+        """A count in a place whose total nobody needs, over anything that is already defined."""
+        spots = self.open_places()
+        if not spots or (self.rand() < 0.3 and len(self.places) < PLACES):
+            spots = [len(self.places)]
+        v = self.add_count(choice(self.rand, spots))
+        known = [u for u in self.vertices + self.distractors if u.type is not AVERAGE]
+        for _ in range(8 if model.operands else 0):
+            v.operands, v.constant = sample(self.rand, known, len(model.operands)), model.constant
+            if self.draw_expression(v):
+                return v
+        v.operands, v.operator, v.constant = [], "", None
+        self.draw_literal(v)
+        return v
+
+
+def draw_graph(rng, op, mode, config, id):
+    """A graph with exactly `op` edges, from a random.Random. Raises UserError if the knobs allow none."""
+    for _ in range(STRUCTURES):
+        builder = GraphBuilder(rng.random, op, mode, config)
+        builder.draw_structure()
+        # A clash with the bound is rare: draw the numbers again; where they never fit, the structure.
+        if any(builder.draw_numbers() for _ in range(NUMBERS)):
+            builder.draw_distractors()
+            drawn = builder.vertices, builder.distractors, builder.unknown
+            return Graph(*drawn, op, mode, config, rng.getrandbits(63), id)
+    raise UserError(
+        f"found no {mode} problem with op {op} and values within bound {config.bound}: raise bound, lower "
+        "min_literal or max_literal, allow more operators, or ask for fewer operations"
+    )

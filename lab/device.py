@@ -1,0 +1,151 @@
+"""Where a run computes: device, number formats, threads, and the processes that torchrun starts."""
+
+import ctypes
+import os
+import platform
+from dataclasses import dataclass
+
+from lab.options import CheckedOptions, UserError, opt, run_script
+
+import torch
+
+DTYPES = ("auto", "float32", "bfloat16")
+ATTENTION = ("auto", "triton", "sdpa", "reference")
+
+
+@dataclass(frozen=True)
+class DeviceOptions(CheckedOptions):
+    seed: int = opt(0, "seed of everything drawn", within="[0, 4294967295]")
+    device: str = opt("auto", "where to compute", ("auto", "cpu", "cuda", "mps"), free=True)
+    threads: int = opt(0, "CPU threads (0: torch's default)", within="[0, 256]", free=True)
+    attention: str = opt("auto", "auto: Triton's kernels on a CUDA GPU, else sdpa", ATTENTION, free=True)
+    dtype: str = opt("auto", "of the layers' products (auto: bfloat16 on a CUDA GPU, else float32)", DTYPES)
+
+
+def setup(o):
+    """Choose the device of DeviceOptions, set threads and seed, print one banner line → torch.device.
+
+    Raises UserError if a device is asked for that is not here.
+    """
+    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    name = next(name for name in here if here[name]) if o.device == "auto" else o.device
+    if not here[name]:
+        raise UserError(f"device {name} was asked for, but torch sees none here; use --device cpu")
+    if name == "cuda":  # one GPU for each process that torchrun starts here
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    if o.threads:
+        torch.set_num_threads(o.threads)
+    if name == "cpu" and platform.libc_ver()[0] == "glibc":
+        keep_freed_memory()
+    torch.manual_seed(o.seed)
+    torch.set_float32_matmul_precision("high")
+    if os.environ.get("RANK", "0") == "0":
+        threads = f"{platform.machine()}, {torch.get_num_threads()} threads"
+        what = torch.cuda.get_device_name() if name == "cuda" else threads
+        versions = f"torch {torch.__version__}, Python {platform.python_version()}"
+        print(f"device {name} ({what}), {versions}, seed {o.seed}")
+    return torch.device(name)
+
+
+def keep_freed_memory():
+    """Giving activations back to the kernel and faulting them in again costs a tenth of a CPU's training
+    step.
+    """
+    libc, M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = ctypes.CDLL(None), -1, -3
+    libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
+    libc.mallopt(M_TRIM_THRESHOLD, 1 << 30)
+
+
+def compute_dtype(name, device):
+    """What the layers' matrix products are taken in: "auto" is bfloat16 on a CUDA GPU, float32 elsewhere.
+
+    A CPU with avx512_bf16 or AMX trains half again as fast in bfloat16, but the tiny preset learns less in it
+    (bench/RESULTS.md).
+    """
+    if name == "auto":
+        name = "bfloat16" if device.type == "cuda" else "float32"
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def run_torch_script(main):
+    """`lab.options.run_script`, with one line for memory that runs out."""
+
+    def guarded():
+        try:
+            return main()
+        except (MemoryError, RuntimeError) as error:  # on a CPU torch's has no type of its own
+            if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error):
+                raise UserError(
+                    "out of memory: lower --micro-batch-size (training) or --sample-rows (sampling), which "
+                    "change no result"
+                ) from None
+            raise
+        finally:
+            # after an error: left to the interpreter's end, gloo's threads may abort the process
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
+
+    run_script(guarded)
+
+
+class Processes:
+    """The processes of one run, as torchrun starts them: `rank` of `size`. Gradients and counts are summed
+    over them.
+    """
+
+    def __init__(self, device):
+        self.device = device
+        self.rank, self.size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        if self.size > 1 and not torch.distributed.is_initialized():
+            torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+    @property
+    def first(self):
+        return self.rank == 0
+
+    def share(self, n):
+        """This process's part of n things, a range; the parts in order are the whole."""
+        return range(self.rank * n // self.size, (self.rank + 1) * n // self.size)
+
+    def sum(self, numbers):
+        """Sum a list of numbers over the processes (fp64) → list of floats, the same in each."""
+        if self.size == 1:
+            return [float(n) for n in numbers]
+        tensor = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        torch.distributed.all_reduce(tensor)
+        return tensor.tolist()
+
+    def sum_gradients(self, model):
+        """Sum the gradients over the processes, as one flat tensor; no gradient is a gradient of 0.
+
+        Each process's loss is its share of one global mean.
+        """
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        if self.size > 1:
+            gradients = [p.grad for p in model.parameters()]
+            flat = torch.cat([g.reshape(-1) for g in gradients])
+            torch.distributed.all_reduce(flat)
+            for g, total in zip(gradients, flat.split([g.numel() for g in gradients])):
+                g.copy_(total.view_as(g))
+
+    def gather(self, value):
+        """What each process has, in order of rank → list, the same in each."""
+        if self.size == 1:
+            return [value]
+        values = [None] * self.size
+        torch.distributed.all_gather_object(values, value)
+        return values
+
+    def agree(self, value, what):
+        """Raise UserError, in every process, unless all of them have the same value."""
+        values = self.gather(value)
+        if any(other != values[0] for other in values):
+            raise UserError(
+                f"the processes do not see the same {what}: {values}; is --out a folder all of them share?"
+            )
+
+    def close(self):
+        if self.size > 1:
+            torch.distributed.barrier()  # the first process hosts the meeting place: it must not leave early
+            torch.distributed.destroy_process_group()

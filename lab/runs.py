@@ -1,0 +1,414 @@
+"""The folder of one run: its options, who may write to it, what is logged, which checkpoints are kept.
+
+    config.json                  options, and the hash of the weights it started from
+    step_N/                      checkpoints, each a folder of files with a manifest of their hashes
+    latest, best                 links to the newest checkpoint, and to the one with the highest score
+    metrics.jsonl, samples.txt   logs
+
+A checkpoint knows how long the logs were: resuming cuts them back to there, so that the record of a run is
+the same however often it was interrupted.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+import signal
+import sys
+import time
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from hashlib import blake2b
+from pathlib import Path
+
+from lab.device import DeviceOptions
+from lab.options import UserError, flag, opt, parse_options, read_config, read_json, write_atomic
+
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+
+@dataclass(frozen=True)
+class RunOptions(DeviceOptions):
+    out: str = opt("out/run", "folder for all that is written", group="run", free=True)
+    preset: str = opt("tiny", "defaults of all other options: tiny, small or paper")
+    resume: bool = opt(False, "go on with the run in --out, with its options", free=True)
+    resume_or_start: bool = opt(
+        False, "go on with the run in --out if there is one, else start it", free=True
+    )
+
+    @property
+    def writes(self):
+        """Whether anything is written to --out."""
+        return True
+
+
+def parse_run_options(cls, argv, presets, description, positional=None):
+    """The options of a script with a run folder; with --resume those of the run in --out.
+
+    Raises UserError if there is no such run, if a flag contradicts the run that is resumed, or if the folder
+    holds something and is not to be resumed.
+    """
+    parse = partial(parse_options, cls, argv, description=description, presets=presets, positional=positional)
+    o = parse()
+    path = Path(o.out)
+    if o.resume and o.resume_or_start:
+        raise UserError("--resume goes on with a run, --resume-or-start may begin one: give one of them")
+    if o.resume:
+        saved = saved_options(path, cls)
+        o = parse(saved={**saved, "out": o.out, "resume": True, "resume_or_start": False})
+        keep_options(o, saved)
+    elif o.resume_or_start and (path / "config.json").exists():
+        keep_options(o, saved_options(path, cls))
+    elif o.writes:
+        refuse_used_folder(path)
+    return o
+
+
+def saved_options(path, cls):
+    """The options of the run in a folder. Raises UserError if there is none, or one of another script."""
+    if not (path / "config.json").exists():
+        raise UserError(f"there is no run in {path} to resume: check --out (--resume-or-start begins one)")
+    return read_config(path / "config.json", {field.name: field for field in dataclasses.fields(cls)})
+
+
+def keep_options(o, saved):
+    """Raise UserError if an option that is not free differs from the saved one of the run that is resumed."""
+    for field in dataclasses.fields(o):
+        value = getattr(o, field.name)
+        if not field.metadata["free"] and saved.get(field.name, value) != value:
+            raise UserError(
+                f"the run in {o.out} has {flag(field.name)} {saved[field.name]}, not {value}: resumed, it "
+                "keeps its options; start another with another --out"
+            )
+
+
+def refuse_used_folder(path):
+    """Raise UserError if the path is a file, or a folder with more in it than a run killed in its first
+    moment leaves.
+    """
+    if path.exists() and not path.is_dir():
+        raise UserError(f"--out {path} is a file: choose a folder")
+    if path.exists() and any(entry.name not in (".lock", "config.json.tmp") for entry in path.iterdir()):
+        raise UserError(
+            f"{path} is not empty: add --resume to go on with the run in it, or choose another --out"
+        )
+
+
+@contextmanager
+def own_folder(o, start=None):
+    """Make the folder of RunOptions, and nobody else writes to it meanwhile. start: hash of the weights the
+    run starts from.
+
+    Raises UserError if somebody does, or if the run in it was started from other weights.
+    """
+    path = Path(o.out)
+    path.mkdir(parents=True, exist_ok=True)
+    lock, config = FileLock(path / ".lock", blocking=False), path / "config.json"
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(
+            f"another process is writing to {path}: wait for it, or choose another --out"
+        ) from None
+    try:
+        if not config.exists():
+            write_atomic(
+                config, as_json({"options": dataclasses.asdict(o), "start": start, "code": code_hash()})
+            )
+        if start is not None and read_json(config).get("start") != start:
+            raise UserError(
+                f"the run in {path} was started from other weights than those of --init-from now: "
+                "choose another --out, or move the folder away"
+            )
+        yield
+    finally:
+        lock.release()
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Folders of files that are whole or not there
+
+
+def write_folder(path, files):
+    """Write a folder, {name: bytes}, whole or not at all: into a temporary one, synced to disk, then renamed.
+
+    manifest.json holds a hash of every file. Raises UserError if the disk does not take it; what was there
+    before stays.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    hashes = {name: content_hash(content) for name, content in files.items()}
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        for name, content in {**files, "manifest.json": as_json(hashes)}.items():
+            with (temporary / name).open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        sync_folder(temporary)
+        if path.exists():  # the same step, written again: a folder cannot be replaced in one move
+            shutil.rmtree(path)
+        os.rename(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise UserError(
+            f"cannot write checkpoint {path} ({error.strerror}): make room, then go on with --resume; "
+            f"the newest complete one is {newest_folder(path.parent)}"
+        ) from None
+
+
+def content_hash(content):
+    return blake2b(content, digest_size=16).hexdigest()
+
+
+def as_json(value):
+    return (json.dumps(value, indent=2) + "\n").encode()
+
+
+def sync_folder(path):
+    """Have the folder's entries on disk."""
+    handle = os.open(path, os.O_RDONLY)
+    os.fsync(handle)
+    os.close(handle)
+
+
+def damage(path):
+    """What is wrong with a folder of write_folder, in a few words, or None: each file must be what the
+    manifest says.
+    """
+    try:
+        manifest = json.loads((path / "manifest.json").read_text())
+        if not manifest:
+            return "manifest.json lists nothing"
+        for name, digest in manifest.items():
+            if content_hash((path / name).read_bytes()) != digest:
+                return f"{name} is not what manifest.json says"
+    except OSError as error:
+        return f"{Path(error.filename).name}: {error.strerror}"
+    except (ValueError, AttributeError, TypeError) as error:
+        return f"manifest.json ({type(error).__name__}: {error})"
+    return None
+
+
+def manifest_hash(path, name):
+    """The hash of one file of a folder, or None if it has none."""
+    manifest = read_json(Path(path) / "manifest.json")
+    return manifest.get(name) if isinstance(manifest, dict) else None
+
+
+def step_folders(run):
+    """The checkpoints of a run folder, oldest first."""
+    return sorted(Path(run).glob("step_???????"))
+
+
+def newest_folder(run):
+    """The newest intact checkpoint of a run folder, or None; says which damaged ones it passes over."""
+    for path in reversed(step_folders(run)):
+        wrong = damage(path)
+        if wrong is None:
+            return path
+        print(f"passing over damaged checkpoint {path}: {wrong}", file=sys.stderr)
+    return None
+
+
+def code_hash():
+    """What the code of this repository is, in 16 characters."""
+    root = Path(__file__).parent.parent
+    files = sorted([*root.glob("*.py"), *root.glob("lab/*.py")])
+    return blake2b(b"".join(file.read_bytes() for file in files), digest_size=8).hexdigest()
+
+
+# ------------------------------------------------------------------------------------------------------------
+
+
+class Run:
+    """The run folder while a script works in it: `with Run(o, processes) as run`.
+
+    `checkpoint` is the folder to go on from, or None; `rated` whether that one was evaluated already. SIGTERM
+    and SIGINT set `stopping`, a second one interrupts at once. Raises UserError if another process writes to
+    the folder, if its checkpoints are damaged, or if `start`, the hash of the weights it starts from, is not
+    what it was.
+    """
+
+    LOGS = ("metrics.jsonl", "samples.txt")
+
+    def __init__(self, o, processes, start=None):
+        self.o, self.processes, self.path = o, processes, Path(o.out)
+        self.start, self.keep_first = start, False
+        self.stopping, self.sinks, self.owned = False, [], ExitStack()
+        self.started = time.perf_counter()
+        self.checkpoint = newest_folder(self.path) if self.path.is_dir() else None
+        self.found = step_folders(self.path)
+        newest = self.checkpoint and (self.checkpoint.name, manifest_hash(self.checkpoint, "weights.pt"))
+        processes.agree((newest, len(self.found), start), "checkpoint")  # before any of them may stop here
+        if self.checkpoint is None and self.found:
+            raise UserError(f"no checkpoint in {self.path} is intact: move the folder away and start again")
+        self.rated = self.checkpoint is not None and (self.checkpoint / "score.json").exists()
+
+    def __enter__(self):
+        if self.processes.first:
+            self.sinks = make_sinks(self.o, self.path)  # before anything is written: one may be missing
+            self.owned.enter_context(own_folder(self.o, self.start))
+            self._begin()
+        self.handlers = {s: signal.signal(s, self._stop) for s in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def _begin(self):
+        if step_folders(self.path) != self.found:
+            raise UserError(f"another process has written to {self.path} meanwhile: start again")
+        for unfinished in self.path.glob("*.tmp"):
+            shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink()
+        lengths = dict.fromkeys(self.LOGS, 0)
+        if self.checkpoint is not None:
+            lengths = read_json(self.checkpoint / ("score.json" if self.rated else "record.json"))["lengths"]
+            print(f"resuming {self.path} at {self.checkpoint.name}")
+            if read_json(self.path / "config.json").get("code") != code_hash():
+                print("note: the code has changed since this run was started")
+        for name, length in lengths.items():
+            if (self.path / name).exists() and (self.path / name).stat().st_size > length:
+                os.truncate(self.path / name, length)
+
+    def __exit__(self, *error):
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        for bar in list(getattr(tqdm, "_instances", ())):  # so that a message begins on its own line
+            bar.close()
+        self.owned.close()
+
+    def _stop(self, number, frame):
+        if self.stopping:
+            raise KeyboardInterrupt
+        self.stopping = True
+        if self.processes.first:
+            name = signal.Signals(number).name
+            tqdm.write(f"{name}: finishing this step, then saving (again to stop at once)", file=sys.stderr)
+
+    def should_stop(self):
+        """Whether any process was told to stop."""
+        return bool(self.processes.sum([self.stopping])[0])
+
+    def log(self, step, values):
+        """Append one line to metrics.jsonl. What depends on the clock is under `time/`."""
+        if self.processes.first:
+            values = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in values.items()}
+            seconds = round(time.perf_counter() - self.started, 2)
+            self.append("metrics.jsonl", json.dumps({"step": step, **values, "time/seconds": seconds}) + "\n")
+            for sink in self.sinks:
+                sink(step, values)
+
+    def append(self, name, text):
+        """Add to one of the logs; it is open no longer than that."""
+        if self.processes.first:
+            try:
+                with (self.path / name).open("a", encoding="utf-8") as file:
+                    file.write(text)
+            except OSError as error:
+                raise UserError(
+                    f"cannot write {self.path / name} ({error.strerror}): make room, then go on with --resume"
+                ) from None
+
+    def save(self, step, files):
+        """Write checkpoint step_N, {name: bytes}, and point `latest` at it. Old ones go, but for the best and
+        the last `keep`.
+        """
+        if not self.processes.first:
+            return
+        path = self.path / f"step_{step:07d}"
+        write_folder(path, {**files, "record.json": as_json({"lengths": self._lengths()})})
+        link(path, "latest")
+        self._prune()
+
+    def rate(self, step, score):
+        """Note that checkpoint step_N was evaluated, with this score, and point `best` at the one with the
+        highest.
+        """
+        if not self.processes.first:
+            return
+        content = as_json({"score": score, "lengths": self._lengths()})
+        write_atomic(self.path / f"step_{step:07d}" / "score.json", content)
+        rated = [path for path in step_folders(self.path) if (path / "score.json").exists()]
+        link(max(rated, key=lambda path: (read_json(path / "score.json")["score"], path.name)), "best")
+        self._prune()
+
+    def _lengths(self):
+        """How long the logs are, with what they hold on disk."""
+        lengths = {}
+        for name in self.LOGS:
+            with (self.path / name).open("a") as file:
+                os.fsync(file.fileno())
+                lengths[name] = file.tell()
+        return lengths
+
+    def _prune(self):
+        folders = step_folders(self.path)
+        kept = {*folders[-self.o.keep :]}  # among which may be damaged ones, later than `latest`
+        kept |= {(self.path / name).resolve() for name in ("best", "latest")}
+        kept |= {path for path in folders if path.name == "step_0000000" and self.keep_first}
+        for path in folders:
+            if path not in kept and path.resolve() not in kept:
+                shutil.rmtree(path)
+
+
+def link(path, name):
+    """Make the link `name` beside path point at it, in one atomic step."""
+    temporary = path.parent / f".{name}.tmp"
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(path.name)
+    os.replace(temporary, path.parent / name)
+    sync_folder(path.parent)
+
+
+class Guard:
+    """Counts updates whose loss or gradient is not finite: they are skipped, and too many in a row end the
+    run.
+    """
+
+    def __init__(self, most, skipped=0, in_a_row=0):
+        self.most, self.skipped, self.in_a_row = most, skipped, in_a_row
+
+    def passes(self, step, *numbers):
+        """Whether to take this update. Raises UserError at the last of `most` bad ones in a row."""
+        if all(map(math.isfinite, numbers)):
+            self.in_a_row = 0
+            return True
+        self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
+        if self.in_a_row >= self.most:
+            raise UserError(
+                f"loss or gradient not finite {self.most} times in a row, last at step {step}: lower the "
+                "learning rate or look at the data; the run's last checkpoint is good"
+            )
+        return False
+
+    def state(self):
+        return {"skipped": self.skipped, "in_a_row": self.in_a_row}
+
+
+def make_sinks(o, path):
+    """Where else metrics go: TensorBoard and Weights & Biases, if asked for → functions of (step, values)."""
+    out = []
+    if o.tensorboard:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise UserError("--tensorboard needs the package tensorboard: pip install tensorboard") from None
+        writer = SummaryWriter(str(path / "tensorboard"))
+
+        def to_board(step, values):
+            for name, value in values.items():
+                writer.add_scalar(name, value, step)
+            writer.flush()
+
+        out.append(to_board)
+    if o.wandb:
+        try:
+            import wandb
+        except ImportError:
+            raise UserError("--wandb needs the package wandb: pip install wandb") from None
+        path.mkdir(parents=True, exist_ok=True)
+        wandb.init(project="reasoning-lab", name=path.name, dir=str(path), config=dataclasses.asdict(o))
+        out.append(lambda step, values: wandb.log(values, step=step))
+    return out

@@ -1,0 +1,135 @@
+"""What one looks at: figures of an evaluation, and one HTML page of judged solutions that opens offline."""
+
+import io
+from base64 import b64encode
+from html import escape
+
+from lab.options import write_atomic
+
+from verify import explain, verify
+
+PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Evaluation</title>
+<style>body{{font:15px/1.5 system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em}}
+table{{border-collapse:collapse}}th{{cursor:pointer}}img{{max-width:100%}}
+td,th{{padding:.2em .7em;border-bottom:1px solid #ccc;text-align:left;vertical-align:top}}
+pre{{white-space:pre-wrap;margin:0;font-size:13px}}
+.good{{color:#17702a}}.bad{{color:#b3261e}}.extra{{color:#777}}</style>
+<h1>Evaluation</h1><p>{caption}</p>{table}<p>{figure}</p><h2>Solutions, judged step by step</h2>
+<p>The first try at some problems of each number of operations. Show
+<select id="which"><option value="">all</option>{options}</select>; click a heading to sort.</p>
+<table id="solutions"><thead><tr><th>checkpoint<th>op<th>verdict<th>process<th>problem and solution</thead>
+<tbody>{rows}</tbody></table>
+<script>
+const body = document.querySelector("#solutions tbody"), rows = [...body.rows];
+const text = (row, i) => row.cells[i].textContent;
+document.querySelectorAll("#solutions th").forEach((th, i) => {{
+  let up = 1;
+  th.onclick = () => {{
+    rows.sort((a, b) => up * text(a, i).localeCompare(text(b, i), "en", {{numeric: true}}));
+    up = -up;
+    body.append(...rows);
+  }};
+}});
+document.querySelector("#which").onchange = e =>
+  rows.forEach(r => r.hidden = e.target.value && text(r, 2) != e.target.value);
+</script></html>"""
+
+
+def write_report(path, caption, header, table, png, tries):
+    """One HTML page that needs nothing but itself. tries: (checkpoint, problem, text) of each solution to
+    show.
+    """
+    rows, kinds = [], set()
+    for name, problem, text in tries:
+        verdict = verify(text, problem)
+        kinds.add(verdict.kind)
+        lines = explain(text, problem).splitlines()
+        judged = "".join(f'<div class="{_class(line)}">{escape(line)}</div>' for line in lines)
+        told = f"{escape(problem.problem)}\n<b>{escape(problem.question)}</b>\n\n{escape(text.strip())}"
+        cells = (
+            escape(name),
+            problem.op,
+            verdict.kind,
+            f"{verdict.process:.2f}",
+            f"<pre>{told}</pre>{judged}",
+        )
+        rows.append("<tr>" + "".join(f"<td>{cell}" for cell in cells))
+    head = "".join(f"<th>{escape(cell)}" for cell in header)
+    cells = "".join("<tr>" + "".join(f"<td>{escape(cell)}" for cell in row) for row in table)
+    image = ""
+    if png:
+        content = b64encode(png).decode()
+        image = f'<img alt="pass@1 by operations, pass@k by k" src="data:image/png;base64,{content}">'
+    options = "".join(f"<option>{kind}</option>" for kind in sorted(kinds))
+    parts = dict(table=f"<table><tr>{head}{cells}</table>", figure=image, options=options, rows="".join(rows))
+    write_atomic(path, PAGE.format(caption=escape(caption), **parts))
+    print(f"report: {path}")
+
+
+def _class(line):
+    return {"✓": "good", "✗": "bad", "·": "extra"}.get(line[0], "")
+
+
+def pyplot():
+    """matplotlib's pyplot without a display, or None (and a line that says so) where it is not installed."""
+    try:
+        import matplotlib
+    except ImportError:
+        print("no figure: matplotlib is not installed (pip install '.[figures]')")
+        return None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def draw_by_op(axes, stats, label, **style):
+    """pass@1 by operations with its interval. stats: {op: {mean, low, high}}."""
+    ops = sorted(stats)
+    (line,) = axes.plot(ops, [stats[op]["mean"] for op in ops], "o-", label=label, **style)
+    low, high = ([stats[op][bound] for op in ops] for bound in ("low", "high"))
+    axes.fill_between(ops, low, high, color=line.get_color(), alpha=0.25, lw=0)
+
+
+def correct_by_op(result):
+    return {int(op): stats["correct@1"] for op, stats in result["op"].items()}
+
+
+def draw_results(results, bands, ks, path):
+    """Left: pass@1 by operations, with intervals, the bands shaded. Right: pass@k by k for each band. Returns
+    the PNG's bytes, or None.
+    """
+    plt = pyplot()
+    if plt is None:
+        return None
+    fig, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    colours = dict(zip(results, plt.rcParams["axes.prop_cycle"].by_key()["color"]))
+    for (name, ops), shade in zip(bands.items(), ("0.93", "0.86", "0.79", "0.72")):
+        left.axvspan(min(ops) - 0.5, max(ops) + 0.5, color=shade, lw=0)
+        left.text(sum(ops) / len(ops), 1.03, name, ha="center")
+    for name, result in results.items():
+        draw_by_op(left, correct_by_op(result), name, color=colours[name])
+        for band, style in zip(bands, ("-", "--", ":", "-.")):
+            means = [result["band"][band][f"correct@{k}"]["mean"] for k in ks]
+            right.plot(ks, means, style, marker=".", color=colours[name], label=f"{name}, {band}")
+    left.set(xlabel="operations", ylabel="pass@1 (every step correct)", ylim=(0, 1.1))
+    right.set(
+        xlabel="k",
+        ylabel="pass@k (every step correct)",
+        ylim=(0, 1.1),
+        xscale="log",
+        xticks=ks,
+        xticklabels=ks,
+    )
+    left.legend(loc="lower left")
+    right.minorticks_off()
+    right.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    return save_figure(fig, path)
+
+
+def save_figure(fig, path):
+    buffer = io.BytesIO()
+    fig.savefig(buffer, dpi=120)
+    write_atomic(path, buffer.getvalue())
+    print(f"figure: {path}")
+    return buffer.getvalue()

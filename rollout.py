@@ -1,0 +1,245 @@
+"""Sample solutions and judge them: what RL learns from, what an evaluation counts, and a talk with a
+checkpoint.
+
+python rollout.py --ckpt out/demo/grpo/latest --op 5
+echo "The otters in Fernhollow number 3. … What is …?" | python rollout.py --ckpt out/demo/grpo/latest
+"""
+
+import random
+import sys
+from dataclasses import dataclass
+
+from lab.device import DeviceOptions, run_torch_script, setup
+from lab.options import UserError, colour, opt, parse_options, printable, stream_key
+
+import torch
+
+from checkpoint import load_checkpoint
+from data import IGNORE, Document, get, pack, prompt_text, to_document
+from datagen import Mixture
+from sampler import generate
+from verify import Verdict, explain, verify
+from verify import reward as verify_reward
+
+
+class Problems:
+    """The problems of each step: a pure function of (seed, step), or drawn from the pool of edge problems
+    that `refresh` found.
+    """
+
+    def __init__(self, o, mixture, records, pool=None, candidates=0):
+        """pool: numbers of the pool's problems; candidates: how many were looked at for it so far."""
+        self.o, self.mixture, self.records, self.pool, self.candidates = o, mixture, records, pool, candidates
+
+    def of_step(self, step, mine):
+        """Those of the step's `prompts` problems whose numbers are in `mine`."""
+        if self.pool is None:
+            return [self._problem("step", step * self.o.prompts + i) for i in mine]
+        rand = random.Random(stream_key(self.o.seed, "pool", step))
+        chosen = [self.pool[rand.randrange(len(self.pool))] for _ in range(self.o.prompts)]
+        return [self._problem("candidate", chosen[i]) for i in mine]
+
+    def _problem(self, purpose, number):
+        if self.records:
+            return self.records[number % len(self.records)]
+        return self.mixture.problem(stream_key(self.o.seed, purpose), number, "rl")
+
+    def refresh(self, pass_rates):
+        """Find `select_pool` problems with 0 < pass rate <= bound: failed at one try, solved at some. Returns
+        the yield.
+
+        pass_rates: problems → list of rates. Raises UserError if 40 pools of candidates do not yield one edge
+        problem each.
+        """
+        o, pool, tried = self.o, [], 0
+        while len(pool) < o.select_pool:
+            numbers = range(self.candidates, self.candidates + o.select_pool)
+            self.candidates += len(numbers)
+            tried += len(numbers)
+            rates = pass_rates([self._problem("candidate", number) for number in numbers])
+            pool += [number for number, rate in zip(numbers, rates) if 0 < rate <= o.select_bound]
+            if tried >= 40 * o.select_pool and len(pool) < tried // 40:
+                raise UserError(
+                    f"--select edge found {len(pool)} problems with 0 < pass rate <= {o.select_bound} among "
+                    f"{tried}; choose easier problems (--mixture) or more samples (--select-samples)"
+                )
+        self.pool = pool[: o.select_pool]
+        return len(pool) / tried
+
+
+@dataclass(slots=True)
+class Rollout:
+    """One sampled solution, judged."""
+
+    problem: object  # a Problem or a record
+    prompt_ids: list
+    completion_ids: list  # the stop token included
+    old_logp: list  # log-probability of each of them when it was sampled
+    finished: bool  # whether the stop token came before the limit
+    text: str
+    verdict: Verdict
+    reward: float = 0.0
+    advantage: float = 0.0
+
+
+def roll_out(
+    model, tokenizer, problems, group_size, stream, numbers=None, *, reward="strict", alpha=0.2, **sampling
+):
+    """Sample group_size solutions of each problem, judge and reward them → Rollouts, problem-major.
+
+    A sample depends on `stream`, which names what it is for, on its problem's number (numbers; None: its
+    index) and on its place in the group. reward, alpha: as of verify.reward; sampling: as of
+    sampler.generate.
+    """
+    prompts = [tokenizer.encode(prompt_text(problem)) for problem in problems]
+    sampling.update(
+        group_size=group_size, stop_id=tokenizer.eos_id, seed=stream_key(*stream), indices=numbers
+    )
+    samples = generate(model, prompts, **sampling)
+    rollouts = []
+    for i, ids in enumerate(samples.ids):
+        problem, text = problems[i // group_size], tokenizer.decode(ids)
+        verdict = verify(text, problem)
+        old_logp, finished, paid = (
+            samples.logprobs[i],
+            samples.finished[i],
+            verify_reward(verdict, reward, alpha),
+        )
+        rollouts.append(
+            Rollout(problem, prompts[i // group_size], ids, old_logp, finished, text, verdict, paid)
+        )
+    return rollouts
+
+
+def check_room(model, tokenizer, problems, max_new_tokens):
+    """Raise UserError unless the longest prompt of these problems and so many new tokens fit the model's
+    context.
+    """
+    context = model.config.max_position_embeddings
+    longest = max(len(tokenizer.encode(prompt_text(problem))) for problem in problems)
+    if longest + max_new_tokens > context:
+        have = f"--max-new-tokens {max_new_tokens} and a prompt of {longest} exceed the context of {context}"
+        raise UserError(f"{have}: at most {context - longest} fit")
+
+
+def pack_rollouts(rollouts, row_tokens, pad_id):
+    """Rollouts → Batch whose targets are the completions, with `old_logp` and `advantage` beside them."""
+    documents = []
+    for rollout in rollouts:
+        before, n = len(rollout.prompt_ids), len(rollout.completion_ids)
+        values = {
+            "old_logp": [0.0] * before + rollout.old_logp,
+            "advantage": [0.0] * before + [rollout.advantage] * n,
+        }
+        ids, trained = rollout.prompt_ids + rollout.completion_ids, [False] * before + [True] * n
+        documents.append(Document(ids, trained, values))
+    longest = max((len(document.ids) for document in documents), default=0)
+    return pack(documents, max(row_tokens, longest), pad_id)
+
+
+def token_logps(model, micro, temperature):
+    """log p of each target under the model at this temperature → (B, T), 0 where there is no target; and the
+    entropy's sum there.
+    """
+    mask = micro.targets != IGNORE
+    logits = model.logits(micro.tokens, micro.doc_start, mask).float()  # (N, V)
+    logp = torch.log_softmax(logits / temperature, -1)
+    chosen = logp.gather(-1, micro.targets[mask][:, None])[:, 0]
+    entropy = -(logp.detach().exp() * logp.detach()).sum()
+    return torch.zeros_like(micro.targets, dtype=chosen.dtype).masked_scatter(mask, chosen), entropy
+
+
+@torch.no_grad()
+def held_out_nll(model, tokenizer, problems, row_tokens=2048, rows=4):
+    """Mean negative log-likelihood, nats per token of the solution, by number of operations: {2: 0.31, …}."""
+    device, nll = next(model.parameters()).device, {}
+    for op in sorted({problem.op for problem in problems}):
+        documents = [
+            to_document(problem, tokenizer, solution_only=True) for problem in problems if problem.op == op
+        ]
+        longest = max(len(document.ids) for document in documents)
+        batch, total = pack(documents, max(row_tokens, longest), tokenizer.pad_id), 0.0
+        for micro in batch.micro_batches(rows, device):
+            mean = model(micro.tokens, micro.doc_start, micro.targets, loss_only=True)[1]
+            total += float(mean) * micro.trained
+        nll[op] = total / batch.trained
+    return nll
+
+
+def evaluate_held_out(model, tokenizer, problems, max_new_tokens):
+    """NLL and greedy solutions of held-out problems → ({name: value} for the log, text for samples.txt)."""
+    longest = max(len(tokenizer.encode(prompt_text(problem))) for problem in problems)
+    most = min(max_new_tokens, model.config.max_position_embeddings - longest)
+    greedy = dict(temperature=0, max_new_tokens=most)
+    rollouts = roll_out(model, tokenizer, problems, 1, ("held out",), **greedy)
+    correct, shown = {}, []
+    for rollout in rollouts:
+        op = rollout.problem.op
+        if op not in correct:
+            shown.append(f"--- op {op}\n{described(rollout)}\n\n")
+        correct.setdefault(op, []).append(rollout.verdict.correct)
+    correct = {op: sum(c) / len(c) for op, c in correct.items()}
+    values = {f"eval/nll_op{op}": value for op, value in held_out_nll(model, tokenizer, problems).items()}
+    values |= {f"eval/correct_op{op}": value for op, value in correct.items()}
+    values["eval/pass@1"] = sum(correct.values()) / len(correct)
+    return values, "".join(shown)
+
+
+def described(rollout):
+    """A rollout to read: problem, solution, and the judge's account of it."""
+    problem, text = rollout.problem, rollout.text
+    return f"{get(problem, 'problem')}\n{get(problem, 'question')}\n{text.strip()}\n{explain(text, problem)}"
+
+
+# ------------------------------------------------------------------------------------------------------------
+# A talk with a checkpoint
+
+
+@dataclass(frozen=True)
+class Options(DeviceOptions):
+    ckpt: str | None = opt(None, "checkpoint folder", group="talk")
+    op: int = opt(
+        0, "operations of a problem of the world it was trained in (0: read problems from stdin, one a line)"
+    )
+    n: int = opt(1, "tries", within="[1, inf)")
+    temperature: float = opt(1.0, "of sampling (0: greedy)", within="[0, 100]")
+    top_p: float = opt(1.0, "of sampling", within="(0, 1]")
+    max_new_tokens: int = opt(256, "longest completion, in tokens", within="[1, inf)")
+
+
+def main(argv=None):
+    o = parse_options(Options, argv, description=__doc__)
+    if o.ckpt is None:
+        raise UserError("no checkpoint: python rollout.py --ckpt out/demo/grpo/latest --op 5")
+    checkpoint = load_checkpoint(o.ckpt, setup(o), o.dtype, o.attention)
+    sampling = dict(max_new_tokens=o.max_new_tokens, temperature=o.temperature, top_p=o.top_p)
+    if o.op:
+        problems = [Mixture.parse(checkpoint.options["mixture"]).problem(o.seed, 0, "dev", op=o.op)]
+        print(f"{problems[0].problem}\n{problems[0].question}")
+    elif sys.stdin.isatty():
+        print("a problem and its question, on one line:")
+    for problem in problems if o.op else typed_problems():
+        talk(checkpoint, problem, o, sampling)
+
+
+def typed_problems():
+    """The lines of stdin, as records whose gold graph nobody knows."""
+    for line in filter(str.strip, sys.stdin):
+        yield {"problem": line, "question": ""}
+
+
+def talk(checkpoint, problem, o, sampling):
+    """Print tries at a problem, judged; without a gold graph a step's ✓ says only that its equations are
+    true.
+    """
+    prompt = checkpoint.tokenizer.encode(prompt_text(problem))
+    sampling = dict(sampling, group_size=o.n, seed=o.seed, stop_id=checkpoint.tokenizer.eos_id)
+    samples = generate(checkpoint.model, [prompt], **sampling)
+    for ids, logprobs in zip(samples.ids, samples.logprobs):
+        text = checkpoint.tokenizer.decode(ids)
+        print(f"\n{printable(text.strip())}   (log-probability {sum(logprobs):.2f})")
+        print(explain(text, None if isinstance(problem, dict) else problem, colour()))
+
+
+if __name__ == "__main__":
+    run_torch_script(main)

@@ -1,0 +1,147 @@
+"""The benches of runs and training: the comparison of runs, the tracer of a GRPO step, the stopwatches."""
+
+import json
+import sys
+
+from lab.options import UserError
+
+import pytest
+
+from bench import data_speed, grpo_speed, plot_runs, step_trace, train_speed
+
+
+def write_evaluation(folder):
+    folder.mkdir()
+    stats = {str(op): {"correct@1": {"mean": 1 / op, "low": 0.1, "high": 0.9}} for op in (2, 3)}
+    content = {"options": {}, "results": {"base": {"op": stats}, "grpo": {"op": stats}}}
+    (folder / "results.json").write_text(json.dumps(content))
+
+
+def write_run(folder, *lines):
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_plot_runs_draws_what_each_folder_holds(tmp_path, capsys):
+    write_evaluation(tmp_path / "eval")
+    write_run(
+        tmp_path / "base",
+        {"step": 0, "eval/nll_op2": 6.0},
+        {"step": 9, "eval/nll_op2": 0.5, "eval/nll_op3": 0.7},
+    )
+    write_run(tmp_path / "rl", {"step": 1, "rollout/reward": 0.1}, {"step": 2, "rollout/reward": 0.2})
+    (tmp_path / "note.txt").write_text("a file of out/demo/*")
+    evaluations, rewards, nll = plot_runs.read_folders(tmp_path.iterdir())
+    assert evaluations.keys() == {"eval/base", "eval/grpo"}
+    assert evaluations["eval/base"][2] == {"mean": 0.5, "low": 0.1, "high": 0.9}
+    assert rewards == {"rl": [(1, 0.1), (2, 0.2)]}
+    assert nll == {"base": {2: 0.5, 3: 0.7}}  # of the last evaluation
+    folders = [str(tmp_path / name) for name in ("eval", "base", "rl")]
+    plot_runs.main([*folders, "--out", str(tmp_path / "figures" / "runs.png")])
+    assert (tmp_path / "figures" / "runs.png").stat().st_size > 5000
+    assert "runs.png" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name, content", [
+    ("results.json", '{"results": []}'),
+    ("results.json", "[]"),
+    ("results.json", '{"results": {"a": {"op": {"2": {"correct@1": {"mean": 1.0}}}}}}'),
+    ("results.json", '{"results": {"a": {"op": {"two": {"correct@1": {"mean": 1, "low": 1, "high": 1}}}}}}'),
+    ("results.json", "{"),
+    ("metrics.jsonl", '{"rollout/reward": 0.5}\n'),
+    ("metrics.jsonl", '{"step": 1, "eval/nll_opx": 0.5}\n'),
+    ("metrics.jsonl", '{"step": 1, "eval/nll_op2": null}\n'),
+    ("metrics.jsonl", "half a li"),
+    ("other", ""),
+])  # fmt: skip
+def test_plot_runs_refuses_other_folders_in_one_line(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError) as error:
+        plot_runs.main([str(tmp_path), "--out", str(tmp_path / "x.png")])
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_plot_runs_without_a_folder_is_an_error():
+    with pytest.raises(UserError, match="no folder"):
+        plot_runs.main([])
+
+
+def test_the_tracer_counts_what_a_reader_meets(monkeypatch, tmp_path):
+    """Functions of the file itself and those it calls in others; not what those call, nor comprehensions."""
+    (tmp_path / "reader.py").write_text(
+        "import outside, other\n"
+        "def step():\n    return [own(x) for x in (1, 2)] + outside.through(other.called, 3)\n"
+        "def own(x):\n    return max([x], key=lambda x: x)\n"
+        "def idle():\n    pass\n"
+    )
+    (tmp_path / "other.py").write_text(
+        "def called(x):\n    return [deeper(x)]\ndef deeper(x):\n    return x\n"
+    )
+    elsewhere = tmp_path / "library"
+    elsewhere.mkdir()
+    (elsewhere / "outside.py").write_text("def through(function, x):\n    return function(x)\n")
+    monkeypatch.setattr(step_trace, "ROOT", tmp_path)
+    monkeypatch.syspath_prepend(elsewhere)
+    monkeypatch.syspath_prepend(tmp_path)
+    import reader
+
+    entries = step_trace.trace(reader.step, "reader.py")
+    for name in ("reader", "other", "outside"):
+        sys.modules.pop(name)
+    found = [(entry.file, entry.name.rpartition(".")[2]) for entry in entries]
+    assert found == [
+        ("reader.py", "step"),
+        ("reader.py", "own"),
+        ("reader.py", "<lambda>"),
+        ("other.py", "called"),
+    ]
+    assert entries[0].line == 2
+
+
+def test_a_grpo_step_is_short_to_read(tmp_path):
+    entries = step_trace.trace(step_trace.small_run(tmp_path).take_step)
+    assert entries[0].name.endswith("take_step")
+    assert len(entries) <= step_trace.MOST_FUNCTIONS
+    assert len({entry.file for entry in entries}) <= step_trace.MOST_FILES
+
+
+def test_step_trace_prints_and_writes_the_functions(tmp_path, capsys):
+    step_trace.main(["--json", str(tmp_path / "trace.json")])
+    entries = json.loads((tmp_path / "trace.json").read_text())
+    assert {"take_step", "learn", "grpo_loss", "roll_out"} <= {
+        entry["name"].rpartition(".")[2] for entry in entries
+    }
+    out = capsys.readouterr().out
+    assert f"{len(entries)} functions in" in out and all(entry["name"] in out for entry in entries)
+
+
+def test_grpo_speed_takes_the_trainers_steps_apart(tmp_path, monkeypatch, capsys):
+    import rollout
+
+    for name in ("generate", "verify"):  # which the bench puts clocks around
+        monkeypatch.setattr(rollout, name, getattr(rollout, name))
+    start = step_trace.small_run(tmp_path).o.init_from
+    small = ["--prompts", "2", "--max-new-tokens", "8", "--rounds", "2", "--threads", "1"]
+    grpo_speed.main(["--ckpt", start, *small, "--json", str(tmp_path / "speed.json")])
+    out = json.loads((tmp_path / "speed.json").read_text())
+    parts = {name: s for name, s in out["seconds"].items() if name != "all"}
+    assert parts.keys() == {"sampling", "judging", "update", "host (the rest)"}
+    assert sum(parts.values()) == pytest.approx(out["seconds"]["all"]) and min(parts.values()) > 0
+    assert out["gap_max"] < 1e-4 and "2 prompts x 8 samples" in capsys.readouterr().out
+    with pytest.raises(UserError, match="no checkpoint"):
+        grpo_speed.main([])
+
+
+def test_data_speed_and_train_speed_run(tmp_path, monkeypatch):
+    data_speed.main(
+        ["--workers", "0", "--batches", "1", "--documents", "20", "--json", str(tmp_path / "d.json")]
+    )
+    assert 0 <= json.loads((tmp_path / "d.json").read_text())["padding"] < 0.2
+    small = dict(hidden_size=16, intermediate_size=16, layers=1, heads=2, kv_heads=1, row_tokens=256)
+    monkeypatch.setitem(train_speed.PRESETS, "tiny", {**train_speed.PRESETS["tiny"], **small})
+    monkeypatch.setattr(train_speed, "matmul_rate", lambda *arguments: 1e9)
+    train_speed.main(["--rounds", "1", "--steps", "1", "--threads", "1", "--json", str(tmp_path / "t.json")])
+    rows = json.loads((tmp_path / "t.json").read_text())["rows"]
+    assert [row["name"] for row in rows][:2] == ["ours, bfloat16", "ours, float32"]
+    assert rows[-1]["name"] == "ours, as the preset trains, float32"

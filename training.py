@@ -1,0 +1,178 @@
+"""What pre-training and RL share: the options, the loop around a step, and the end of an update.
+
+A loop is: save → evaluate → stop → take a step. The save comes first, so that nothing that fails later can
+lose it.
+"""
+
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+
+from lab.cost import describe_cost
+from lab.device import Processes, setup
+from lab.options import FINISHED, STOPPED, UserError, opt
+from lab.runs import Guard, Run, RunOptions, parse_run_options
+
+import torch
+from tqdm import tqdm
+
+from checkpoint import checkpoint_files, load_checkpoint, weights_hash
+from data import read_records, to_document
+from datagen import Mixture, held_out
+from rollout import evaluate_held_out
+
+
+@dataclass(frozen=True)
+class TrainingOptions(RunOptions):
+    init_from: str | None = opt(None, "checkpoint folder to start from", group="training")
+    mixture: str = opt("op 2-10", "problems to train on: see datagen.Mixture")
+    data: str | None = opt(None, "train on the records of this JSONL file instead")
+    row_tokens: int = opt(2048, "tokens of a row, T; several documents share one", within="[64, inf)")
+    micro_batch_size: int = opt(4, "rows of a micro-batch, for memory", within="[1, inf)", free=True)
+    compile: bool = opt(False, "have torch.compile fuse the layers (on a CUDA GPU)", free=True)
+    lr: float = opt(2e-4, "learning rate of AdamW", within="(0, 1]")
+    weight_decay: float = opt(0.1, "of AdamW, on matrices", within="[0, 1]")
+    beta2: float = opt(0.95, "of AdamW", within="[0, 1)")
+    max_grad_norm: float = opt(1.0, "largest gradient norm", within="(0, inf)")
+    max_bad_steps: int = opt(10, "updates in a row that may be skipped as not finite", within="[1, inf)")
+    eval_every: int = opt(500, "steps between checkpoints; each is evaluated on split dev", within="[1, inf)")
+    eval_problems: int = opt(32, "problems of each op in that evaluation", within="[1, inf)")
+    max_new_tokens: int = opt(512, "longest solution that is sampled, in tokens", within="[1, inf)")
+    keep: int = opt(2, "checkpoints to keep, besides the best", within="[1, inf)", free=True)
+    log_every: int = opt(1, "steps between lines of metrics.jsonl", within="[1, inf)", free=True)
+    tensorboard: bool = opt(False, "write metrics for TensorBoard too", free=True)
+    wandb: bool = opt(False, "send metrics to Weights & Biases too", free=True)
+    dry_run: bool = opt(False, "print parameters, FLOPs, memory and time, and stop", free=True)
+
+    @property
+    def writes(self):
+        return not self.dry_run
+
+
+class Training:
+    """One run: model, tokenizer, optimizers, and how far it is. What can be wrong with the options is found
+    here.
+
+    A subclass makes model, tokenizer, optimizers and steps, calls `begin`, and has take_step() → values to
+    log, state() → what else a checkpoint must hold, score(values) → how good an evaluation is.
+    """
+
+    keep_first = False  # whether the checkpoint of step 0 is kept
+
+    def __init__(self, o, device, processes, folder=None):
+        """folder: the checkpoint of this run to go on from, or None."""
+        self.o, self.device, self.processes = o, device, processes
+        if o.compile and device.type != "cuda":  # a CPU's documents would be compiled anew each step
+            raise UserError(f"--compile is for a CUDA GPU, and the device is {device.type}: leave it out")
+        self.mixture = Mixture.parse(o.mixture)
+        self.records = tuple(read_records(o.data)) if o.data else ()
+        self.held_out = held_out(self.mixture, self.mixture.ops, o.eval_problems, o.seed, "dev")
+        start = o.init_from if folder is None else folder
+        self.start = None if start is None else self.load(start)
+        self.saved = self.start.state if folder else None  # what this run knew when it was stopped
+
+    def load(self, folder):
+        return load_checkpoint(folder, self.device, self.o.dtype, self.o.attention)
+
+    def begin(self):
+        """Compile, and take up what a run that is resumed had reached. Raises UserError if the model cannot
+        hold the problems.
+        """
+        context = self.model.config.max_position_embeddings
+        if self.longest > context:
+            have = f"a problem and its solution have {self.longest} tokens, the model a context of {context}"
+            raise UserError(f"{have}: raise --context, or choose shorter problems")
+        self.step, self.guard = 0, Guard(self.o.max_bad_steps)
+        if self.o.compile:
+            self.model.compile_layers()
+        if self.saved is not None:
+            self.start.load_optimizers(self.optimizers)
+            self.step, self.guard = self.saved["step"], Guard(self.o.max_bad_steps, **self.saved["guard"])
+
+    @property
+    def longest(self):
+        """Tokens of the longest held-out problem with its solution."""
+        return max(len(to_document(problem, self.tokenizer).ids) for problem in self.held_out)
+
+    def train(self, run):
+        """The loop. Returns whether it reached the end."""
+        o, saved, first = self.o, self.step if self.saved else None, self.processes.first
+        bar = tqdm(total=self.steps, initial=self.step, desc=run.path.name, unit="step", disable=not first)
+        while True:
+            stopping = run.should_stop()
+            due = self.step % o.eval_every == 0 or self.step == self.steps
+            if (due or stopping) and self.step != saved:
+                self.save(run)
+            if due and not stopping and first and not (run.rated and self.step == saved):
+                self.evaluate(run)
+            if stopping or self.step == self.steps:
+                break
+            values, shown = self.take_step()
+            self.step += 1
+            bar.update()
+            bar.set_postfix(shown, refresh=False)
+            if self.step % o.log_every == 0:
+                run.log(self.step, values)
+        bar.close()
+        return self.step == self.steps
+
+    def save(self, run):
+        state = {"step": self.step, "guard": self.guard.state(), **self.state()}
+        if self.processes.first:
+            run.save(self.step, checkpoint_files(self.model, self.tokenizer, self.o, state, self.optimizers))
+
+    def evaluate(self, run):
+        """NLL and greedy solutions of the problems of split dev, which choose the best checkpoint."""
+        values, text = evaluate_held_out(self.model, self.tokenizer, self.held_out, self.o.max_new_tokens)
+        run.log(self.step, values)
+        run.append("samples.txt", f"=== step {self.step}\n{text}")
+        by_op = [f"op {op} {values[f'eval/nll_op{op}']:.3f}" for op in self.mixture.ops]
+        by_op = [
+            f"{words} ({values[f'eval/correct_op{op}']:.2f})" for words, op in zip(by_op, self.mixture.ops)
+        ]
+        tqdm.write(f"step {self.step}: held-out NLL (greedy correct) {', '.join(by_op)}")
+        run.rate(self.step, self.score(values))
+
+    def update(self, loss):
+        """The end of an update: sum the gradients over the processes, clip, step unless something is not
+        finite.
+
+        loss: this process's part, a number or tensor. Returns the whole loss and the gradient's norm.
+        """
+        self.processes.sum_gradients(self.model)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.o.max_grad_norm))
+        loss = self.processes.sum([float(loss)])[0]
+        taken = self.guard.passes(self.step, loss, norm)
+        for optimizer in self.optimizers:
+            if taken:
+                optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return loss, norm
+
+
+def run_training(training, options, presets, description, argv=None):
+    """The main of a training script. training: a subclass of Training; options: its TrainingOptions. Returns
+    the exit code.
+    """
+    o = parse_run_options(options, argv, presets, description)
+    device = setup(o)
+    processes = Processes(device)
+    if o.dry_run:
+        it = training(o, device, processes)
+        return describe_cost(it.model, it.steps, row_tokens=o.row_tokens, **it.work())
+    run = Run(o, processes, weights_hash(o.init_from))
+    it = training(o, device, processes, run.checkpoint)
+    run.keep_first = it.keep_first
+    if processes.first:
+        size, backend = it.model.num_parameters(), it.model.backend.name
+        print(f"{size:,} parameters, {it.tokenizer.vocab_size} tokens, {it.steps} steps, attention {backend}")
+        if it.model.backend_note:
+            print(it.model.backend_note)
+    with run:
+        finished = it.train(run)
+    processes.close()
+    if not finished and processes.first:
+        print(
+            f"stopped; continue with: python {Path(inspect.getfile(training)).name} --resume --out {run.path}"
+        )
+    return FINISHED if finished else STOPPED
