@@ -19,7 +19,6 @@ library only, and nothing of datagen.py: the judge knows the generator's records
 
 import math
 import re
-import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -551,8 +550,8 @@ class Options(CheckedOptions):
 
 def main(argv=None):
     o = parse_options(Options, argv, description="Judge the solutions of a JSONL file.", positional="records")
-    if o.records is None or sys.stdout is None:
-        raise UserError("nothing to read or nowhere to write: python verify.py records.jsonl")
+    if o.records is None:
+        raise UserError("no records to judge: python verify.py records.jsonl")
     total, rates, counts, shown = 0, Counter(), {"nodes": Counter(), "errors": Counter()}, None
     for number, record in read_jsonl(o.records):
         text = record.get(o.solution_key)

@@ -28,6 +28,8 @@ def run_script(main):
     exit code 2.
     """
     try:
+        if sys.stdout is None:
+            raise UserError("stdout is closed: there is nowhere to write to")
         code = main()
         sys.stdout.flush()
     except UserError as error:

@@ -4,7 +4,10 @@ import dataclasses
 import json
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from lab.cost import describe_cost, kept_for_backward, matmul_rate
 from lab.device import DeviceOptions, Processes, compute_dtype, setup
@@ -42,6 +45,7 @@ import train_pretrain
 from attention import choose
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).parent.parent
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -423,3 +427,10 @@ def test_cost_in_words(capsys, monkeypatch):
     lines = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines() if line[0] != " ")
     assert lines["parameters"].startswith(f"{n:,} (") and lines["tokens"] == "5,000 in 10 steps"
     assert float(lines["FLOPs"]) == pytest.approx(3 * 5000 * (2 * n + 2 * 2 * 32 * 50), rel=0.01)
+
+
+def test_a_closed_stdout_is_one_line():
+    """For every script: run_script looks before main() does."""
+    command = ["sh", "-c", '"$@" >&-', "sh", sys.executable, str(ROOT / "datagen.py")]
+    out = subprocess.run(command, stderr=subprocess.PIPE, timeout=60)
+    assert out.returncode == 2 and out.stderr.count(b"\n") == 1 and b"stdout" in out.stderr
