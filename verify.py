@@ -224,7 +224,7 @@ class _Reader:
         *outside, last = self._definitions(text[:end])
         self._closing(last)
         self._refuse(any(RELATION.search(piece) for piece in (*outside, text[end:])), "stray_equation")
-        for sentence in STOP.split(". ".join((*outside, last))):
+        for sentence in (sentence for piece in (*outside, last) for sentence in STOP.split(piece)):
             name, need, parents = sentence.partition("To find ")[2].partition(" we need ")
             if need:
                 self.parsed.plans.append((name.strip(), [parent.strip() for parent in parents.split(",")]))
