@@ -397,7 +397,7 @@ class Mixture:
         op: draw one with this many operations, from the components that have them, or else from any.
         """
         weights = self.weights
-        if op in self.ops:
+        if op is not None and op in self.ops:
             weights = [weight * (choice["op"] == op) for choice, weight in zip(self.choices, weights)]
         (choice,) = random.Random(stream_key(seed, split, index)).choices(self.choices, weights)
         return generate(seed, index, split=split, **{**choice, "op": choice["op"] if op is None else op})
