@@ -111,15 +111,19 @@ def roll_out(
     return rollouts
 
 
-def check_room(model, tokenizer, problems, max_new_tokens):
-    """Raise UserError unless the longest prompt of these problems and so many new tokens fit the model's
-    context.
-    """
-    context = model.config.max_position_embeddings
+def room(model, tokenizer, problems):
+    """How many new tokens fit the model's context after the longest prompt of these problems."""
     longest = max(len(tokenizer.encode(prompt_text(problem))) for problem in problems)
-    if longest + max_new_tokens > context:
-        have = f"--max-new-tokens {max_new_tokens} and a prompt of {longest} exceed the context of {context}"
-        raise UserError(f"{have}: at most {context - longest} fit")
+    return model.config.max_position_embeddings - longest
+
+
+def check_room(model, tokenizer, problems, max_new_tokens):
+    """Raise UserError if so many new tokens do not fit the context after the longest prompt."""
+    context, most = model.config.max_position_embeddings, room(model, tokenizer, problems)
+    if max_new_tokens > most:
+        prompt = f"a prompt of {context - most}"
+        have = f"--max-new-tokens {max_new_tokens} and {prompt} exceed the context of {context}"
+        raise UserError(f"{have}: at most {most} fit")
 
 
 def pack_rollouts(rollouts, row_tokens, pad_id):
@@ -168,8 +172,7 @@ def held_out_nll(model, tokenizer, problems, row_tokens=2048, rows=4):
 
 def evaluate_held_out(model, tokenizer, problems, max_new_tokens):
     """NLL and greedy solutions of held-out problems → ({name: value} for the log, text for samples.txt)."""
-    longest = max(len(tokenizer.encode(prompt_text(problem))) for problem in problems)
-    most = min(max_new_tokens, model.config.max_position_embeddings - longest)
+    most = min(max_new_tokens, room(model, tokenizer, problems))
     greedy = dict(temperature=0, max_new_tokens=most)
     rollouts = roll_out(model, tokenizer, problems, 1, ("held out",), **greedy)
     correct, shown = {}, []
