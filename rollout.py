@@ -100,14 +100,9 @@ def roll_out(
     for i, ids in enumerate(samples.ids):
         problem, text = problems[i // group_size], tokenizer.decode(ids)
         verdict = verify(text, problem)
-        old_logp, finished, paid = (
-            samples.logprobs[i],
-            samples.finished[i],
-            verify_reward(verdict, reward, alpha),
-        )
-        rollouts.append(
-            Rollout(problem, prompts[i // group_size], ids, old_logp, finished, text, verdict, paid)
-        )
+        paid, prompt_ids = verify_reward(verdict, reward, alpha), prompts[i // group_size]
+        old_logp, finished = samples.logprobs[i], samples.finished[i]
+        rollouts.append(Rollout(problem, prompt_ids, ids, old_logp, finished, text, verdict, paid))
     return rollouts
 
 

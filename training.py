@@ -6,6 +6,7 @@ lose it.
 
 import inspect
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from lab.cost import describe_cost
@@ -89,7 +90,7 @@ class Training:
             self.start.load_optimizers(self.optimizers)
             self.step, self.guard = self.saved["step"], Guard(self.o.max_bad_steps, **self.saved["guard"])
 
-    @property
+    @cached_property
     def longest(self):
         """Tokens of the longest held-out problem with its solution."""
         return max(len(to_document(problem, self.tokenizer).ids) for problem in self.held_out)
