@@ -75,10 +75,8 @@ def run_torch_script(main):
             return main()
         except (MemoryError, RuntimeError) as error:  # on a CPU torch's has no type of its own
             if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error):
-                raise UserError(
-                    "out of memory: lower --micro-batch-size (training) or --sample-rows (sampling), which "
-                    "change no result"
-                ) from None
+                lower = "lower --micro-batch-size or --sample-rows, which change no result"
+                raise UserError(f"out of memory: {lower}") from None
             raise
         finally:
             # after an error: left to the interpreter's end, gloo's threads may abort the process
@@ -141,9 +139,7 @@ class Processes:
         """Raise UserError, in every process, unless all of them have the same value."""
         values = self.gather(value)
         if any(other != values[0] for other in values):
-            raise UserError(
-                f"the processes do not see the same {what}: {values}; is --out a folder all of them share?"
-            )
+            raise UserError(f"the processes do not see the same {what}: {values}; do they share --out?")
 
     def close(self):
         if self.size > 1:

@@ -13,6 +13,7 @@ import os
 import re
 import sys
 import typing
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 
@@ -119,8 +120,7 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see python {self.prog} --help)")
 
 
-def _formatter(prog):
-    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=110)
+_formatter = partial(argparse.RawDescriptionHelpFormatter, max_help_position=32, width=110)
 
 
 def parse_options(cls, argv=None, *, description="", presets=None, positional=None, saved=None):
@@ -132,9 +132,8 @@ def parse_options(cls, argv=None, *, description="", presets=None, positional=No
     value} of a run that is resumed; they stand in for the preset's. Raises UserError on an unknown flag, a
     bad value or an unknown preset.
     """
-    parser = _Parser(
-        description=description, usage=f"%(prog)s [options] {positional or ''}", formatter_class=_formatter
-    )
+    usage = f"%(prog)s [options] {positional or ''}"
+    parser = _Parser(description=description, usage=usage, formatter_class=_formatter)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     defaults = {name: field.default for name, field in fields.items()}
     if presets is not None:
@@ -180,10 +179,8 @@ def _add_flag(parser, field, default, positional):
 def read_config(path, fields):
     """Options of a JSON file, checked against the fields of the options → dict. Raises UserError."""
     config = read_json(path)
-    if isinstance(config, dict):
-        config = config.get("options", config)  # the config.json of a run folder will do
-    if not isinstance(config, dict):
-        raise UserError(f"{path}: expected a JSON object of options, found {type(config).__name__}")
+    if isinstance(config.get("options"), dict):
+        config = config["options"]  # the config.json of a run folder will do
     for name, value in config.items():
         if name not in fields:
             raise UserError(f"{path}: unknown option {name!r}")
@@ -199,13 +196,11 @@ def read_config(path, fields):
 
 
 def read_json(path):
-    """The content of a JSON file. Raises UserError if it cannot be read."""
+    """The object in a JSON file → dict. Raises UserError if it cannot be read, or is no object."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON ({error})") from None
+        return parse_object(Path(path).read_text(encoding="utf-8"), path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise unreadable(path, error) from None
 
 
 def read_jsonl(path):
@@ -215,23 +210,26 @@ def read_jsonl(path):
     try:
         with open(path, encoding="utf-8", newline="\n") as file:
             for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                try:
-                    record = json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    raise UserError(
-                        f"{path}, line {number}: not JSON ({error}); mend or delete the line"
-                    ) from None
-                if not isinstance(record, dict):
-                    raise UserError(
-                        f"{path}, line {number}: expected a JSON object, found {type(record).__name__}"
-                    )
-                yield number, record
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+                if line.strip():
+                    yield number, parse_object(line, f"{path}, line {number}")
+    except (OSError, UnicodeDecodeError) as error:
+        raise unreadable(path, error) from None
+
+
+def parse_object(text, where):
+    """JSON text of an object → dict. Raises UserError, which begins with `where`."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not JSON ({error}); mend it or delete it") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def unreadable(path, error):
+    why = error.strerror if isinstance(error, OSError) else f"not UTF-8 ({error})"
+    return UserError(f"cannot read {path}: {why}")
 
 
 def write_atomic(path, content):
@@ -248,9 +246,8 @@ def printable(text):
     as \\x1b, \\ud800.
     """
     text = re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", lambda match: repr(match[0])[1:-1], text)
-    return text.encode(sys.stdout.encoding or "utf-8", "backslashreplace").decode(
-        sys.stdout.encoding or "utf-8"
-    )
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def colour():

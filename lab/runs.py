@@ -21,6 +21,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
+from importlib import import_module
 from pathlib import Path
 
 from lab.device import DeviceOptions
@@ -35,9 +36,7 @@ class RunOptions(DeviceOptions):
     out: str = opt("out/run", "folder for all that is written", group="run", free=True)
     preset: str = opt("tiny", "defaults of all other options: tiny, small or paper")
     resume: bool = opt(False, "go on with the run in --out, with its options", free=True)
-    resume_or_start: bool = opt(
-        False, "go on with the run in --out if there is one, else start it", free=True
-    )
+    resume_or_start: bool = opt(False, "go on with the run in --out, or start one", free=True)
 
     @property
     def writes(self):
@@ -79,10 +78,8 @@ def keep_options(o, saved):
     for field in dataclasses.fields(o):
         value = getattr(o, field.name)
         if not field.metadata["free"] and saved.get(field.name, value) != value:
-            raise UserError(
-                f"the run in {o.out} has {flag(field.name)} {saved[field.name]}, not {value}: resumed, it "
-                "keeps its options; start another with another --out"
-            )
+            has = f"the run in {o.out} has {flag(field.name)} {saved[field.name]}, not {value}"
+            raise UserError(f"{has}: resumed, it keeps its options; start another with another --out")
 
 
 def refuse_used_folder(path):
@@ -92,9 +89,7 @@ def refuse_used_folder(path):
     if path.exists() and not path.is_dir():
         raise UserError(f"--out {path} is a file: choose a folder")
     if path.exists() and any(entry.name not in (".lock", "config.json.tmp") for entry in path.iterdir()):
-        raise UserError(
-            f"{path} is not empty: add --resume to go on with the run in it, or choose another --out"
-        )
+        raise UserError(f"{path} is not empty: add --resume to go on with its run, or choose another --out")
 
 
 @contextmanager
@@ -104,28 +99,18 @@ def own_folder(o, start=None):
 
     Raises UserError if somebody does, or if the run in it was started from other weights.
     """
-    path = Path(o.out)
+    path, content = Path(o.out), {"options": dataclasses.asdict(o), "start": start, "code": code_hash()}
     path.mkdir(parents=True, exist_ok=True)
-    lock, config = FileLock(path / ".lock", blocking=False), path / "config.json"
     try:
-        lock.acquire()
+        with FileLock(path / ".lock", blocking=False):
+            if not (path / "config.json").exists():
+                write_atomic(path / "config.json", as_json(content))
+            if start is not None and read_json(path / "config.json").get("start") != start:
+                was = f"the run in {path} was started from other weights than those of --init-from now"
+                raise UserError(f"{was}: choose another --out, or move the folder away")
+            yield
     except Timeout:
-        raise UserError(
-            f"another process is writing to {path}: wait for it, or choose another --out"
-        ) from None
-    try:
-        if not config.exists():
-            write_atomic(
-                config, as_json({"options": dataclasses.asdict(o), "start": start, "code": code_hash()})
-            )
-        if start is not None and read_json(config).get("start") != start:
-            raise UserError(
-                f"the run in {path} was started from other weights than those of --init-from now: "
-                "choose another --out, or move the folder away"
-            )
-        yield
-    finally:
-        lock.release()
+        raise UserError(f"another process is writing to {path}: wait, or choose another --out") from None
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -155,10 +140,8 @@ def write_folder(path, files):
         sync_folder(path.parent)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise UserError(
-            f"cannot write checkpoint {path} ({error.strerror}): make room, then go on with --resume; "
-            f"the newest complete one is {newest_folder(path.parent)}"
-        ) from None
+        newest = f"the newest complete one is {newest_folder(path.parent)}"
+        raise UserError(f"cannot write checkpoint {path} ({error.strerror}): make room; {newest}") from None
 
 
 def content_hash(content):
@@ -196,8 +179,7 @@ def damage(path):
 
 def manifest_hash(path, name):
     """The hash of one file of a folder, or None if it has none."""
-    manifest = read_json(Path(path) / "manifest.json")
-    return manifest.get(name) if isinstance(manifest, dict) else None
+    return read_json(Path(path) / "manifest.json").get(name)
 
 
 def step_folders(run):
@@ -238,9 +220,8 @@ class Run:
 
     def __init__(self, o, processes, start=None):
         self.o, self.processes, self.path = o, processes, Path(o.out)
-        self.start, self.keep_first = start, False
-        self.stopping, self.sinks, self.owned = False, [], ExitStack()
-        self.started = time.perf_counter()
+        self.start, self.keep_first, self.stopping = start, False, False
+        self.sinks, self.owned, self.started = [], ExitStack(), time.perf_counter()
         self.checkpoint = newest_folder(self.path) if self.path.is_dir() else None
         self.found = step_folders(self.path)
         newest = self.checkpoint and (self.checkpoint.name, manifest_hash(self.checkpoint, "weights.pt"))
@@ -269,8 +250,8 @@ class Run:
             if read_json(self.path / "config.json").get("code") != code_hash():
                 print("note: the code has changed since this run was started")
         for name, length in lengths.items():
-            if (self.path / name).exists() and (self.path / name).stat().st_size > length:
-                os.truncate(self.path / name, length)
+            with (self.path / name).open("ab") as file:
+                file.truncate(min(length, file.tell()))
 
     def __exit__(self, *error):
         for number, handler in self.handlers.items():
@@ -307,27 +288,22 @@ class Run:
                 with (self.path / name).open("a", encoding="utf-8") as file:
                     file.write(text)
             except OSError as error:
-                raise UserError(
-                    f"cannot write {self.path / name} ({error.strerror}): make room, then go on with --resume"
-                ) from None
+                why = f"cannot write {self.path / name} ({error.strerror})"
+                raise UserError(f"{why}: make room, then go on with --resume") from None
 
     def save(self, step, files):
-        """Write checkpoint step_N, {name: bytes}, and point `latest` at it. Old ones go, but for the best and
-        the last `keep`.
+        """In the first process: write checkpoint step_N, {name: bytes}, and point `latest` at it. Old ones
+        go, but for the best and the last `keep`.
         """
-        if not self.processes.first:
-            return
         path = self.path / f"step_{step:07d}"
         write_folder(path, {**files, "record.json": as_json({"lengths": self._lengths()})})
         link(path, "latest")
         self._prune()
 
     def rate(self, step, score):
-        """Note that checkpoint step_N was evaluated, with this score, and point `best` at the one with the
-        highest.
+        """In the first process: note that checkpoint step_N was evaluated, with this score, and point `best`
+        at the one with the highest.
         """
-        if not self.processes.first:
-            return
         content = as_json({"score": score, "lengths": self._lengths()})
         write_atomic(self.path / f"step_{step:07d}" / "score.json", content)
         rated = [path for path in step_folders(self.path) if (path / "score.json").exists()]
@@ -377,10 +353,8 @@ class Guard:
             return True
         self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
         if self.in_a_row >= self.most:
-            raise UserError(
-                f"loss or gradient not finite {self.most} times in a row, last at step {step}: lower the "
-                "learning rate or look at the data; the run's last checkpoint is good"
-            )
+            what = f"loss or gradient not finite {self.most} times in a row, last at step {step}"
+            raise UserError(f"{what}: lower --lr or look at the data; the run's last checkpoint is good")
         return False
 
     def state(self):
@@ -389,26 +363,27 @@ class Guard:
 
 def make_sinks(o, path):
     """Where else metrics go: TensorBoard and Weights & Biases, if asked for → functions of (step, values)."""
-    out = []
+    sinks = []
     if o.tensorboard:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise UserError("--tensorboard needs the package tensorboard: pip install tensorboard") from None
-        writer = SummaryWriter(str(path / "tensorboard"))
+        writer = extra("torch.utils.tensorboard", "tensorboard").SummaryWriter(str(path / "tensorboard"))
 
         def to_board(step, values):
             for name, value in values.items():
                 writer.add_scalar(name, value, step)
             writer.flush()
 
-        out.append(to_board)
+        sinks.append(to_board)
     if o.wandb:
-        try:
-            import wandb
-        except ImportError:
-            raise UserError("--wandb needs the package wandb: pip install wandb") from None
         path.mkdir(parents=True, exist_ok=True)
+        wandb = extra("wandb", "wandb")
         wandb.init(project="reasoning-lab", name=path.name, dir=str(path), config=dataclasses.asdict(o))
-        out.append(lambda step, values: wandb.log(values, step=step))
-    return out
+        sinks.append(lambda step, values: wandb.log(values, step=step))
+    return sinks
+
+
+def extra(module, package):
+    """A module of a package that only one option needs. Raises UserError if it is not installed."""
+    try:
+        return import_module(module)
+    except ImportError:
+        raise UserError(f"--{package} needs the package {package}: pip install {package}") from None
