@@ -79,9 +79,10 @@ def load_checkpoint(path, device, dtype="float32", attention="auto"):
     Raises UserError, one line, for a missing or damaged file, weights of another shape, or another
     tokenizer's weights; it names another checkpoint of the run that can be used instead.
     """
-    path = Path(path).resolve()  # `latest` may point elsewhere tomorrow
+    path = Path(path)
     if not path.is_dir():
         raise UserError(f"no checkpoint at {path}: expected a folder with {', '.join(FILES)}")
+    path = path.resolve()  # `latest` may point elsewhere tomorrow
     try:
         return _load(path, device, dtype, attention)
     except Exception as error:  # what is no checkpoint of this code: torch raises a dozen types

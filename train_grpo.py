@@ -133,14 +133,11 @@ class GRPO(Training):
         super().__init__(o, device, processes, folder)
         if min(o.minibatch, o.prompts) % processes.size or o.prompts % o.minibatch % processes.size:
             raise UserError(f"--prompts and --minibatch must be multiples of the {processes.size} processes")
-        self.steps, self.keep_first = o.steps, o.kl > 0
+        self.steps = o.steps
         self.mine = range(processes.rank, o.prompts, processes.size)  # this process's prompts of a step
-        self.reference = None
         if o.kl:  # the first checkpoint is kept: the one we start from may be gone when the run is resumed
             first = self.load(folder.parent / "step_0000000").model if folder else copy.deepcopy(self.model)
             self.reference = first.eval().requires_grad_(False)
-            if o.compile:
-                self.reference.compile_layers()
         adamw = dict(lr=o.lr, betas=(0.9, o.beta2), weight_decay=o.weight_decay, fused=True)
         self.optimizers = [torch.optim.AdamW(self.model.parameters(), **adamw)]
         self.begin()
@@ -170,14 +167,9 @@ class GRPO(Training):
         for begin in range(0, o.prompts, o.minibatch):
             chosen = range(begin, begin + o.minibatch)
             stats.append(self.learn([r for i, r in enumerate(rollouts) if self.mine[i // o.group] in chosen]))
-        values = {
-            **self.totals(rollouts, rewards),
-            **{f"train/{name}": sum(s[name] for s in stats) / len(stats) for name in stats[0]},
-            **extra,
-            "train/skipped": self.guard.skipped,
-            "time/sample": sampled - clock,
-            "time/update": time.perf_counter() - sampled,
-        }
+        means = {f"train/{name}": sum(s[name] for s in stats) / len(stats) for name in stats[0]}
+        values = {**self.totals(rollouts, rewards), **means, **extra, "train/skipped": self.guard.skipped}
+        values |= {"time/sample": sampled - clock, "time/update": time.perf_counter() - sampled}
         shown = {"reward": "rollout/reward", "kl": "train/kl", "length": "rollout/length"}
         return values, {name: f"{values[key]:.4g}" for name, key in shown.items()}
 

@@ -4,9 +4,8 @@ A loop is: save → evaluate → stop → take a step. The save comes first, so 
 lose it.
 """
 
-import inspect
+import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 from lab.cost import describe_cost
 from lab.device import Processes, setup
@@ -57,7 +56,7 @@ class Training:
     log, state() → what else a checkpoint must hold, score(values) → how good an evaluation is.
     """
 
-    keep_first = False  # whether the checkpoint of step 0 is kept
+    reference = None  # a frozen model beside the one that learns: that of step 0, whose checkpoint is kept
 
     def __init__(self, o, device, processes, folder=None):
         """folder: the checkpoint of this run to go on from, or None."""
@@ -86,7 +85,8 @@ class Training:
             have = f"a problem and its solution have {max(self.lengths)} tokens, the context only {context}"
             raise UserError(f"{have}: raise --context, or choose shorter problems")
         if self.o.compile:
-            self.model.compile_layers()
+            for model in filter(None, (self.model, self.reference)):
+                model.compile_layers()
         saved = self.saved or {"step": 0, "guard": {}}
         self.step, self.guard = saved["step"], Guard(self.o.max_bad_steps, **saved["guard"])
         if self.saved:
@@ -111,7 +111,6 @@ class Training:
             bar.set_postfix(shown, refresh=False)
             if self.step % o.log_every == 0:
                 run.log(self.step, values)
-        bar.close()
         return self.step == self.steps
 
     def save(self, run):
@@ -161,7 +160,7 @@ def run_training(training, options, presets, description, argv=None):
         return describe_cost(it.model, it.steps, row_tokens=o.row_tokens, **it.work())
     run = Run(o, processes, weights_hash(o.init_from))
     it = training(o, device, processes, run.checkpoint)
-    run.keep_first = it.keep_first
+    run.keep_first = it.reference is not None
     if processes.first:
         size, backend = it.model.num_parameters(), it.model.backend.name
         print(f"{size:,} parameters, {it.tokenizer.vocab_size} tokens, {it.steps} steps, attention {backend}")
@@ -171,6 +170,5 @@ def run_training(training, options, presets, description, argv=None):
         finished = it.train(run)
     processes.close()
     if not finished and processes.first:
-        script = Path(inspect.getfile(training)).name
-        print(f"stopped; continue with: python {script} --resume --out {run.path}")
+        print(f"stopped; continue with: python {sys.argv[0]} --resume --out {run.path}")
     return FINISHED if finished else STOPPED
