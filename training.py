@@ -52,8 +52,9 @@ class Training:
     """One run: model, tokenizer, optimizers, and how far it is. What can be wrong with the options is found
     here.
 
-    A subclass makes model, tokenizer, optimizers and steps, calls `begin`, and has take_step() → values to
-    log, state() → what else a checkpoint must hold, score(values) → how good an evaluation is.
+    A subclass makes optimizers and steps, and model and tokenizer where there is no checkpoint to start from,
+    calls `begin`, and has take_step() → values to log, state() → what else a checkpoint must hold,
+    score(values) → how good an evaluation is, work() → what describe_cost asks for.
     """
 
     reference = None  # a frozen model beside the one that learns: that of step 0, whose checkpoint is kept
@@ -93,7 +94,7 @@ class Training:
             self.start.load_optimizers(self.optimizers)
 
     def train(self, run):
-        """The loop. Returns whether it reached the end."""
+        """The loop. Returns whether it reached the end. `run` closes the bar."""
         o, saved, first = self.o, self.step if self.saved else None, self.processes.first
         bar = tqdm(total=self.steps, initial=self.step, desc=run.path.name, unit="step", disable=not first)
         while True:
@@ -104,14 +105,13 @@ class Training:
             if due and not stopping and first and not (run.rated and self.step == saved):
                 self.evaluate(run)
             if stopping or self.step == self.steps:
-                break
+                return self.step == self.steps
             values, shown = self.take_step()
             self.step += 1
             bar.update()
             bar.set_postfix(shown, refresh=False)
             if self.step % o.log_every == 0:
                 run.log(self.step, values)
-        return self.step == self.steps
 
     def save(self, run):
         state = {"step": self.step, "guard": self.guard.state(), **self.state()}
