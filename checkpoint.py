@@ -86,11 +86,10 @@ def load_checkpoint(path, device, dtype="float32", attention="auto"):
     try:
         return _load(path, device, dtype, attention)
     except Exception as error:  # what is no checkpoint of this code: torch raises a dozen types
-        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-        wrong = kind + str(error).partition("\n")[0]
+        wrong = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
     others = [other for other in step_folders(path.parent) if other != path and damage(other) is None]
     instead = f"; {others[-1]} is intact" if others else ""
-    raise UserError(f"checkpoint {path} cannot be used: {wrong}{instead}")
+    raise UserError(f"checkpoint {path} cannot be used: {wrong.splitlines()[0]}{instead}")
 
 
 def _load(path, device, dtype, attention):

@@ -185,13 +185,12 @@ class GRPO(Training):
         count, computed = self.processes.sum(lengths)
         batch = pack_rollouts(used, o.row_tokens, self.tokenizer.pad_id)
         for micro in batch.micro_batches(o.micro_batch_size, self.device):
-            mask = micro.targets != IGNORE
             logp, entropy = token_logps(self.model, micro, o.temperature)
             with torch.no_grad():
                 ref_logp = self.reference and token_logps(self.reference, micro, o.temperature)[0]
             old_logp, advantage = micro.values["old_logp"], micro.values["advantage"]
             knobs = dict(count=count, clip_ratio=o.clip_ratio, dual_clip=o.dual_clip, kl_coef=o.kl)
-            loss, stats = grpo_loss(logp, old_logp, ref_logp, advantage, mask, **knobs)
+            loss, stats = grpo_loss(logp, old_logp, ref_logp, advantage, micro.targets != IGNORE, **knobs)
             loss.backward()
             for name, value in {**stats, "entropy": entropy, "loss": loss.detach()}.items():
                 totals[name] += value  # no number is asked for before the end: a GPU would be waited for
