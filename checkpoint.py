@@ -10,9 +10,8 @@ of every file.
 No state of a random generator is among them: every draw is a function of (seed, purpose, step).
 """
 
-import dataclasses
 import io
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lab.device import compute_dtype
@@ -46,14 +45,13 @@ def checkpoint_files(model, tokenizer, options, state, optimizers=()):
     """What a checkpoint folder holds, {name: bytes}. options: a dataclass or a dict; state: a dict of
     readable facts.
     """
-    options = options if isinstance(options, dict) else dataclasses.asdict(options)
-    config = {"model": dataclasses.asdict(model.config), "options": options}
+    options = options if isinstance(options, dict) else asdict(options)
     state = {**state, "tokenizer_hash": tokenizer.hash, "code": code_hash(), "torch": torch.__version__}
     return {
         "weights.pt": _bytes({name: value.cpu() for name, value in model.state_dict().items()}),
         "optimizer.pt": _bytes([optimizer.state_dict() for optimizer in optimizers]),
         "tokenizer.json": tokenizer.to_json().encode(),
-        "config.json": as_json(config),
+        "config.json": as_json({"model": asdict(model.config), "options": options}),
         "state.json": as_json(state),
     }
 
@@ -85,63 +83,52 @@ def load_checkpoint(path, device, dtype="float32", attention="auto"):
     if not path.is_dir():
         raise UserError(f"no checkpoint at {path}: expected a folder with {', '.join(FILES)}")
     path = path.resolve()  # `latest` may point elsewhere tomorrow
-    wrong = damage(path) or next((f"{name} is missing" for name in FILES if not (path / name).exists()), None)
-    if wrong is None:
-        try:
-            return _load(path, device, dtype, attention)
-        except UserError as error:
-            wrong = str(error)
-        except (
-            Exception
-        ) as error:  # what was written, but no checkpoint of this code; torch raises a dozen types
-            wrong = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    try:
+        return _load(path, device, dtype, attention)
+    except Exception as error:  # what is no checkpoint of this code: torch raises a dozen types
+        wrong = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
     others = [other for other in step_folders(path.parent) if other != path and damage(other) is None]
     instead = f"; {others[-1]} is intact" if others else ""
-    raise UserError(f"checkpoint {path} cannot be used: {wrong}{instead}")
+    raise UserError(f"checkpoint {path} cannot be used: {wrong.splitlines()[0]}{instead}")
 
 
 def _load(path, device, dtype, attention):
+    missing = (f"{name} is missing" for name in FILES if not (path / name).exists())
+    if wrong := damage(path) or next(missing, None):
+        raise UserError(wrong)
     config, state = (read_json(path / name) for name in ("config.json", "state.json"))
     tokenizer = Tokenizer.load(path / "tokenizer.json")
     if tokenizer.hash != state["tokenizer_hash"]:
-        raise UserError(
-            f"its tokenizer is {tokenizer.hash}, but it was trained with {state['tokenizer_hash']}"
-        )
+        raise UserError(f"its tokenizer is {tokenizer.hash}, it was trained with {state['tokenizer_hash']}")
     weights = torch.load(path / "weights.pt", map_location="cpu", weights_only=True)
-    model = new_model(ModelConfig(**config["model"]), device, dtype, attention, weights)
+    shape = ModelConfig(**config["model"])
+    check_shapes(shape, {name: list(tensor.shape) for name, tensor in weights.items()})
+    check_finite(weights)
+    model = new_model(shape, device, dtype, attention)
+    model.load_state_dict(weights)
     return Checkpoint(path, model, tokenizer, config["options"], state)
 
 
-def new_model(config, device, dtype="float32", attention="auto", weights=None):
-    """A Qwen2 on `device`, with fresh weights or these → model. Raises UserError if the weights are of
-    another shape or not finite.
-
-    Shapes are compared on torch's meta device, before any memory is taken.
-    """
-    if weights is not None:
-        check_shapes(config, {name: tensor.shape for name, tensor in weights.items()})
-        check_finite(weights)
+def new_model(config, device, dtype="float32", attention="auto"):
+    """A Qwen2 with fresh weights on `device`. dtype, attention: as of DeviceOptions."""
     model = Qwen2(config)
-    if weights is not None:
-        model.load_state_dict(weights)
     model.compute_dtype = compute_dtype(dtype, device)
     model.backend, model.backend_note = choose(attention, device, config.head_dim, model.compute_dtype)
     return model.to(device)
 
 
 def check_shapes(config, shapes):
-    """Raise UserError unless {name: shape} are those of this configuration. Takes no memory."""
+    """Raise UserError unless {name: list} are the shapes of this configuration's weights. Takes no memory:
+    they are compared on torch's meta device.
+    """
     layers = len({name.split(".")[2] for name in shapes if name.startswith("model.layers.")})
     if layers != config.num_hidden_layers:
-        raise UserError(
-            f"the weights are of {layers} layers, the configuration of {config.num_hidden_layers} layers"
-        )
+        raise UserError(f"the weights have {layers} layers, the config {config.num_hidden_layers} layers")
     with torch.device("meta"):
         wanted = {name: list(value.shape) for name, value in Qwen2(config).state_dict().items()}
     for name in sorted(wanted.keys() | shapes.keys()):
-        here = None if shapes.get(name) is None else list(shapes[name])
-        if here != wanted.get(name):
-            raise UserError(f"{name} has shape {here}, the configuration asks for {wanted.get(name)}")
+        if shapes.get(name) != wanted.get(name):
+            raise UserError(f"{name} has shape {shapes.get(name)}, the config asks for {wanted.get(name)}")
 
 
 def check_finite(weights):

@@ -82,9 +82,8 @@ def group_advantages(rewards, normalize="std", eps=1e-6):
     A group of equal rewards gets exactly 0.
     """
     rewards = torch.as_tensor(rewards, dtype=torch.float32)
-    centred = rewards - rewards.mean(1, keepdim=True)
     differ = (rewards != rewards[:, :1]).any(1, keepdim=True)
-    centred = differ * centred  # no rounding left in equal groups
+    centred = differ * (rewards - rewards.mean(1, keepdim=True))  # no rounding left in equal groups
     if normalize == "mean" or rewards.shape[1] == 1:
         return centred
     return centred / (rewards.std(1, keepdim=True) + eps)
@@ -107,9 +106,8 @@ def grpo_loss(
     divided by the count (kl, clip_fraction, ratio, and approx_kl, the k3 estimate of the policy's distance
     from the sampler).
     """
-    mask = mask.to(logp.dtype)
-    count = mask.sum() if count is None else count
     keep = mask > 0
+    count = keep.sum() if count is None else count
     log_ratio = torch.where(keep, logp - old_logp, 0.0)
     ratio = torch.exp(log_ratio)
     policy = torch.maximum(-ratio * advantages, -ratio.clamp(1 - clip_ratio, 1 + clip_ratio) * advantages)
@@ -117,17 +115,13 @@ def grpo_loss(
         policy = torch.where(advantages < 0, torch.minimum(policy, -dual_clip * advantages), policy)
     loss = torch.where(keep, policy, 0.0).sum()
     clipped = ((ratio - 1) * advantages.sign() > clip_ratio) & keep
-    stats = {
-        "clip_fraction": clipped.sum().detach(),
-        "ratio": (ratio * mask).sum().detach(),
-        "approx_kl": (ratio - 1 - log_ratio).sum().detach(),
-    }
+    approx_kl = (ratio - 1 - log_ratio).sum()
+    stats = {"clip_fraction": clipped.sum(), "ratio": (ratio * keep).sum(), "approx_kl": approx_kl}
     if ref_logp is not None:
         delta = torch.where(keep, ref_logp - logp, 0.0)
-        k3 = torch.exp(delta) - delta - 1
-        loss = loss + kl_coef * k3.sum()
-        stats["kl"] = k3.sum().detach()
-    return loss / count, stats
+        stats["kl"] = (torch.exp(delta) - delta - 1).sum()
+        loss = loss + kl_coef * stats["kl"]
+    return loss / count, {name: total.detach() for name, total in stats.items()}
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -139,14 +133,11 @@ class GRPO(Training):
         super().__init__(o, device, processes, folder)
         if min(o.minibatch, o.prompts) % processes.size or o.prompts % o.minibatch % processes.size:
             raise UserError(f"--prompts and --minibatch must be multiples of the {processes.size} processes")
-        self.steps, self.keep_first = o.steps, o.kl > 0
+        self.steps = o.steps
         self.mine = range(processes.rank, o.prompts, processes.size)  # this process's prompts of a step
-        self.model, self.tokenizer, self.reference = self.start.model, self.start.tokenizer, None
         if o.kl:  # the first checkpoint is kept: the one we start from may be gone when the run is resumed
             first = self.load(folder.parent / "step_0000000").model if folder else copy.deepcopy(self.model)
             self.reference = first.eval().requires_grad_(False)
-            if o.compile:
-                self.reference.compile_layers()
         adamw = dict(lr=o.lr, betas=(0.9, o.beta2), weight_decay=o.weight_decay, fused=True)
         self.optimizers = [torch.optim.AdamW(self.model.parameters(), **adamw)]
         self.begin()
@@ -176,14 +167,9 @@ class GRPO(Training):
         for begin in range(0, o.prompts, o.minibatch):
             chosen = range(begin, begin + o.minibatch)
             stats.append(self.learn([r for i, r in enumerate(rollouts) if self.mine[i // o.group] in chosen]))
-        values = {
-            **self.totals(rollouts, rewards),
-            **{f"train/{name}": sum(s[name] for s in stats) / len(stats) for name in stats[0]},
-            **extra,
-            "train/skipped": self.guard.skipped,
-            "time/sample": sampled - clock,
-            "time/update": time.perf_counter() - sampled,
-        }
+        means = {f"train/{name}": sum(s[name] for s in stats) / len(stats) for name in stats[0]}
+        values = {**self.totals(rollouts, rewards), **means, **extra, "train/skipped": self.guard.skipped}
+        values |= {"time/sample": sampled - clock, "time/update": time.perf_counter() - sampled}
         shown = {"reward": "rollout/reward", "kl": "train/kl", "length": "rollout/length"}
         return values, {name: f"{values[key]:.4g}" for name, key in shown.items()}
 
@@ -192,31 +178,24 @@ class GRPO(Training):
 
         Without a KL, a solution of advantage 0 has no gradient: its tokens count, but are not computed.
         """
-        o, totals = (
-            self.o,
-            dict.fromkeys(("loss", "entropy", "clip_fraction", "approx_kl", "ratio", "kl"), 0.0),
-        )
+        o, names = self.o, ("loss", "entropy", "clip_fraction", "approx_kl", "ratio", "kl")
+        totals = dict.fromkeys(names, 0.0)
         used = [r for r in rollouts if r.advantage or self.reference is not None]
         lengths = [sum(len(r.completion_ids) for r in part) for part in (rollouts, used)]
         count, computed = self.processes.sum(lengths)
         batch = pack_rollouts(used, o.row_tokens, self.tokenizer.pad_id)
         for micro in batch.micro_batches(o.micro_batch_size, self.device):
-            mask = micro.targets != IGNORE
             logp, entropy = token_logps(self.model, micro, o.temperature)
-            ref_logp = None
-            if self.reference is not None:
-                with torch.no_grad():
-                    ref_logp, _ = token_logps(self.reference, micro, o.temperature)
+            with torch.no_grad():
+                ref_logp = self.reference and token_logps(self.reference, micro, o.temperature)[0]
             old_logp, advantage = micro.values["old_logp"], micro.values["advantage"]
             knobs = dict(count=count, clip_ratio=o.clip_ratio, dual_clip=o.dual_clip, kl_coef=o.kl)
-            loss, stats = grpo_loss(logp, old_logp, ref_logp, advantage, mask, **knobs)
+            loss, stats = grpo_loss(logp, old_logp, ref_logp, advantage, micro.targets != IGNORE, **knobs)
             loss.backward()
             for name, value in {**stats, "entropy": entropy, "loss": loss.detach()}.items():
                 totals[name] += value  # no number is asked for before the end: a GPU would be waited for
-        for group in self.optimizers[0].param_groups:
-            group["lr"] = o.lr * min(1.0, (self.updates + 1) / max(1, o.warmup_steps))
         self.updates += 1
-        loss, norm = self.update(totals.pop("loss"))
+        loss, norm = self.update(totals.pop("loss"), min(1.0, self.updates / max(1, o.warmup_steps)))
         sums = self.processes.sum([float(total) for total in totals.values()])
         means = {name: total / max(1, computed) for name, total in zip(totals, sums)}
         return {"loss": loss, "grad_norm": norm, **means}

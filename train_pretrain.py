@@ -16,7 +16,7 @@ from lab.options import UserError, opt
 import torch
 
 from checkpoint import new_model
-from data import Source, batches, completion_text, prompt_text, to_document
+from data import Source, batches, completion_text, prompt_text
 from datagen import TINY_WORLD, Mixture
 from model import ModelConfig
 from tokenizer import Tokenizer, train_bpe
@@ -38,9 +38,7 @@ PRESETS = {
 @dataclass(frozen=True)
 class Options(TrainingOptions):
     out: str = opt("out/base", "folder for all that is written", group="run", free=True)
-    mixture: str = opt(
-        "op 2-10; tokens 10B", "what to train on, and how much: datagen.Mixture", group="training"
-    )
+    mixture: str = opt("op 2-10; tokens 10B", "what to train on, and how much: datagen.Mixture")
     replay: float = opt(0.0, "share of documents from the mixture of --init-from", within="[0, 1)")
     solution_only: bool = opt(False, "loss on the solution and answer only, not on the problem")
     tokenizer: str | None = opt(None, "tokenizer.json (else of --init-from, else trained on the mixture)")
@@ -89,15 +87,10 @@ def make_optimizers(model, o):
     muon = o.optimizer == "muon"
     decayed = embeddings if muon else matrices + embeddings
     groups = [dict(params=decayed, weight_decay=o.weight_decay), dict(params=vectors, weight_decay=0.0)]
-    optimizers = [torch.optim.AdamW(groups, lr=o.lr, betas=(o.beta1, o.beta2), fused=True)]
-    if muon:
-        optimizers.insert(
-            0, torch.optim.Muon(matrices, lr=o.muon_lr, weight_decay=o.weight_decay, momentum=0.95)
-        )
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["peak"] = group["lr"]
-    return optimizers
+    adamw = torch.optim.AdamW(groups, lr=o.lr, betas=(o.beta1, o.beta2), fused=True)
+    if not muon:
+        return [adamw]
+    return [torch.optim.Muon(matrices, lr=o.muon_lr, weight_decay=o.weight_decay, momentum=0.95), adamw]
 
 
 def train_tokenizer(mixture, records, vocab_size, seed, documents=4000):
@@ -113,59 +106,42 @@ class Pretraining(Training):
             raise UserError(f"mixture {o.mixture!r} has no token budget: add for example '; tokens 6M'")
         if o.rows % processes.size:
             raise UserError(f"--rows {o.rows} must be a multiple of the {processes.size} processes")
-        self.steps = max(1, self.mixture.tokens // (o.rows * o.row_tokens))
-        self.tokenizer = self.start.tokenizer if self.start else self.make_tokenizer()
-        self.model = self.start.model if self.start else self.make_model()
+        self.step_tokens = o.rows * o.row_tokens
+        self.steps = max(1, self.mixture.tokens // self.step_tokens)
+        if self.start is None:
+            self.model, self.tokenizer = self.untrained()
         self.optimizers = make_optimizers(self.model, o)
         self.begin()
-        if self.longest > o.row_tokens:
-            raise UserError(
-                f"a document has {self.longest} tokens but a row only {o.row_tokens}; raise --row-tokens"
-            )
-        self.part = processes.share(o.rows)  # this process's rows of every batch
-        self.cursors, self.replay = [[0]] * len(self.part), None
-        if o.replay:  # the checkpoint we started from may be gone when the run is resumed
-            self.replay = self.saved["replay"] if self.saved else self.start.options["mixture"]
-        if self.saved:
-            self.cursors = [self.saved["cursors"][r] for r in self.part]
-        self.batches = batches(self.documents(), self.part, self.cursors, o.workers)
+        longest = max(self.lengths)
+        if longest > o.row_tokens:
+            raise UserError(f"a document has {longest} tokens, a row only {o.row_tokens}: raise --row-tokens")
+        # what is replayed is saved: the checkpoint we started from may be gone when the run is resumed
+        replay = self.start.options["mixture"] if o.replay else None
+        saved = self.saved or {"cursors": [[0]] * o.rows, "replay": replay}
+        self.part, self.replay = processes.share(o.rows), saved["replay"]  # our rows of every batch
+        self.cursors = [saved["cursors"][r] for r in self.part]
+        # a later stage's documents are from a split of their own
+        where = dict(split="mid" if o.init_from else "train", records=self.records)
+        if self.replay:
+            where.update(replay=Mixture.parse(self.replay), replay_share=o.replay)
+        source = Source(self.mixture, self.tokenizer, o.seed, o.rows, o.row_tokens, o.solution_only, **where)
+        self.batches = batches(source, self.part, self.cursors, o.workers)
         self.clock = time.perf_counter()
 
-    def make_tokenizer(self):
-        if self.o.tokenizer:
-            return Tokenizer.load(self.o.tokenizer)
-        return train_tokenizer(self.mixture, self.records, self.o.vocab_size, self.o.seed)
-
-    def make_model(self):
+    def untrained(self):
+        """A fresh model of the options' sizes, and its tokenizer."""
         o = self.o
-        config = ModelConfig(
-            vocab_size=self.tokenizer.vocab_size,
-            hidden_size=o.hidden_size,
-            intermediate_size=o.intermediate_size,
-            num_hidden_layers=o.layers,
-            num_attention_heads=o.heads,
-            num_key_value_heads=o.kv_heads,
-            max_position_embeddings=o.context,
-        )
+        if o.tokenizer:
+            tokenizer = Tokenizer.load(o.tokenizer)
+        else:
+            tokenizer = train_tokenizer(self.mixture, self.records, o.vocab_size, o.seed)
+        sizes = (tokenizer.vocab_size, o.hidden_size, o.intermediate_size, o.layers)
+        heads = dict(num_attention_heads=o.heads, num_key_value_heads=o.kv_heads)
+        config = ModelConfig(*sizes, **heads, max_position_embeddings=o.context)
         model = new_model(config, self.device, o.dtype, o.attention)
         if o.local_heads:
             model.look_nearby()
-        return model
-
-    def documents(self):
-        """Where the training documents come from: those of a later stage from a split of their own."""
-        return Source(
-            self.mixture,
-            self.tokenizer,
-            self.o.seed,
-            self.o.rows,
-            self.o.row_tokens,
-            self.o.solution_only,
-            split="mid" if self.o.init_from else "train",
-            replay=self.replay and Mixture.parse(self.replay),
-            replay_share=self.o.replay,
-            records=self.records,
-        )
+        return model, tokenizer
 
     def take_step(self):
         """One optimizer step on the next batch. Returns what is logged, and what the bar shows.
@@ -181,37 +157,30 @@ class Pretraining(Training):
             part.backward()
             loss += part.detach()
         factor = learning_rate(self.step, self.steps, o)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * factor
-        loss, norm = self.update(loss)
-        rate = o.rows * o.row_tokens / (time.perf_counter() - self.clock)
+        loss, norm = self.update(loss, factor)
+        rate = self.step_tokens / (time.perf_counter() - self.clock)
         self.clock = time.perf_counter()
         values = {
             "train/loss": loss,
             "train/grad_norm": norm,
             "train/lr": o.lr * factor,
             "train/skipped": self.guard.skipped,
-            "train/tokens": (self.step + 1) * o.rows * o.row_tokens,
+            "train/tokens": (self.step + 1) * self.step_tokens,
             "time/tokens_per_second": rate,
         }
         return values, {"loss": f"{loss:.3f}", "tok_s": f"{rate:,.0f}"}
 
     def state(self):
         cursors = [cursor for part in self.processes.gather(self.cursors) for cursor in part]
-        return {
-            "tokens_seen": self.step * self.o.rows * self.o.row_tokens,
-            "cursors": cursors,
-            "replay": self.replay,
-        }
+        return {"tokens_seen": self.step * self.step_tokens, "cursors": cursors, "replay": self.replay}
 
     def score(self, values):
         return -sum(values[f"eval/nll_op{op}"] for op in self.mixture.ops) / len(self.mixture.ops)
 
     def work(self):
-        lengths = [len(to_document(problem, self.tokenizer).ids) for problem in self.held_out]
         rows = min(self.o.micro_batch_size or self.o.rows, len(self.part))
-        return dict(tokens=self.mixture.tokens, rows=rows, document=sum(lengths) // len(lengths), passes=3)
+        document = sum(self.lengths) // len(self.lengths)
+        return dict(tokens=self.mixture.tokens, rows=rows, document=document, passes=3)
 
 
 def main(argv=None):

@@ -4,10 +4,8 @@ A loop is: save → evaluate → stop → take a step. The save comes first, so 
 lose it.
 """
 
-import inspect
+import sys
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 
 from lab.cost import describe_cost
 from lab.device import Processes, setup
@@ -54,11 +52,12 @@ class Training:
     """One run: model, tokenizer, optimizers, and how far it is. What can be wrong with the options is found
     here.
 
-    A subclass makes model, tokenizer, optimizers and steps, calls `begin`, and has take_step() → values to
-    log, state() → what else a checkpoint must hold, score(values) → how good an evaluation is.
+    A subclass makes optimizers and steps, and model and tokenizer where there is no checkpoint to start from,
+    calls `begin`, and has take_step() → values to log, state() → what else a checkpoint must hold,
+    score(values) → how good an evaluation is, work() → what describe_cost asks for.
     """
 
-    keep_first = False  # whether the checkpoint of step 0 is kept
+    reference = None  # a frozen model beside the one that learns: that of step 0, whose checkpoint is kept
 
     def __init__(self, o, device, processes, folder=None):
         """folder: the checkpoint of this run to go on from, or None."""
@@ -68,8 +67,10 @@ class Training:
         self.mixture = Mixture.parse(o.mixture)
         self.records = tuple(read_records(o.data)) if o.data else ()
         self.held_out = held_out(self.mixture, self.mixture.ops, o.eval_problems, o.seed, "dev")
-        start = o.init_from if folder is None else folder
+        start = folder or o.init_from
         self.start = None if start is None else self.load(start)
+        if self.start:
+            self.model, self.tokenizer = self.start.model, self.start.tokenizer
         self.saved = self.start.state if folder else None  # what this run knew when it was stopped
 
     def load(self, folder):
@@ -80,23 +81,20 @@ class Training:
         hold the problems.
         """
         context = self.model.config.max_position_embeddings
-        if self.longest > context:
-            have = f"a problem and its solution have {self.longest} tokens, the model a context of {context}"
+        self.lengths = [len(to_document(problem, self.tokenizer).ids) for problem in self.held_out]
+        if max(self.lengths) > context:
+            have = f"a problem and its solution have {max(self.lengths)} tokens, the context only {context}"
             raise UserError(f"{have}: raise --context, or choose shorter problems")
-        self.step, self.guard = 0, Guard(self.o.max_bad_steps)
         if self.o.compile:
-            self.model.compile_layers()
-        if self.saved is not None:
+            for model in filter(None, (self.model, self.reference)):
+                model.compile_layers()
+        saved = self.saved or {"step": 0, "guard": {}}
+        self.step, self.guard = saved["step"], Guard(self.o.max_bad_steps, **saved["guard"])
+        if self.saved:
             self.start.load_optimizers(self.optimizers)
-            self.step, self.guard = self.saved["step"], Guard(self.o.max_bad_steps, **self.saved["guard"])
-
-    @cached_property
-    def longest(self):
-        """Tokens of the longest held-out problem with its solution."""
-        return max(len(to_document(problem, self.tokenizer).ids) for problem in self.held_out)
 
     def train(self, run):
-        """The loop. Returns whether it reached the end."""
+        """The loop. Returns whether it reached the end. `run` closes the bar."""
         o, saved, first = self.o, self.step if self.saved else None, self.processes.first
         bar = tqdm(total=self.steps, initial=self.step, desc=run.path.name, unit="step", disable=not first)
         while True:
@@ -107,15 +105,13 @@ class Training:
             if due and not stopping and first and not (run.rated and self.step == saved):
                 self.evaluate(run)
             if stopping or self.step == self.steps:
-                break
+                return self.step == self.steps
             values, shown = self.take_step()
             self.step += 1
             bar.update()
             bar.set_postfix(shown, refresh=False)
             if self.step % o.log_every == 0:
                 run.log(self.step, values)
-        bar.close()
-        return self.step == self.steps
 
     def save(self, run):
         state = {"step": self.step, "guard": self.guard.state(), **self.state()}
@@ -127,24 +123,25 @@ class Training:
         values, text = evaluate_held_out(self.model, self.tokenizer, self.held_out, self.o.max_new_tokens)
         run.log(self.step, values)
         run.append("samples.txt", f"=== step {self.step}\n{text}")
-        by_op = [f"op {op} {values[f'eval/nll_op{op}']:.3f}" for op in self.mixture.ops]
-        by_op = [
-            f"{words} ({values[f'eval/correct_op{op}']:.2f})" for words, op in zip(by_op, self.mixture.ops)
-        ]
-        tqdm.write(f"step {self.step}: held-out NLL (greedy correct) {', '.join(by_op)}")
+        found = ((op, values[f"eval/nll_op{op}"], values[f"eval/correct_op{op}"]) for op in self.mixture.ops)
+        by_op = ", ".join(f"op {op} {nll:.3f} ({correct:.2f})" for op, nll, correct in found)
+        tqdm.write(f"step {self.step}: held-out NLL (greedy correct) {by_op}")
         run.rate(self.step, self.score(values))
 
-    def update(self, loss):
+    def update(self, loss, factor):
         """The end of an update: sum the gradients over the processes, clip, step unless something is not
         finite.
 
-        loss: this process's part, a number or tensor. Returns the whole loss and the gradient's norm.
+        loss: this process's part, a number or tensor; factor: of the learning rates. Returns the whole loss
+        and the gradient's norm.
         """
         self.processes.sum_gradients(self.model)
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.o.max_grad_norm))
         loss = self.processes.sum([float(loss)])[0]
         taken = self.guard.passes(self.step, loss, norm)
         for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = optimizer.defaults["lr"] * factor
             if taken:
                 optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -163,7 +160,7 @@ def run_training(training, options, presets, description, argv=None):
         return describe_cost(it.model, it.steps, row_tokens=o.row_tokens, **it.work())
     run = Run(o, processes, weights_hash(o.init_from))
     it = training(o, device, processes, run.checkpoint)
-    run.keep_first = it.keep_first
+    run.keep_first = it.reference is not None
     if processes.first:
         size, backend = it.model.num_parameters(), it.model.backend.name
         print(f"{size:,} parameters, {it.tokenizer.vocab_size} tokens, {it.steps} steps, attention {backend}")
@@ -173,7 +170,5 @@ def run_training(training, options, presets, description, argv=None):
         finished = it.train(run)
     processes.close()
     if not finished and processes.first:
-        print(
-            f"stopped; continue with: python {Path(inspect.getfile(training)).name} --resume --out {run.path}"
-        )
+        print(f"stopped; continue with: python {sys.argv[0]} --resume --out {run.path}")
     return FINISHED if finished else STOPPED

@@ -630,8 +630,8 @@ def test_steps_that_are_not_finite_are_skipped_and_then_end_the_run(tmp_path):
     # good.
     finite = Training.update
 
-    def diverging(self, loss):
-        return finite(self, float("nan") if self.step >= 6 else loss)
+    def diverging(self, loss, factor):
+        return finite(self, float("nan") if self.step >= 6 else loss, factor)
 
     with mock.patch.object(Training, "update", diverging):
         out = call(*PRETRAIN, "--out", tmp_path / "run", "--max-bad-steps", "5")
