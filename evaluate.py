@@ -4,24 +4,25 @@
 
 Every problem gets `samples` tries; each is judged as correct (every step and the answer), by its answer
 alone, and as faithful. Writes judged.jsonl (each problem's counts, as it goes), results.json and figure.png
-to --out, prints the table.
+to --out, prints the table. Stopped by ctrl-C or SIGTERM it exits with 75; --resume goes on from judged.jsonl.
 """
 
 import json
+import signal
 from collections import Counter
 from dataclasses import asdict, dataclass
 from itertools import pairwise, product
 from pathlib import Path
 
 from lab.device import run_torch_script, setup
-from lab.options import UserError, colour, opt, printable, read_jsonl, write_atomic
+from lab.options import STOPPED, UserError, colour, opt, printable, read_jsonl, write_atomic
 from lab.runs import RunOptions, as_json, own_folder, parse_run_options
 
 import numpy as np
 
 from checkpoint import load_checkpoint, weights_hash
 from datagen import TINY_WORLD, Mixture, held_out, parse_ops
-from report import draw_results, write_report
+from report import check_page, draw_results, write_report
 from rollout import check_room, held_out_nll, roll_out
 from verify import explain, pass_at_k
 
@@ -52,11 +53,6 @@ class Options(RunOptions):
     report: str | None = opt(None, "one HTML page to write: table, figure, judged solutions", free=True)
     report_samples: int = opt(100, "solutions of each checkpoint on that page", within="[1, inf)", free=True)
 
-    def __post_init__(self):
-        super().__post_init__()
-        if self.checkpoints is None:
-            raise UserError("no checkpoint to evaluate: python evaluate.py name=folder name=folder")
-
 
 def parse_bands(text):
     """ "id=2-4,edge=5-6" → {"id": [2, 3, 4], "edge": [5, 6]}. Raises UserError."""
@@ -80,9 +76,11 @@ def parse_ks(text, samples):
 
 
 def named_folders(text):
-    """ "base=out/base/latest,out/grpo/latest" → {"base": …, "grpo": …}. Raises UserError where two have one
-    name.
+    """ "base=out/base/latest,out/grpo/latest" → {"base": …, "grpo": …}. Raises UserError where there is none,
+    or two have one name.
     """
+    if text is None:
+        raise UserError("no checkpoint to evaluate: python evaluate.py name=folder name=folder")
     named = {}
     for item in text.split(","):
         name, equals, path = item.strip().rpartition("=")
@@ -137,12 +135,12 @@ def gain(before, after, n):
     """
     difference = (after - before) / n
     mean, error = difference.mean(), difference.std(ddof=1) / len(difference) ** 0.5
+    others = wilson(0.0, len(difference))[1]
     if not difference.any():
-        return f"correct@1 +0.000: no problem differs (95%: by at most {wilson(0.0, len(difference))[1]:.3f})"
-    if error == 0:  # nor does a standard error of 0 say that it is known exactly
-        others = wilson(0.0, len(difference))[1]
+        return f"correct@1 +0.000: no problem differs (95%: by at most {others:.3f})"
+    if np.ptp(difference) == 0:  # nor does a standard error of 0, or all but 0, say that it is known exactly
         return f"correct@1 {mean:+.3f} in every problem (95%: of others at most {others:.3f} differ)"
-    return f"correct@1 {mean:+.3f}, standard error {error:.3f} ({mean / max(error, 1e-9):+.1f} SE)"
+    return f"correct@1 {mean:+.3f}, standard error {error:.3f} ({mean / error:+.1f} SE)"
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -284,14 +282,23 @@ class Evaluation:
 
 def main(argv=None):
     o = parse_run_options(Options, argv, PRESETS, __doc__, positional="checkpoints")
-    evaluation = Evaluation(o)
-    checkpoints = evaluation.load(setup(o))  # before the folder is made: one may be missing
-    with own_folder(o):
-        evaluation.run(checkpoints)
-        evaluation.print()
-        png = draw_results(evaluation.results, evaluation.bands, evaluation.ks, Path(o.out) / "figure.png")
-        if o.report:
-            write_report(o.report, evaluation.caption, evaluation.table(), png, evaluation.tries())
+    it = Evaluation(o)
+    checkpoints = it.load(setup(o))  # before the folder is made: one may be missing
+    if o.report:
+        check_page(Path(o.report), Path(o.out))
+    handler = signal.signal(signal.SIGTERM, signal.default_int_handler)  # it stops as ctrl-C does
+    try:
+        with own_folder(o):
+            it.run(checkpoints)
+            it.print()
+            png = draw_results(it.results, it.bands, it.ks, Path(o.out) / "figure.png")
+            if o.report:
+                write_report(o.report, it.caption, it.table(), png, it.tries())
+    except KeyboardInterrupt:  # judged.jsonl holds what was judged
+        print(f"stopped; continue with: python evaluate.py --resume --out {o.out}")
+        return STOPPED
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 if __name__ == "__main__":

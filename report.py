@@ -4,7 +4,7 @@ import io
 from base64 import b64encode
 from html import escape
 
-from lab.options import write_atomic
+from lab.options import UserError, write_atomic
 
 from verify import explain, verify
 
@@ -35,6 +35,15 @@ document.querySelector("#which").onchange = e =>
 </script></html>"""
 IMAGE = '<img alt="pass@1 by operations, pass@k by k" src="data:image/png;base64,{}">'
 CLASSES = {"✓": "good", "✗": "bad", "·": "extra"}  # of a line of `explain`, by how it begins
+
+
+def check_page(path, out):
+    """Raise UserError or OSError if no page can be written to `path`, which the folder `out` is not to be."""
+    if path.is_dir() or path == out:
+        raise UserError(f"--report {path} is a folder: name a file, such as {path / 'report.html'}")
+    trial = path.with_name(path.name + ".trial")
+    write_atomic(trial, "")
+    trial.unlink()
 
 
 def write_report(path, caption, table, png, tries):
