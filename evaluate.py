@@ -28,9 +28,8 @@ from verify import explain, pass_at_k
 
 JUDGED = ("correct", "answer", "faithful")
 PRESETS = {
-    "tiny": dict(
-        mixture=f"op 2-8; {TINY_WORLD}", bands="id=2-4,edge=5-6,hard=7-8", problems=100, samples=8, k="1,8",
-        max_new_tokens=256, sample_rows=256),
+    "tiny": dict(mixture=f"op 2-8; {TINY_WORLD}", bands="id=2-4,edge=5-6,hard=7-8", problems=100, samples=8,
+                 k="1,8", max_new_tokens=256, sample_rows=256),
     "small": dict(mixture="op 2-20; template zoo, school, festival", samples=32, k="1,8,32"),
     "paper": dict(sample_rows=2048),
 }  # fmt: skip
@@ -56,12 +55,10 @@ class Options(RunOptions):
 
 def parse_bands(text):
     """ "id=2-4,edge=5-6" → {"id": [2, 3, 4], "edge": [5, 6]}. Raises UserError."""
-    bands = {}
-    for part in text.split(","):
-        name, equals, ops = part.partition("=")
-        if not equals or name.strip() in bands:
-            raise UserError(f"bands {text!r}: write name=operations for each, such as id=2-4,edge=5-6")
-        bands[name.strip()] = parse_ops(ops)
+    parts = [part.partition("=") for part in text.split(",")]
+    bands = {name.strip(): parse_ops(ops) for name, equals, ops in parts if equals}
+    if len(bands) < len(parts):
+        raise UserError(f"bands {text!r}: write name=operations for each, such as id=2-4,edge=5-6")
     if len({op for ops in bands.values() for op in ops}) < sum(map(len, bands.values())):
         raise UserError(f"bands {text!r}: a number of operations is in two bands")
     return bands
@@ -111,8 +108,7 @@ def interval(values, seed=0, resamples=2000):
     if np.all(values == values[0]):
         return wilson(float(values[0]), len(values))
     index = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
-    low, high = np.percentile(values[index].mean(1), [2.5, 97.5])
-    return float(low), float(high)
+    return tuple(np.percentile(values[index].mean(1), [2.5, 97.5]).tolist())
 
 
 def summarise(problems, counts, chosen, ks, n):
@@ -147,14 +143,13 @@ def gain(before, after, n):
 # Evaluation
 
 
-def judge(checkpoint, problems, first, o):
+def judge(checkpoint, problems, numbers, o):
     """Sample and judge problems of one number of operations → a dict for one line of judged.jsonl.
 
-    first: index of the first of them, which their samples' randomness depends on. Counts are of tries that
-    pass, one a problem.
+    numbers: the problems' indices, which their samples' randomness depends on. Counts are of tries that pass,
+    one a problem.
     """
-    op, numbers = problems[0].op, range(first, first + len(problems))
-    model, tokenizer = checkpoint.model, checkpoint.tokenizer
+    model, tokenizer, op = checkpoint.model, checkpoint.tokenizer, problems[0].op
     how = dict(temperature=o.temperature, top_p=o.top_p, max_new_tokens=o.max_new_tokens)
     how |= dict(batch_size=o.sample_rows, progress=f"op {op}")
     rollouts = roll_out(model, tokenizer, problems, o.samples, (o.seed, "evaluation"), numbers, **how)
@@ -163,13 +158,12 @@ def judge(checkpoint, problems, first, o):
         nodes = [f"node_{status}" for status in verdict.nodes.values() if status != "ok"]
         errors.update(dict.fromkeys(verdict.errors + nodes, 1))
     errors["unfinished"] = sum(not rollout.finished for rollout in rollouts)
-    shape = len(problems), o.samples
     return {
         "op": op,
-        "correct": np.reshape([verdict.correct for verdict in verdicts], shape).sum(1).tolist(),
-        "answer": np.reshape([verdict.answer_correct for verdict in verdicts], shape).sum(1).tolist(),
-        "faithful": np.reshape([verdict.faithful for verdict in verdicts], shape).sum(1).tolist(),
-        "process": np.reshape([verdict.process for verdict in verdicts], shape).mean(1).tolist(),
+        "correct": np.reshape([v.correct for v in verdicts], (-1, o.samples)).sum(1).tolist(),
+        "answer": np.reshape([v.answer_correct for v in verdicts], (-1, o.samples)).sum(1).tolist(),
+        "faithful": np.reshape([v.faithful for v in verdicts], (-1, o.samples)).sum(1).tolist(),
+        "process": np.reshape([v.process for v in verdicts], (-1, o.samples)).mean(1).tolist(),
         "errors": dict(errors),
         "texts": [rollout.text for rollout in rollouts[:: o.samples]],
         "nll": held_out_nll(model, tokenizer, problems)[op],
@@ -180,9 +174,7 @@ def judged_before(path):
     """{(name, weights, op): line} of an evaluation that was interrupted; a line that was being written is
     done again.
     """
-    if not path.exists():
-        return {}
-    content = path.read_bytes()
+    content = path.read_bytes() if path.exists() else b""
     path.write_bytes(content[: content.rfind(b"\n") + 1])
     return {(line["name"], line["weights"], line["op"]): line for _, line in read_jsonl(path)}
 
@@ -223,7 +215,7 @@ class Evaluation:
                     line = done.get((name, weights, int(op)))
                     if line is None:
                         line = {"name": name, "checkpoint": str(checkpoint.path), "weights": weights}
-                        line |= judge(checkpoint, [self.problems[i] for i in chosen], chosen[0], o)
+                        line |= judge(checkpoint, [self.problems[i] for i in chosen], chosen, o)
                         print(json.dumps(line), file=file, flush=True)
                     lines.append(line)
                 self.add(name, checkpoint, lines)
@@ -232,11 +224,10 @@ class Evaluation:
     def add(self, name, checkpoint, lines):
         """Take in a checkpoint's lines, in order of op."""
         counts = {kind: np.concatenate([line[kind] for line in lines]) for kind in (*JUDGED, "process")}
-        errors = sum((Counter(line["errors"]) for line in lines), Counter())
         self.counts[name], self.texts[name] = counts, [text for line in lines for text in line["texts"]]
         result = {"checkpoint": str(checkpoint.path), "step": checkpoint.state.get("step")}
         result["nll"] = {str(line["op"]): line["nll"] for line in lines}
-        result["errors"] = dict(errors.most_common())
+        result["errors"] = dict(sum((Counter(line["errors"]) for line in lines), Counter()).most_common())
         for by, groups in self.groups.items():
             result[by] = {}
             for value, chosen in groups.items():
@@ -267,10 +258,9 @@ class Evaluation:
         for row in self.table():
             left = [cell.ljust(width) for cell, width in zip(row[:2], widths)]
             print(" ".join(left + [cell.rjust(width) for cell, width in zip(row[2:], widths[2:])]))
-        for before, after in pairwise(self.results):
-            for band, chosen in self.groups["band"].items():
-                counts = [self.counts[name]["correct"][chosen] for name in (before, after)]
-                print(f"{after} - {before}, {band}: {gain(*counts, self.o.samples)}")
+        for (before, after), band in product(pairwise(self.results), self.bands):
+            counts = [self.counts[name]["correct"][self.groups["band"][band]] for name in (before, after)]
+            print(f"{after} - {before}, {band}: {gain(*counts, self.o.samples)}")
         print(f"results: {Path(self.o.out) / 'results.json'}")
 
     def tries(self):

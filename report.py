@@ -3,6 +3,7 @@
 import io
 from base64 import b64encode
 from html import escape
+from itertools import cycle
 
 from lab.options import UserError, write_atomic
 
@@ -22,13 +23,10 @@ pre{{white-space:pre-wrap;margin:0;font-size:13px}}
 <script>
 const body = document.querySelector("#solutions tbody"), rows = [...body.rows];
 const text = (row, i) => row.cells[i].textContent;
-document.querySelectorAll("#solutions th").forEach((th, i) => {{
-  let up = 1;
-  th.onclick = () => {{
-    rows.sort((a, b) => up * text(a, i).localeCompare(text(b, i), "en", {{numeric: true}}));
-    up = -up;
-    body.append(...rows);
-  }};
+const compare = new Intl.Collator("en", {{numeric: true}}).compare;
+document.querySelectorAll("#solutions th").forEach((th, i) => th.onclick = () => {{
+  th.up = -(th.up ?? -1);
+  body.append(...rows.sort((a, b) => th.up * compare(text(a, i), text(b, i))));
 }});
 document.querySelector("#which").onchange = e =>
   rows.forEach(r => r.hidden = e.target.value && text(r, 2) != e.target.value);
@@ -102,15 +100,15 @@ def draw_results(results, bands, ks, path):
     if plt is None:
         return None
     fig, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    colours = dict(zip(results, plt.rcParams["axes.prop_cycle"].by_key()["color"]))
-    for (name, ops), shade in zip(bands.items(), ("0.93", "0.86", "0.79", "0.72")):
+    for (name, ops), shade in zip(bands.items(), cycle(("0.93", "0.86", "0.79", "0.72"))):
         left.axvspan(min(ops) - 0.5, max(ops) + 0.5, color=shade, lw=0)
         left.text(sum(ops) / len(ops), 1.03, name, ha="center")
-    for name, result in results.items():
-        draw_by_op(left, correct_by_op(result), name, color=colours[name])
-        for band, style in zip(bands, ("-", "--", ":", "-.")):
+    for i, (name, result) in enumerate(results.items()):
+        colour = f"C{i}"  # matplotlib's, which begin anew where there are no more
+        draw_by_op(left, correct_by_op(result), name, color=colour)
+        for band, style in zip(bands, cycle(("-", "--", ":", "-."))):
             means = [result["band"][band][f"correct@{k}"]["mean"] for k in ks]
-            right.plot(ks, means, style, marker=".", color=colours[name], label=f"{name}, {band}")
+            right.plot(ks, means, style, marker=".", color=colour, label=f"{name}, {band}")
     left.set(xlabel="operations", ylabel="pass@1 (every step correct)", ylim=(0, 1.1))
     right.set(xlabel="k", ylabel="pass@k (every step correct)", ylim=(0, 1.1))
     right.set(xscale="log", xticks=ks, xticklabels=ks)

@@ -12,6 +12,7 @@ from conftest import call, error_line
 
 import datagen
 import evaluate
+import report
 import verify
 from checkpoint import save_checkpoint
 from data import completion_text, prompt_text
@@ -70,7 +71,7 @@ def test_a_report_that_cannot_be_written_is_said_before_anything_is_judged(comma
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("mine")
     before = sorted(tmp_path.rglob("*"))
-    for report, words in (
+    for page, words in (
         (tmp_path / "folder", "folder is a folder: name a file"),
         (tmp_path / "run", "run is a folder"),
         (".", ". is a folder"),
@@ -78,9 +79,22 @@ def test_a_report_that_cannot_be_written_is_said_before_anything_is_judged(comma
         (tmp_path / "file" / "page.html", "file: File exists"),
         ("/proc/no/page.html", "/proc/no"),
     ):
-        with mock.patch.object(evaluate, "judge", side_effect=AssertionError(report)):
-            assert words in error_line(call(*command, "--out", tmp_path / "run", "--report", report))
+        with mock.patch.object(evaluate, "judge", side_effect=AssertionError(page)):
+            assert words in error_line(call(*command, "--out", tmp_path / "run", "--report", page))
         assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_figure_shows_every_checkpoint_and_band(tmp_path):
+    """Of however many: colours and styles begin anew where there are no more."""
+    stats = {"mean": 0.5, "low": 0.4, "high": 0.6}
+    bands = {f"band {op}": [op] for op in range(2, 8)}
+    result = {
+        "op": {str(op): {"correct@1": stats} for op in range(2, 8)},
+        "band": {band: {"correct@1": stats} for band in bands},
+    }
+    with mock.patch.object(report, "save_figure", lambda fig, path: fig):
+        left, right = report.draw_results({f"run {i}": result for i in range(12)}, bands, [1], None).axes
+    assert len(left.lines) == 12 and len(left.texts) == 6 and len(right.lines) == 12 * 6
 
 
 def test_nothing_to_evaluate_is_one_line(tmp_path):
