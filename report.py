@@ -104,11 +104,11 @@ def draw_results(results, bands, ks, path):
         left.axvspan(min(ops) - 0.5, max(ops) + 0.5, color=shade, lw=0)
         left.text(sum(ops) / len(ops), 1.03, name, ha="center")
     for i, (name, result) in enumerate(results.items()):
-        colour = f"C{i}"  # matplotlib's, which begin anew where there are no more
-        draw_by_op(left, correct_by_op(result), name, color=colour)
+        # matplotlib's colours begin anew where there are no more
+        draw_by_op(left, correct_by_op(result), name, color=f"C{i}")
         for band, style in zip(bands, cycle(("-", "--", ":", "-."))):
             means = [result["band"][band][f"correct@{k}"]["mean"] for k in ks]
-            right.plot(ks, means, style, marker=".", color=colour, label=f"{name}, {band}")
+            right.plot(ks, means, style, marker=".", color=f"C{i}", label=f"{name}, {band}")
     left.set(xlabel="operations", ylabel="pass@1 (every step correct)", ylim=(0, 1.1))
     right.set(xlabel="k", ylabel="pass@k (every step correct)", ylim=(0, 1.1))
     right.set(xscale="log", xticks=ks, xticklabels=ks)
