@@ -175,7 +175,7 @@ def judged_before(path):
     done again.
     """
     content = path.read_bytes() if path.exists() else b""
-    path.write_bytes(content[: content.rfind(b"\n") + 1])
+    write_atomic(path, content[: content.rfind(b"\n") + 1])
     return {(line["name"], line["weights"], line["op"]): line for _, line in read_jsonl(path)}
 
 
