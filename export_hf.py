@@ -140,8 +140,7 @@ def model_card(checkpoint, results):
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise UserError(f"the results are not those of evaluate.py ({error!r})") from None
     facts = dict.fromkeys(("step", "code", "torch")) | checkpoint.state
-    facts |= {"options": json.dumps(checkpoint.options, indent=1), "measured": "\n".join(rows)}
-    return CARD.format(**facts)
+    return CARD.format(**facts, options=json.dumps(checkpoint.options, indent=1), measured="\n".join(rows))
 
 
 # ------------------------------------------------------------------------------------------------------------
