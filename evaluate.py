@@ -4,32 +4,32 @@
 
 Every problem gets `samples` tries; each is judged as correct (every step and the answer), by its answer
 alone, and as faithful. Writes judged.jsonl (each problem's counts, as it goes), results.json and figure.png
-to --out, prints the table.
+to --out, prints the table. Stopped by ctrl-C or SIGTERM it exits with 75; --resume goes on from judged.jsonl.
 """
 
 import json
+import signal
 from collections import Counter
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 from lab.device import run_torch_script, setup
-from lab.options import UserError, colour, opt, printable, read_jsonl, write_atomic
+from lab.options import STOPPED, UserError, colour, opt, printable, read_jsonl, write_atomic
 from lab.runs import RunOptions, as_json, own_folder, parse_run_options
 
 import numpy as np
 
 from checkpoint import load_checkpoint, weights_hash
 from datagen import TINY_WORLD, Mixture, held_out, parse_ops
-from report import draw_results, write_report
+from report import check_page, draw_results, write_report
 from rollout import check_room, held_out_nll, roll_out
 from verify import explain, pass_at_k
 
 JUDGED = ("correct", "answer", "faithful")
 PRESETS = {
-    "tiny": dict(
-        mixture=f"op 2-8; {TINY_WORLD}", bands="id=2-4,edge=5-6,hard=7-8", problems=100, samples=8, k="1,8",
-        max_new_tokens=256, sample_rows=256),
+    "tiny": dict(mixture=f"op 2-8; {TINY_WORLD}", bands="id=2-4,edge=5-6,hard=7-8", problems=100, samples=8,
+                 k="1,8", max_new_tokens=256, sample_rows=256),
     "small": dict(mixture="op 2-20; template zoo, school, festival", samples=32, k="1,8,32"),
     "paper": dict(sample_rows=2048),
 }  # fmt: skip
@@ -38,13 +38,9 @@ PRESETS = {
 @dataclass(frozen=True)
 class Options(RunOptions):
     out: str = opt("out/eval", "folder for all that is written", group="run", free=True)
-    checkpoints: str | None = opt(
-        None, "checkpoint folders; name=folder names one", group="evaluation", free=True
-    )
+    checkpoints: str | None = opt(None, "folders, or name=folder", group="evaluation", free=True)
     bands: str = opt("id=2-10,edge=11-14,hard=15-20", "name=operations of each band")
-    mixture: str = opt(
-        "op 2-20", "the world to draw from: datagen.Mixture (its ops are replaced by the bands')"
-    )
+    mixture: str = opt("op 2-20", "world to draw from: datagen.Mixture, but for its ops, which the bands say")
     problems: int = opt(100, "problems of each number of operations", within="[2, inf)")
     samples: int = opt(128, "tries for each problem, n", within="[1, inf)")
     k: str = opt("1,8,32,128", "values of k for pass@k, each at most n")
@@ -53,29 +49,17 @@ class Options(RunOptions):
     max_new_tokens: int = opt(1024, "longest completion, in tokens", within="[1, inf)")
     sample_rows: int = opt(512, "rows that are sampled together, for memory", within="[1, inf)", free=True)
     show: int = opt(1, "sample solutions to print, judged step by step", free=True)
-    report: str | None = opt(
-        None, "write one self-contained HTML page here: table, figure, judged solutions", free=True
-    )
+    report: str | None = opt(None, "one HTML page to write: table, figure, judged solutions", free=True)
     report_samples: int = opt(100, "solutions of each checkpoint on that page", within="[1, inf)", free=True)
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.checkpoints is None:
-            raise UserError("no checkpoint to evaluate: python evaluate.py name=folder name=folder")
 
 
 def parse_bands(text):
     """ "id=2-4,edge=5-6" → {"id": [2, 3, 4], "edge": [5, 6]}. Raises UserError."""
-    bands = {}
-    for part in text.split(","):
-        name, equals, ops = part.partition("=")
-        if not equals or name.strip() in bands:
-            raise UserError(
-                f"bands {text!r}: write name=operations for each, such as id=2-4,edge=5-6,hard=7-8"
-            )
-        bands[name.strip()] = parse_ops(ops)
-    ops = [op for ops in bands.values() for op in ops]
-    if len(set(ops)) < len(ops):
+    parts = [part.partition("=") for part in text.split(",")]
+    bands = {name.strip(): parse_ops(ops) for name, equals, ops in parts if equals}
+    if len(bands) < len(parts):
+        raise UserError(f"bands {text!r}: write name=operations for each, such as id=2-4,edge=5-6")
+    if len({op for ops in bands.values() for op in ops}) < sum(map(len, bands.values())):
         raise UserError(f"bands {text!r}: a number of operations is in two bands")
     return bands
 
@@ -89,17 +73,17 @@ def parse_ks(text, samples):
 
 
 def named_folders(text):
-    """ "base=out/base/latest,out/grpo/latest" → {"base": …, "grpo": …}. Raises UserError where two have one
-    name.
+    """ "base=out/base/latest,out/grpo/latest" → {"base": …, "grpo": …}. Raises UserError where there is none,
+    or two have one name.
     """
+    if text is None:
+        raise UserError("no checkpoint to evaluate: python evaluate.py name=folder name=folder")
     named = {}
     for item in text.split(","):
         name, equals, path = item.strip().rpartition("=")
         name = name if equals else Path(path).parent.name
         if name in named:
-            raise UserError(
-                f"two checkpoints are called {name!r}: name them, as in base={named[name]} other={path}"
-            )
+            raise UserError(f"two checkpoints are called {name!r}: give one a name, as in other={path}")
         named[name] = path
     return named
 
@@ -124,8 +108,7 @@ def interval(values, seed=0, resamples=2000):
     if np.all(values == values[0]):
         return wilson(float(values[0]), len(values))
     index = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
-    low, high = np.percentile(values[index].mean(1), [2.5, 97.5])
-    return float(low), float(high)
+    return tuple(np.percentile(values[index].mean(1), [2.5, 97.5]).tolist())
 
 
 def summarise(problems, counts, chosen, ks, n):
@@ -133,16 +116,12 @@ def summarise(problems, counts, chosen, ks, n):
     guess floor.
     """
     commonest = Counter(problems[i].answer for i in chosen).most_common(1)[0][1]
-    out = {
-        "problems": len(chosen),
-        "guess_floor": commonest / len(chosen),
-        "process": float(counts["process"][chosen].mean()),
-    }
-    for kind in JUDGED:
-        for k in ks:
-            values = [pass_at_k(n, int(c), k) for c in counts[kind][chosen]]
-            low, high = interval(values)
-            out[f"{kind}@{k}"] = {"mean": float(np.mean(values)), "low": low, "high": high}
+    out = {"problems": len(chosen), "guess_floor": commonest / len(chosen)}
+    out["process"] = float(counts["process"][chosen].mean())
+    for kind, k in product(JUDGED, ks):
+        values = [pass_at_k(n, int(c), k) for c in counts[kind][chosen]]
+        low, high = interval(values)
+        out[f"{kind}@{k}"] = {"mean": float(np.mean(values)), "low": low, "high": high}
     return out
 
 
@@ -152,50 +131,42 @@ def gain(before, after, n):
     """
     difference = (after - before) / n
     mean, error = difference.mean(), difference.std(ddof=1) / len(difference) ** 0.5
+    others = wilson(0.0, len(difference))[1]
     if not difference.any():
-        return f"correct@1 +0.000: no problem differs (95%: by at most {wilson(0.0, len(difference))[1]:.3f})"
-    if error == 0:  # nor does a standard error of 0 say that it is known exactly
-        others = wilson(0.0, len(difference))[1]
+        return f"correct@1 +0.000: no problem differs (95%: by at most {others:.3f})"
+    if np.ptp(difference) == 0:  # nor does a standard error of 0, or all but 0, say that it is known exactly
         return f"correct@1 {mean:+.3f} in every problem (95%: of others at most {others:.3f} differ)"
-    return f"correct@1 {mean:+.3f}, standard error {error:.3f} ({mean / max(error, 1e-9):+.1f} SE)"
+    return f"correct@1 {mean:+.3f}, standard error {error:.3f} ({mean / error:+.1f} SE)"
 
 
 # ------------------------------------------------------------------------------------------------------------
 # Evaluation
 
 
-def judge(checkpoint, problems, first, o):
+def judge(checkpoint, problems, numbers, o):
     """Sample and judge problems of one number of operations → a dict for one line of judged.jsonl.
 
-    first: index of the first of them, which their samples' randomness depends on. Counts are of tries that
-    pass, one a problem.
+    numbers: the problems' indices, which their samples' randomness depends on. Counts are of tries that pass,
+    one a problem.
     """
-    numbers = range(first, first + len(problems))
-    how = dict(
-        temperature=o.temperature, top_p=o.top_p, max_new_tokens=o.max_new_tokens, batch_size=o.sample_rows
-    )
-    how.update(stream=(o.seed, "evaluation"), numbers=numbers, progress=f"op {problems[0].op}")
-    rollouts = roll_out(checkpoint.model, checkpoint.tokenizer, problems, o.samples, **how)
+    model, tokenizer, op = checkpoint.model, checkpoint.tokenizer, problems[0].op
+    how = dict(temperature=o.temperature, top_p=o.top_p, max_new_tokens=o.max_new_tokens)
+    how |= dict(batch_size=o.sample_rows, progress=f"op {op}")
+    rollouts = roll_out(model, tokenizer, problems, o.samples, (o.seed, "evaluation"), numbers, **how)
     verdicts, errors = [rollout.verdict for rollout in rollouts], Counter()
-    for verdict in verdicts:  # not sets: their order would depend on the hash seed
-        errors.update(list(dict.fromkeys(verdict.errors)))
-        errors.update(
-            [f"node_{status}" for status in dict.fromkeys(verdict.nodes.values()) if status != "ok"]
-        )
+    for verdict in verdicts:  # each kind once; no set: its order would depend on the hash seed
+        nodes = [f"node_{status}" for status in verdict.nodes.values() if status != "ok"]
+        errors.update(dict.fromkeys(verdict.errors + nodes, 1))
     errors["unfinished"] = sum(not rollout.finished for rollout in rollouts)
-
-    def by_problem(values):
-        return np.array(values).reshape(len(problems), o.samples)
-
     return {
-        "op": problems[0].op,
-        "correct": by_problem([verdict.correct for verdict in verdicts]).sum(1).tolist(),
-        "answer": by_problem([verdict.answer_correct for verdict in verdicts]).sum(1).tolist(),
-        "faithful": by_problem([verdict.faithful for verdict in verdicts]).sum(1).tolist(),
-        "process": by_problem([verdict.process for verdict in verdicts]).mean(1).tolist(),
+        "op": op,
+        "correct": np.reshape([v.correct for v in verdicts], (-1, o.samples)).sum(1).tolist(),
+        "answer": np.reshape([v.answer_correct for v in verdicts], (-1, o.samples)).sum(1).tolist(),
+        "faithful": np.reshape([v.faithful for v in verdicts], (-1, o.samples)).sum(1).tolist(),
+        "process": np.reshape([v.process for v in verdicts], (-1, o.samples)).mean(1).tolist(),
         "errors": dict(errors),
         "texts": [rollout.text for rollout in rollouts[:: o.samples]],
-        "nll": held_out_nll(checkpoint.model, checkpoint.tokenizer, problems)[problems[0].op],
+        "nll": held_out_nll(model, tokenizer, problems)[op],
     }
 
 
@@ -203,10 +174,8 @@ def judged_before(path):
     """{(name, weights, op): line} of an evaluation that was interrupted; a line that was being written is
     done again.
     """
-    if not path.exists():
-        return {}
-    content = path.read_bytes()
-    path.write_bytes(content[: content.rfind(b"\n") + 1])
+    content = path.read_bytes() if path.exists() else b""
+    write_atomic(path, content[: content.rfind(b"\n") + 1])
     return {(line["name"], line["weights"], line["op"]): line for _, line in read_jsonl(path)}
 
 
@@ -216,27 +185,22 @@ class Evaluation:
     def __init__(self, o):
         self.o, self.bands, self.ks = o, parse_bands(o.bands), parse_ks(o.k, o.samples)
         self.folders, mixture = named_folders(o.checkpoints), Mixture.parse(o.mixture)
-        ops = [op for ops in self.bands.values() for op in ops]
-        self.problems = held_out(mixture, ops, o.problems, o.seed, "eval")
         band_of = {op: band for band, ops in self.bands.items() for op in ops}
-        self.groups = {"band": {}, "op": {}, "mode": {}, "template": {}}  # by → value → indices of problems
+        self.problems = held_out(mixture, band_of, o.problems, o.seed, "eval")
+        self.groups = {}  # by → value → indices of problems
         for i, p in enumerate(self.problems):
-            for by, value in (
-                ("band", band_of[p.op]),
-                ("op", str(p.op)),
-                ("mode", p.mode),
-                ("template", p.template),
-            ):
-                self.groups[by].setdefault(value, []).append(i)
+            kinds = dict(band=band_of[p.op], op=str(p.op), mode=p.mode, template=p.template)
+            for by, value in kinds.items():
+                self.groups.setdefault(by, {}).setdefault(value, []).append(i)
         self.results, self.counts, self.texts = {}, {}, {}
+        tries = f"{len(self.problems)} problems, {o.samples} samples each, temperature {o.temperature}"
+        self.caption = f"{tries}, seed {o.seed}; 95% intervals over problems"
 
     def load(self, device):
         """The checkpoints → {name: Checkpoint}."""
-        o, folders = self.o, self.folders.items()
-        checkpoints = {
-            name: load_checkpoint(folder, device, o.dtype, o.attention) for name, folder in folders
-        }
-        for it in checkpoints.values():
+        o, checkpoints = self.o, {}
+        for name, folder in self.folders.items():
+            checkpoints[name] = it = load_checkpoint(folder, device, o.dtype, o.attention)
             check_room(it.model, it.tokenizer, self.problems, o.max_new_tokens)
         return checkpoints
 
@@ -251,93 +215,80 @@ class Evaluation:
                     line = done.get((name, weights, int(op)))
                     if line is None:
                         line = {"name": name, "checkpoint": str(checkpoint.path), "weights": weights}
-                        line |= judge(checkpoint, [self.problems[i] for i in chosen], chosen[0], o)
-                        file.write(json.dumps(line) + "\n")
-                        file.flush()
+                        line |= judge(checkpoint, [self.problems[i] for i in chosen], chosen, o)
+                        print(json.dumps(line), file=file, flush=True)
                     lines.append(line)
                 self.add(name, checkpoint, lines)
-        content = {"options": asdict(o), "results": self.results}
-        write_atomic(Path(o.out) / "results.json", as_json(content))
+        write_atomic(path.with_name("results.json"), as_json({"options": asdict(o), "results": self.results}))
 
     def add(self, name, checkpoint, lines):
         """Take in a checkpoint's lines, in order of op."""
         counts = {kind: np.concatenate([line[kind] for line in lines]) for kind in (*JUDGED, "process")}
-        errors = sum((Counter(line["errors"]) for line in lines), Counter())
-        summaries = {
-            by: {
-                value: summarise(self.problems, counts, chosen, self.ks, self.o.samples)
-                for value, chosen in values.items()
-            }
-            for by, values in self.groups.items()
-        }
         self.counts[name], self.texts[name] = counts, [text for line in lines for text in line["texts"]]
-        self.results[name] = {
-            "checkpoint": str(checkpoint.path),
-            "step": checkpoint.state.get("step"),
-            "nll": {str(line["op"]): line["nll"] for line in lines},
-            "errors": dict(errors.most_common()),
-            **summaries,
-        }
-
-    @property
-    def caption(self):
-        o = self.o
-        tries = f"{len(self.problems)} problems, {o.samples} samples each, temperature {o.temperature}"
-        return f"{tries}, seed {o.seed}; 95% intervals over problems"
+        result = {"checkpoint": str(checkpoint.path), "step": checkpoint.state.get("step")}
+        result["nll"] = {str(line["op"]): line["nll"] for line in lines}
+        result["errors"] = dict(sum((Counter(line["errors"]) for line in lines), Counter()).most_common())
+        for by, groups in self.groups.items():
+            result[by] = {}
+            for value, chosen in groups.items():
+                result[by][value] = summarise(self.problems, counts, chosen, self.ks, self.o.samples)
+        self.results[name] = result
 
     def table(self):
-        """→ (header, rows of strings): a row a band and checkpoint."""
-        columns, rows = [f"correct@{k}" for k in self.ks] + ["answer@1", "faithful@1"], []
-        for band, ops in self.bands.items():
-            for name, result in self.results.items():
-                stats = result["band"][band]
-                cells = [
-                    f"{stats[c]['mean']:.3f} [{stats[c]['low']:.3f},{stats[c]['high']:.3f}]" for c in columns
-                ]
-                nll = np.mean([result["nll"][str(op)] for op in ops])
-                rows.append([band, name, *cells, f"{stats['guess_floor']:.3f}", f"{nll:.3f}"])
-        return ["band", "checkpoint", *columns, "guess floor", "NLL"], rows
+        """→ rows of strings: the header, then a row a band and checkpoint."""
+        columns = [f"correct@{k}" for k in self.ks] + ["answer@1", "faithful@1"]
+        rows = [["band", "checkpoint", *columns, "guess floor", "NLL"]]
+        for (band, ops), (name, result) in product(self.bands.items(), self.results.items()):
+            stats, nll = result["band"][band], np.mean([result["nll"][str(op)] for op in ops])
+            cells = ["{mean:.3f} [{low:.3f},{high:.3f}]".format(**stats[column]) for column in columns]
+            rows.append([band, name, *cells, f"{stats['guess_floor']:.3f}", f"{nll:.3f}"])
+        return rows
 
     def print(self):
         """Some tries of the last checkpoint, the table, and each checkpoint's paired difference from the one
         before.
         """
-        name, band = list(self.results)[-1], list(self.bands)[min(1, len(self.bands) - 1)]
+        name, band = list(self.results)[-1], list(self.bands)[:2][-1]
         for i in self.groups["band"][band][: self.o.show]:
             problem, text = self.problems[i], self.texts[name][i]
             print(f"\n{name}, a try at op {problem.op}:\n{problem.problem}\n{problem.question}")
-            print(printable(text.strip()))
-            print(explain(text, problem, colour()))
-        header, rows = self.table()
-        widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+            print(f"{printable(text.strip())}\n{explain(text, problem, colour())}")
         print(f"\n{self.caption}")
-        for row in [header, *rows]:
+        widths = [max(map(len, column)) for column in zip(*self.table())]
+        for row in self.table():
             left = [cell.ljust(width) for cell, width in zip(row[:2], widths)]
             print(" ".join(left + [cell.rjust(width) for cell, width in zip(row[2:], widths[2:])]))
-        for before, after in pairwise(self.results):
-            for band, chosen in self.groups["band"].items():
-                counts = [self.counts[name]["correct"][chosen] for name in (before, after)]
-                print(f"{after} - {before}, {band}: {gain(*counts, self.o.samples)}")
+        for (before, after), band in product(pairwise(self.results), self.bands):
+            counts = [self.counts[name]["correct"][self.groups["band"][band]] for name in (before, after)]
+            print(f"{after} - {before}, {band}: {gain(*counts, self.o.samples)}")
         print(f"results: {Path(self.o.out) / 'results.json'}")
 
     def tries(self):
         """(checkpoint, problem, text) of the first try at some problems of each op."""
         every = max(1, len(self.problems) // self.o.report_samples)
-        for name, texts in self.texts.items():
-            for i in range(0, len(self.problems), every):
-                yield name, self.problems[i], texts[i]
+        for (name, texts), i in product(self.texts.items(), range(0, len(self.problems), every)):
+            yield name, self.problems[i], texts[i]
 
 
 def main(argv=None):
     o = parse_run_options(Options, argv, PRESETS, __doc__, positional="checkpoints")
-    evaluation = Evaluation(o)
-    checkpoints = evaluation.load(setup(o))  # before the folder is made: one may be missing
-    with own_folder(o):
-        evaluation.run(checkpoints)
-        evaluation.print()
-        png = draw_results(evaluation.results, evaluation.bands, evaluation.ks, Path(o.out) / "figure.png")
-        if o.report:
-            write_report(o.report, evaluation.caption, *evaluation.table(), png, evaluation.tries())
+    it = Evaluation(o)
+    checkpoints = it.load(setup(o))  # before the folder is made: one may be missing
+    if o.report:
+        check_page(Path(o.report), Path(o.out))
+    handler = signal.signal(signal.SIGTERM, signal.default_int_handler)  # it stops as ctrl-C does
+    try:
+        with own_folder(o):
+            it.run(checkpoints)
+            it.print()
+            png = draw_results(it.results, it.bands, it.ks, Path(o.out) / "figure.png")
+            if o.report:
+                write_report(o.report, it.caption, it.table(), png, it.tries())
+    except KeyboardInterrupt:  # judged.jsonl holds what was judged
+        print(f"stopped; continue with: python evaluate.py --resume --out {o.out}")
+        return STOPPED
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 if __name__ == "__main__":

@@ -10,19 +10,40 @@ Qwen2 checkpoint of transformers. Neither touches a folder that it did not write
 
 import importlib.util
 import json
-from collections import defaultdict
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from lab.options import CheckedOptions, UserError, opt, parse_options, read_json, run_script, write_atomic
 
 import torch
 
-from checkpoint import check_finite, check_shapes, load_checkpoint, save_checkpoint
-from model import ModelConfig, Qwen2
+from checkpoint import load_checkpoint, new_model, save_checkpoint
+from model import ModelConfig
 from tokenizer import PATTERN, SPECIALS, Tokenizer
 
 KEY = "reasoning_lab"  # of config.json: what only we know, so that import and export are each other's inverse
+# GPT-2's byte-level BPE, which the tokenizers library uses, writes bytes as characters: printable Latin-1
+# stands for itself, the other bytes for the characters from U+0100 on.
+PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+OTHERS = [byte for byte in range(256) if byte not in PRINTABLE]
+CHARACTERS = {byte: chr(byte) for byte in PRINTABLE} | {byte: chr(256 + i) for i, byte in enumerate(OTHERS)}
+CARD = """---
+library_name: transformers
+tags: [reasoning, synthetic, from-scratch]
+---
+# A small model of a synthetic reasoning world
+Trained from scratch on generated word problems whose reasoning graph is known. Prompt:
+`[BOS]<question> … </question> <solution>`; it writes the steps, then `<answer> N </answer>[EOS]`.
+## Recipe
+Step {step}, tokenizer `{tokenizer_hash}`, code `{code}`, torch {torch}. Options:
+```json
+{options}
+```
+## Measured
+{measured}
+"""
+HEAD = "| checkpoint | band | correct@1 | 95% interval | answer@1 |\n|---|---|---|---|---|"
+ROW = "| {correct@1[mean]:.3f} | {correct@1[low]:.3f} to {correct@1[high]:.3f} | {answer@1[mean]:.3f} |"
 
 
 @dataclass(frozen=True)
@@ -38,111 +59,35 @@ class Options(CheckedOptions):
 # Export
 
 
-def config_json(config, tokenizer, options, state):
-    """ModelConfig → transformers' Qwen2Config as a dict: what version 5 writes and version 4 reads."""
-    own = {f.name: getattr(config, f.name) for f in fields(ModelConfig)}
-    return {
-        "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", **own,
-        "initializer_range": config.initializer_range or config.hidden_size**-0.5,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
-        "hidden_act": "silu", "attention_dropout": 0.0, "use_sliding_window": False, "sliding_window": None,
-        "max_window_layers": config.num_hidden_layers,
-        "layer_types": ["full_attention"] * config.num_hidden_layers,
-        "use_cache": True, "dtype": "float32", "torch_dtype": "float32", **token_ids(tokenizer),
-        KEY: {"initializer_range": config.initializer_range, "options": options, "state": state},
-    }  # fmt: skip
-
-
-def token_ids(tokenizer):
-    return {f"{kind}_token_id": getattr(tokenizer, f"{kind}_id") for kind in ("bos", "eos", "pad")}
-
-
-def bytes_to_unicode():
-    """{byte: character}: the stand-ins of GPT-2's byte-level BPE, which the tokenizers library uses.
-
-    Printable Latin-1 stands for itself, the other bytes for the characters from U+0100 on.
-    """
-    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = (b for b in range(256) if b not in shown)
-    return {**{b: chr(b) for b in shown}, **{b: chr(256 + i) for i, b in enumerate(others)}}
-
-
-def tokenizer_json(tokenizer):
-    """Our tokenizer as the tokenizers library's: the same pre-tokens, and bytes as characters."""
-    shown = bytes_to_unicode()
-
-    def text(token):
-        return "".join(shown[b] for b in token)
-
-    merges = []
-    for token in tokenizer.merges:
-        parts = [bytes([b]) for b in token]
-        while len(parts) > 2:  # the merges before this one leave two parts: those it joins
-            pairs = enumerate(zip(parts, parts[1:]))
-            _, i = min((tokenizer.ranks.get(a + b, tokenizer.vocab_size), i) for i, (a, b) in pairs)
-            parts[i : i + 2] = [parts[i] + parts[i + 1]]
-        merges.append([text(part) for part in parts])
-    vocab = {**tokenizer.special_ids, **{text(token): i for token, i in tokenizer.ranks.items()}}
-    special = dict(single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
-    return {
-        "version": "1.0", "truncation": None, "padding": None,
-        "added_tokens": [{"id": i, "content": name, **special} for i, name in enumerate(SPECIALS)],
-        "normalizer": None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
-            {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated", "invert": False},
-            {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}]},
-        "post_processor": None,
-        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
-        "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
-                  "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
-                  "ignore_merges": True, "vocab": vocab, "merges": merges},
-    }  # fmt: skip
-
-
-def model_card(options, state, results):
-    """A README.md: what it is, how it was trained, what was measured (evaluate.py's results or None)."""
-    measured = []
-    if results is not None:
-        rows = ["| checkpoint | band | correct@1 | 95% interval | answer@1 |", "|---|---|---|---|---|"]
-        for name, result in results["results"].items():
-            for band, score in result["band"].items():
-                correct = "{mean:.3f} | {low:.3f} to {high:.3f}".format(**score["correct@1"])
-                rows.append(f"| {name} | {band} | {correct} | {score['answer@1']['mean']:.3f} |")
-        measured += [
-            "\n".join(rows),
-            "{samples} samples a problem, seed {seed}.".format(**results["options"]),
-        ]
-    facts = "Step {step}, tokenizer `{tokenizer_hash}`, code `{code}`, torch {torch}."
-    paragraphs = [
-        "---\nlibrary_name: transformers\ntags: [reasoning, synthetic, from-scratch]\n---",
-        "# A small model of a synthetic reasoning world",
-        "Trained from scratch on generated word problems whose reasoning graph is known. Prompt: "
-        "`[BOS]<question> … </question> <solution>`; it writes the steps, then `<answer> N </answer>[EOS]`.",
-        "## Recipe",
-        facts.format_map(defaultdict(lambda: None, state)),
-        f"```json\n{json.dumps(options, indent=1)}\n```",
-        "## Measured",
-        *(measured or ["Nothing was measured for this card."]),
-    ]
-    return "\n\n".join(paragraphs) + "\n"
-
-
 def export(checkpoint, out, results=None):
     """Checkpoint → Hugging Face folder. Raises UserError if the results are not those of evaluate.py."""
     from safetensors.torch import save
 
-    tokenizer, config = checkpoint.tokenizer, checkpoint.model.config
-    weights = {k: v.detach().float().cpu().contiguous() for k, v in checkpoint.model.state_dict().items()}
-    if config.tie_word_embeddings:
+    weights = {name: v.float().cpu().contiguous() for name, v in checkpoint.model.state_dict().items()}
+    if checkpoint.model.config.tie_word_embeddings:
         del weights["lm_head.weight"]
-    try:
-        card = model_card(checkpoint.options, checkpoint.state, results)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise UserError(
-            f"the results are not those of evaluate.py ({type(error).__name__}: {error})"
-        ) from None
-    texts = {
-        "config.json": config_json(config, tokenizer, checkpoint.options, checkpoint.state),
+    card = model_card(checkpoint, results)  # first, for it may be refused
+    for name, content in json_files(checkpoint).items():
+        write_atomic(out / name, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write_atomic(out / "README.md", card)
+    write_atomic(out / "model.safetensors", save(weights, metadata={"format": "pt"}))
+
+
+def json_files(checkpoint):
+    """The folder's JSON files, {name: content}. config.json is what transformers 5 writes and 4 reads."""
+    config, tokenizer = checkpoint.model.config, checkpoint.tokenizer
+    layers, std = config.num_hidden_layers, config.initializer_range
+    ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_id") for kind in ("bos", "eos", "pad")}
+    return {
+        "config.json": {
+            "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", **asdict(config),
+            "initializer_range": std or config.hidden_size**-0.5,
+            "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+            "hidden_act": "silu", "attention_dropout": 0.0, "use_sliding_window": False,
+            "sliding_window": None, "max_window_layers": layers, "layer_types": ["full_attention"] * layers,
+            "use_cache": True, "dtype": "float32", "torch_dtype": "float32", **ids,
+            KEY: {"initializer_range": std, "options": checkpoint.options, "state": checkpoint.state},
+        },
         "tokenizer.json": tokenizer_json(tokenizer),
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.max_position_embeddings,
@@ -151,12 +96,51 @@ def export(checkpoint, out, results=None):
             # unless there is an auto_map; an empty one names no code, and tokenizer.json is used
             "clean_up_tokenization_spaces": False, "auto_map": {"AutoTokenizer": ["", ""]},
         },
-        "generation_config.json": {**token_ids(tokenizer), "do_sample": False},
+        "generation_config.json": {**ids, "do_sample": False},
     }  # fmt: skip
-    for name, content in texts.items():
-        write_atomic(out / name, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    write_atomic(out / "README.md", card)
-    write_atomic(out / "model.safetensors", save(weights, metadata={"format": "pt"}))
+
+
+def tokenizer_json(tokenizer):
+    """Our tokenizer as the tokenizers library's: the same pre-tokens, and bytes as characters."""
+    ranks = {token.decode("latin-1").translate(CHARACTERS): i for token, i in tokenizer.ranks.items()}
+    special = dict(single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
+    return {
+        "version": "1.0", "truncation": None, "padding": None,
+        "added_tokens": [{"id": i, "content": name, **special} for i, name in enumerate(SPECIALS)],
+        "normalizer": None, "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated", "invert": False},
+            {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}]},
+        "post_processor": None, "decoder": {
+            "type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "model": {
+            "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+            "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": True,
+            "vocab": tokenizer.special_ids | ranks,
+            "merges": [split(token, ranks) for token in list(ranks)[256:]]},
+    }  # fmt: skip
+
+
+def split(token, ranks):
+    """The two parts of a token that are left when all merges but its own are done."""
+    parts = list(token)
+    while len(parts) > 2:
+        i = min(range(len(parts) - 1), key=lambda i: ranks.get(parts[i] + parts[i + 1], float("inf")))
+        parts[i : i + 2] = [parts[i] + parts[i + 1]]
+    return parts
+
+
+def model_card(checkpoint, results):
+    """A README.md: what it is, how it was trained, what was measured (evaluate.py's results or None)."""
+    rows = ["Nothing was measured for this card."]
+    if results is not None:
+        try:
+            rows = ["{samples} samples a problem, seed {seed}.\n".format(**results["options"]), HEAD]
+            for name, result in results["results"].items():
+                rows += [f"| {name} | {band} {ROW.format(**score)}" for band, score in result["band"].items()]
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise UserError(f"the results are not those of evaluate.py ({error!r})") from None
+    facts = dict.fromkeys(("step", "code", "torch")) | checkpoint.state
+    return CARD.format(**facts, options=json.dumps(checkpoint.options, indent=1), measured="\n".join(rows))
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -168,58 +152,37 @@ def import_(folder, tokenizer_path=None):
 
     Raises UserError if it is no Qwen2 checkpoint that our Qwen2 computes, or has no tokenizer of ours.
     """
+    from safetensors.torch import load_file
+
     try:
-        content = read_json(folder / "config.json")
-        extra = content.get(KEY, {})
-        config = read_config(content, extra)
-        weights = read_weights(folder, config)
+        content, weights = read_json(folder / "config.json"), {}
+        own = content.get(KEY, {})
+        config = read_config(content, own)
         tokenizer = Tokenizer.load(tokenizer_path) if tokenizer_path else read_tokenizer(folder)
         if tokenizer.vocab_size > config.vocab_size:
             raise UserError(f"the tokenizer has {tokenizer.vocab_size} tokens, the model {config.vocab_size}")
-        model = Qwen2(config)
-        model.load_state_dict(weights)
-        with torch.no_grad():
-            if not model(torch.tensor([[0, 1]]))[0].isfinite().all():
-                raise UserError("its logits are not finite")
-        return model, tokenizer, dict(extra.get("options", {})), dict(extra.get("state", {"step": 0}))
+        for path in sorted(folder.glob("*.safetensors")):
+            weights |= load_file(path)
+        if config.tie_word_embeddings and "model.embed_tokens.weight" in weights:  # the head need not be
+            weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+        model = new_model(config, torch.device("cpu"), weights=weights)
+        if not model(torch.tensor([[0, 1]]))[0].isfinite().all():
+            raise UserError("its logits are not finite")
+        return model, tokenizer, dict(own.get("options", {})), dict(own.get("state", {"step": 0}))
     except Exception as error:  # whatever another program wrote there
-        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-        raise UserError(f"cannot import {folder}: {kind}{(str(error).splitlines() or [''])[0]}") from None
+        wrong = str(error) if isinstance(error, UserError) else repr(error)
+        raise UserError(f"cannot import {folder}: {wrong}") from None
 
 
-def read_config(content, extra):
+def read_config(content, own):
     """config.json → ModelConfig. Raises UserError if it means another computation than ours."""
     rope = content.get("rope_parameters") or content.get("rope_scaling") or {}
-    found = {**content, "rope_type": rope.get("rope_type", rope.get("type", "default"))}
+    found = {"rope_type": rope.get("type", "default"), **content, **rope, **own}
     ours = {"model_type": "qwen2", "hidden_act": "silu", "use_sliding_window": False, "rope_type": "default"}
     for name, value in ours.items():
         if found.get(name, value) != value:
             raise UserError(f"{name} is {found[name]!r}, not {value!r}")
-    known = {f.name: content[f.name] for f in fields(ModelConfig) if f.name in content}
-    known["rope_theta"] = rope.get("rope_theta", content.get("rope_theta", 10000.0))
-    known["initializer_range"] = extra.get("initializer_range", known.get("initializer_range"))
-    return ModelConfig(**known)
-
-
-def read_weights(folder, config):
-    """The tensors of a folder's safetensors files by name, in float32.
-
-    Raises UserError if a number is not finite; and, before anything is allocated, if the names and shapes are
-    others than the config asks for.
-    """
-    from safetensors import safe_open
-
-    files = [safe_open(path, "pt") for path in sorted(folder.glob("*.safetensors"))]
-    where = {name: file for file in files for name in file.keys()}  # noqa: SIM118
-    shapes = {name: file.get_slice(name).get_shape() for name, file in where.items()}
-    if config.tie_word_embeddings:  # whose head may or may not be among the tensors
-        shapes["lm_head.weight"] = shapes.get("model.embed_tokens.weight")
-    check_shapes(config, shapes)
-    weights = {name: file.get_tensor(name).float() for name, file in where.items()}
-    check_finite(weights)
-    if config.tie_word_embeddings:
-        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
-    return weights
+    return ModelConfig(**{f.name: found[f.name] for f in fields(ModelConfig) if f.name in found})
 
 
 def read_tokenizer(folder):
@@ -228,22 +191,14 @@ def read_tokenizer(folder):
         content = read_json(folder / "tokenizer.json")
         if content["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] != PATTERN:
             raise UserError("it splits words another way")
-        hidden = {c: b for b, c in bytes_to_unicode().items()}
-        return Tokenizer([bytes(hidden[c] for c in a + b) for a, b in content["model"]["merges"]])
+        byte = {character: byte for byte, character in CHARACTERS.items()}
+        return Tokenizer([bytes(byte[c] for c in a + b) for a, b in content["model"]["merges"]])
     except (KeyError, IndexError, TypeError, ValueError, UserError) as error:
         raise UserError(f"its tokenizer is none of ours ({error}): give one with --tokenizer") from None
 
 
 # ------------------------------------------------------------------------------------------------------------
 # Command line
-
-
-def check_out(out, source):
-    """Raise UserError if something could be lost: `out` must be new or empty, and no part of what is read."""
-    if source.resolve() in (out.resolve(), *out.resolve().parents):
-        raise UserError(f"--out {out} is inside of --ckpt {source}: choose another folder")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out {out} is not empty: choose a new folder")
 
 
 def main(argv=None):
@@ -253,13 +208,14 @@ def main(argv=None):
     if importlib.util.find_spec("safetensors") is None:
         raise UserError("export needs the package safetensors: pip install safetensors")
     source, out = Path(o.ckpt), Path(o.out)
-    check_out(out, source)
+    if out.resolve().is_relative_to(source.resolve()):  # it would become a part of what is read
+        raise UserError(f"--out {out} is inside of --ckpt {source}: choose another folder")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):  # and what is there would be lost
+        raise UserError(f"--out {out} is not empty: choose a new folder")
     if o.import_:
-        model, tokenizer, options, state = import_(source, o.tokenizer)
-        save_checkpoint(out, model, tokenizer, options, state)
+        save_checkpoint(out, *import_(source, o.tokenizer))
     else:
-        results = read_json(o.results) if o.results else None
-        export(load_checkpoint(source, torch.device("cpu")), out, results)
+        export(load_checkpoint(source, torch.device("cpu")), out, read_json(o.results) if o.results else None)
     print(f"wrote {out}: " + ", ".join(sorted(path.name for path in out.iterdir())))
 
 

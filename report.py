@@ -3,8 +3,9 @@
 import io
 from base64 import b64encode
 from html import escape
+from itertools import cycle
 
-from lab.options import write_atomic
+from lab.options import UserError, write_atomic
 
 from verify import explain, verify
 
@@ -22,64 +23,60 @@ pre{{white-space:pre-wrap;margin:0;font-size:13px}}
 <script>
 const body = document.querySelector("#solutions tbody"), rows = [...body.rows];
 const text = (row, i) => row.cells[i].textContent;
-document.querySelectorAll("#solutions th").forEach((th, i) => {{
-  let up = 1;
-  th.onclick = () => {{
-    rows.sort((a, b) => up * text(a, i).localeCompare(text(b, i), "en", {{numeric: true}}));
-    up = -up;
-    body.append(...rows);
-  }};
+const compare = new Intl.Collator("en", {{numeric: true}}).compare;
+document.querySelectorAll("#solutions th").forEach((th, i) => th.onclick = () => {{
+  th.up = -(th.up ?? -1);
+  body.append(...rows.sort((a, b) => th.up * compare(text(a, i), text(b, i))));
 }});
 document.querySelector("#which").onchange = e =>
   rows.forEach(r => r.hidden = e.target.value && text(r, 2) != e.target.value);
 </script></html>"""
+IMAGE = '<img alt="pass@1 by operations, pass@k by k" src="data:image/png;base64,{}">'
+CLASSES = {"✓": "good", "✗": "bad", "·": "extra"}  # of a line of `explain`, by how it begins
 
 
-def write_report(path, caption, header, table, png, tries):
-    """One HTML page that needs nothing but itself. tries: (checkpoint, problem, text) of each solution to
-    show.
+def check_page(path, out):
+    """Raise UserError or OSError if no page can be written to `path`, which the folder `out` is not to be."""
+    if path.is_dir() or path == out:
+        raise UserError(f"--report {path} is a folder: name a file, such as {path / 'report.html'}")
+    trial = path.with_name(path.name + ".trial")
+    write_atomic(trial, "")
+    trial.unlink()
+
+
+def write_report(path, caption, table, png, tries):
+    """One HTML page that needs nothing but itself. table: rows of strings, the header first; tries:
+    (checkpoint, problem, text) of each solution to show.
     """
     rows, kinds = [], set()
     for name, problem, text in tries:
         verdict = verify(text, problem)
         kinds.add(verdict.kind)
         lines = explain(text, problem).splitlines()
-        judged = "".join(f'<div class="{_class(line)}">{escape(line)}</div>' for line in lines)
+        judged = "".join(f'<div class="{CLASSES.get(line[0], "")}">{escape(line)}</div>' for line in lines)
         told = f"{escape(problem.problem)}\n<b>{escape(problem.question)}</b>\n\n{escape(text.strip())}"
-        cells = (
-            escape(name),
-            problem.op,
-            verdict.kind,
-            f"{verdict.process:.2f}",
-            f"<pre>{told}</pre>{judged}",
-        )
-        rows.append("<tr>" + "".join(f"<td>{cell}" for cell in cells))
-    head = "".join(f"<th>{escape(cell)}" for cell in header)
-    cells = "".join("<tr>" + "".join(f"<td>{escape(cell)}" for cell in row) for row in table)
-    image = ""
-    if png:
-        content = b64encode(png).decode()
-        image = f'<img alt="pass@1 by operations, pass@k by k" src="data:image/png;base64,{content}">'
+        shown = f"<pre>{told}</pre>{judged}"
+        rows.append(html_row("td", escape(name), problem.op, verdict.kind, f"{verdict.process:.2f}", shown))
+    lines = [html_row("td" if i else "th", *map(escape, row)) for i, row in enumerate(table)]
+    figure = IMAGE.format(b64encode(png).decode()) if png else ""
     options = "".join(f"<option>{kind}</option>" for kind in sorted(kinds))
-    parts = dict(table=f"<table><tr>{head}{cells}</table>", figure=image, options=options, rows="".join(rows))
+    parts = dict(table=f"<table>{''.join(lines)}</table>", figure=figure, options=options, rows="".join(rows))
     write_atomic(path, PAGE.format(caption=escape(caption), **parts))
     print(f"report: {path}")
 
 
-def _class(line):
-    return {"✓": "good", "✗": "bad", "·": "extra"}.get(line[0], "")
+def html_row(tag, *cells):
+    return "<tr>" + "".join(f"<{tag}>{cell}" for cell in cells)
 
 
 def pyplot():
     """matplotlib's pyplot without a display, or None (and a line that says so) where it is not installed."""
     try:
-        import matplotlib
+        from matplotlib import pyplot
     except ImportError:
         print("no figure: matplotlib is not installed (pip install '.[figures]')")
         return None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot.switch_backend("Agg")
     return pyplot
 
 
@@ -103,24 +100,18 @@ def draw_results(results, bands, ks, path):
     if plt is None:
         return None
     fig, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    colours = dict(zip(results, plt.rcParams["axes.prop_cycle"].by_key()["color"]))
-    for (name, ops), shade in zip(bands.items(), ("0.93", "0.86", "0.79", "0.72")):
+    for (name, ops), shade in zip(bands.items(), cycle(("0.93", "0.86", "0.79", "0.72"))):
         left.axvspan(min(ops) - 0.5, max(ops) + 0.5, color=shade, lw=0)
         left.text(sum(ops) / len(ops), 1.03, name, ha="center")
-    for name, result in results.items():
-        draw_by_op(left, correct_by_op(result), name, color=colours[name])
-        for band, style in zip(bands, ("-", "--", ":", "-.")):
+    for i, (name, result) in enumerate(results.items()):
+        # matplotlib's colours begin anew where there are no more
+        draw_by_op(left, correct_by_op(result), name, color=f"C{i}")
+        for band, style in zip(bands, cycle(("-", "--", ":", "-."))):
             means = [result["band"][band][f"correct@{k}"]["mean"] for k in ks]
-            right.plot(ks, means, style, marker=".", color=colours[name], label=f"{name}, {band}")
+            right.plot(ks, means, style, marker=".", color=f"C{i}", label=f"{name}, {band}")
     left.set(xlabel="operations", ylabel="pass@1 (every step correct)", ylim=(0, 1.1))
-    right.set(
-        xlabel="k",
-        ylabel="pass@k (every step correct)",
-        ylim=(0, 1.1),
-        xscale="log",
-        xticks=ks,
-        xticklabels=ks,
-    )
+    right.set(xlabel="k", ylabel="pass@k (every step correct)", ylim=(0, 1.1))
+    right.set(xscale="log", xticks=ks, xticklabels=ks)
     left.legend(loc="lower left")
     right.minorticks_off()
     right.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))

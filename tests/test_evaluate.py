@@ -1,15 +1,105 @@
+import json
 import math
+import signal
 from statistics import NormalDist
+from unittest import mock
 
-from lab.options import UserError
+from lab.options import STOPPED, UserError
 
 import numpy as np
 import pytest
+from conftest import call, error_line
 
 import datagen
 import evaluate
+import report
 import verify
+from checkpoint import save_checkpoint
+from data import completion_text, prompt_text
 from evaluate import gain, interval, parse_bands, parse_ks, summarise, wilson
+from model import ModelConfig, Qwen2
+from tokenizer import train_bpe
+
+# What a signal does. Where a shell started the tests in the background, SIGINT is ignored: so it is not sent.
+ACTS = {
+    "SIGTERM": lambda: signal.raise_signal(signal.SIGTERM),
+    "SIGINT": lambda: signal.default_int_handler(signal.SIGINT, None),
+}
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
+    """An evaluation without a mistake, of a model that has learnt nothing: three ops, three lines."""
+    problems = [datagen.generate(1, i, op=2 + i % 3) for i in range(30)]
+    tokenizer = train_bpe([prompt_text(p) + completion_text(p) for p in problems], 400)
+    path = tmp_path_factory.mktemp("evaluate") / "base" / "latest"
+    save_checkpoint(
+        path, Qwen2(ModelConfig(tokenizer.vocab_size, 32, 64, 1, 2, 1)), tokenizer, {}, {"step": 3}
+    )
+    options = "--bands id=2-3,edge=4 --problems 2 --samples 2 --k 1 --max-new-tokens 8 --threads 1"
+    return ["evaluate", path, *options.split()]
+
+
+@pytest.mark.parametrize("act", ACTS.values(), ids=ACTS)
+def test_a_signal_stops_it_with_75_and_says_how_to_go_on(command, tmp_path, act):
+    """So that a shell script stops too; what was judged is not judged again, and the results are the same."""
+    call(*command, "--out", tmp_path / "whole", check=True)
+    judge, ops, before = evaluate.judge, [], signal.getsignal(signal.SIGTERM)
+
+    def judge_until(last, checkpoint, problems, *rest):
+        ops.append(problems[0].op)
+        if problems[0].op == last:
+            act()
+        return judge(checkpoint, problems, *rest)
+
+    run = tmp_path / "run"
+    with mock.patch.object(evaluate, "judge", lambda *arguments: judge_until(4, *arguments)):
+        out = call(*command, "--out", run)
+    assert out.returncode == STOPPED == 75 and f"python evaluate.py --resume --out {run}\n" in out.stdout
+    assert ops == [2, 3, 4] and not (run / "results.json").exists()
+    assert signal.getsignal(signal.SIGTERM) == before
+    with mock.patch.object(evaluate, "judge", lambda *arguments: judge_until(None, *arguments)):
+        call("evaluate", "--resume", "--out", run, check=True)  # the checkpoints are the run's own
+    assert ops == [2, 3, 4, 4]
+    results = [
+        json.loads((path / "results.json").read_text())["results"] for path in (tmp_path / "whole", run)
+    ]
+    assert results[0] == results[1]
+
+
+def test_a_report_that_cannot_be_written_is_said_before_anything_is_judged(command, tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    for page, words in (
+        (tmp_path / "folder", "folder is a folder: name a file"),
+        (tmp_path / "run", "run is a folder"),
+        (".", ". is a folder"),
+        ("/", "/ is a folder"),
+        (tmp_path / "file" / "page.html", "file: File exists"),
+        ("/proc/no/page.html", "/proc/no"),
+    ):
+        with mock.patch.object(evaluate, "judge", side_effect=AssertionError(page)):
+            assert words in error_line(call(*command, "--out", tmp_path / "run", "--report", page))
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_figure_shows_every_checkpoint_and_band(tmp_path):
+    """Of however many: colours and styles begin anew where there are no more."""
+    stats = {"mean": 0.5, "low": 0.4, "high": 0.6}
+    bands = {f"band {op}": [op] for op in range(2, 8)}
+    result = {
+        "op": {str(op): {"correct@1": stats} for op in range(2, 8)},
+        "band": {band: {"correct@1": stats} for band in bands},
+    }
+    with mock.patch.object(report, "save_figure", lambda fig, path: fig):
+        left, right = report.draw_results({f"run {i}": result for i in range(12)}, bands, [1], None).axes
+    assert len(left.lines) == 12 and len(left.texts) == 6 and len(right.lines) == 12 * 6
+
+
+def test_nothing_to_evaluate_is_one_line(tmp_path):
+    assert "no checkpoint" in error_line(call("evaluate", "--out", tmp_path / "run"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_bands():
@@ -107,5 +197,8 @@ def test_a_gain_that_is_the_same_in_every_problem_is_not_known_exactly(differenc
         and "0.019" in words
         and "standard error" not in words
     )
+    for n in (7, 10, 12):  # of whose shares the rounded mean may differ from each of them
+        words = gain(np.full(200, 4), np.full(200, 4 + difference), n)
+        assert words.startswith(f"correct@1 {difference / n:+.3f}") and "standard error" not in words
     few = gain(np.array([1, 2, 3, 0]), np.array([3, 4, 5, 2]), 8)
     assert few.startswith("correct@1 +0.250") and "0.490" in few
