@@ -101,17 +101,22 @@ def _load(path, device, dtype, attention):
     if tokenizer.hash != state["tokenizer_hash"]:
         raise UserError(f"its tokenizer is {tokenizer.hash}, it was trained with {state['tokenizer_hash']}")
     weights = torch.load(path / "weights.pt", map_location="cpu", weights_only=True)
-    shape = ModelConfig(**config["model"])
-    check_shapes(shape, {name: list(tensor.shape) for name, tensor in weights.items()})
-    check_finite(weights)
-    model = new_model(shape, device, dtype, attention)
-    model.load_state_dict(weights)
+    model = new_model(ModelConfig(**config["model"]), device, dtype, attention, weights)
     return Checkpoint(path, model, tokenizer, config["options"], state)
 
 
-def new_model(config, device, dtype="float32", attention="auto"):
-    """A Qwen2 with fresh weights on `device`. dtype, attention: as of DeviceOptions."""
+def new_model(config, device, dtype="float32", attention="auto", weights=None):
+    """A Qwen2 on `device`, with fresh weights or these. dtype, attention: as of DeviceOptions.
+
+    Raises UserError if the weights are of another shape or not finite: shapes are compared before any memory
+    is taken.
+    """
+    if weights is not None:
+        check_shapes(config, {name: list(tensor.shape) for name, tensor in weights.items()})
+        check_finite(weights)
     model = Qwen2(config)
+    if weights is not None:
+        model.load_state_dict(weights)
     model.compute_dtype = compute_dtype(dtype, device)
     model.backend, model.backend_note = choose(attention, device, config.head_dim, model.compute_dtype)
     return model.to(device)
