@@ -13,6 +13,7 @@ number of edges of the needed graph, the edge from a literal included (GSM-Infin
 from bisect import bisect
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import accumulate
 from math import exp
 
 from lab.options import CheckedOptions, UserError, opt
@@ -22,10 +23,8 @@ MODES = ("forward", "reverse")
 COUNT, TOTAL, AVERAGE, OFFSPRING = "count", "total", "average", "offspring"
 EDGES = {COUNT: 1, TOTAL: 1, OFFSPRING: 3}  # of the cheapest definition; of a total, for each member
 PLACES = 12  # places of one problem, at most: as many as a context has words for
-STRUCTURES, NUMBERS = (
-    2000,
-    5,
-)  # draws before the knobs are said to be impossible: structures, numbers for each
+# Draws before the knobs are said to be impossible: structures, and numbers for each.
+STRUCTURES, NUMBERS = 2000, 5
 
 
 @dataclass(frozen=True)
@@ -90,9 +89,9 @@ class Graph:
 
 @dataclass(slots=True)
 class Place:
-    summary: Vertex | None = None  # its total, if the problem needs it
-    members: list = field(default_factory=list)  # its counts
-    closed: bool = False  # no further count: its total is settled, or a distractor would change it
+    total: Vertex | None = None  # the total that waits to be defined
+    members: dict = field(default_factory=dict)  # its counts: {kind: vertex}
+    closed: bool = False  # no further count: its total is defined, and would change
 
 
 def choice(rand, items):
@@ -122,16 +121,13 @@ def combine(op, u, v):
 
 
 def add(forms):
-    a = b = 0
-    for c, d in forms:
-        a += c
-        b += d
-    return a, b
+    """The sum of one form or more."""
+    return tuple(map(sum, zip(*forms)))
 
 
 @cache
 def ways_to_define(free, nodes, reuse, waiting, most):
-    """Ways to define a count: (operands, new operands, has a constant), with cumulative weights.
+    """Ways to define a count: (operands, new operands, has a constant, price), with cumulative weights.
 
     free: edges to spend beyond the least; nodes: quantities still wanted; reuse: waiting quantities that
     could be operands; waiting: quantities that wait to be defined, this one among them; most: largest
@@ -139,21 +135,19 @@ def ways_to_define(free, nodes, reuse, waiting, most):
     each new operand.
     """
     wish = 0.35 + free / (waiting + nodes)
-    ways, weights, total = [], [], 0.0
+    ways, weights = [], []
     for k in range(most + 1):
-        for new in range(max(0, k - reuse), k + 1):
+        for new in range(max(0, k - reuse), min(k, max(nodes, waiting == 1)) + 1):
             for constant in (0, 1) if k else (0,):
                 price = k + constant - 1 + new if k else 0
                 stuck = waiting == 1 and free and not new  # the last one waiting could not spend the rest
-                if price > free or new > max(nodes, waiting == 1) or stuck:
-                    continue
-                weight = exp(-1.2 * abs(price - wish)) * (1.0, 1.0, 1.2, 0.7, 0.35, 0.2, 0.1)[k]
-                if k == 1 and not constant:
-                    weight *= 0.4 if new else 0.2  # plain copies teach little
-                total += weight
-                ways.append((k, new, constant))
-                weights.append(total)
-    return ways, weights
+                if price <= free and not stuck:
+                    weight = exp(-1.2 * abs(price - wish)) * (1.0, 1.0, 1.2, 0.7, 0.35, 0.2, 0.1)[k]
+                    if k == 1 and not constant:
+                        weight *= 0.4 if new else 0.2  # plain copies teach little
+                    ways.append((k, new, constant, price))
+                    weights.append(weight)
+    return ways, list(accumulate(weights))
 
 
 class GraphBuilder:
@@ -168,7 +162,7 @@ class GraphBuilder:
     def __init__(self, rand, op, mode, config):
         self.rand, self.mode, self.config = rand, mode, config
         self.kinds = max(5, config.max_in_degree)  # of counts in one place
-        self.left = op  # edges not spent
+        self.free = op - 1  # edges neither spent nor reserved
         # Quantities wanted besides the root: as many as in GSM-Infinite.
         self.wanted = int(op * 0.4 - 0.4 + rand()) if op > 3 else op - 1
         self.places, self.waiting, self.vertices, self.distractors = [], [], [], []
@@ -178,27 +172,16 @@ class GraphBuilder:
     def draw_structure(self):
         while self.waiting:
             v = choice(self.rand, self.waiting)
-            place = self.places[v.place]
             # A count in a place whose total waits must wait for it: the total might need a count that needs
             # the total.
-            if v.type is COUNT and place.summary is not None and not place.closed:
-                v = place.summary
-            free = self.left - self.reserved()
+            v = self.places[v.place].total or v
             self.waiting.remove(v)
             self.vertices.append(v)
             if v.type is COUNT:
-                self.define_count(v, free)
+                self.define_count(v)
             else:
-                self.define_total(v, place, free)
+                self.define_total(v, self.places[v.place])
         self.vertices.reverse()
-
-    def reserved(self):
-        """Edges that the cheapest definitions of all waiting quantities take."""
-        edges = 0
-        for v in self.waiting:
-            each = EDGES[v.type]
-            edges += each if v.type is COUNT else each * len(self.places[v.place].members) or each + 1
-        return edges
 
     def add_total(self, third_layer):
         """A new place whose total is needed. third_layer: the chance of an OFFSPRING total, with 3 layers."""
@@ -206,64 +189,65 @@ class GraphBuilder:
         v = Vertex(OFFSPRING if offspring else TOTAL, len(self.places))
         self.places.append(Place(v))
         self.waiting.append(v)
+        self.free -= EDGES[v.type]
         return v
 
     def add_count(self, p):
         """A count of a kind not mentioned yet in place p, which may be new."""
         if p == len(self.places):
             self.places.append(Place())
-        members = self.places[p].members
-        taken = {u.kind for u in members}
+        total, members = self.places[p].total, self.places[p].members
+        if total:  # each member costs it an edge or more; the first is reserved, and its definition too
+            self.free -= EDGES[total.type] if members else -1
         kind = int(self.rand() * self.kinds)
-        while kind in taken:
+        while kind in members:
             kind = (kind + 1) % self.kinds
-        members.append(Vertex(COUNT, p, kind))
-        return members[-1]
+        members[kind] = Vertex(COUNT, p, kind)
+        return members[kind]
+
+    def takes_count(self, place):
+        """Whether a place can have one more count, which costs a total that waits there one more edge."""
+        total, n = place.total, len(place.members)
+        if total and n:
+            return self.free and total.type is TOTAL and n < self.config.max_in_degree
+        return not place.closed and n < self.kinds
 
     def open_places(self):
-        return [p for p, x in enumerate(self.places) if not x.closed and len(x.members) < self.kinds]
+        return [p for p, place in enumerate(self.places) if self.takes_count(place)]
 
-    def new_operand(self, free):
-        """A quantity not mentioned yet: a count, or, where `free` edges are to spare, a total."""
-        if self.wanted > 1 and free and self.rand() < 0.45 and len(self.places) < PLACES:
+    def new_operand(self):
+        """A quantity not mentioned yet: a count, or, where edges are free, a total."""
+        if self.wanted > 1 and self.free and self.rand() < 0.45 and len(self.places) < PLACES:
             self.wanted -= 2
-            return self.add_total(third_layer=free >= 3 and 0.5)
-
-        def affordable(place):  # one more member costs its total one more edge
-            if place.summary is None or not place.members:
-                return True
-            return free and place.summary.type is TOTAL and len(place.members) < self.config.max_in_degree
-
-        spots = [p for p in self.open_places() if affordable(self.places[p])]
+            return self.add_total(third_layer=self.free >= 3 and 0.5)
+        spots = self.open_places()
         if len(self.places) < PLACES:  # a closed or full place holds two edges or more: 20 never fill 12
             spots.append(len(self.places))
-        v = self.add_count(choice(self.rand, spots))
         self.wanted -= 1
-        self.waiting.append(v)
-        return v
+        self.waiting.append(self.add_count(choice(self.rand, spots)))
+        return self.waiting[-1]
 
-    def define_count(self, v, free):
+    def define_count(self, v):
         reuse, most = len(self.waiting), self.config.max_in_degree
         nodes = max(0, min(self.wanted, 4))
-        ways, weights = ways_to_define(min(free, 9), nodes, min(reuse, 4), reuse + 1, most)
-        k, new, constant = ways[bisect(weights, self.rand() * weights[-1])]
-        self.left -= k + constant or 1
+        ways, weights = ways_to_define(min(self.free, 9), nodes, min(reuse, 4), reuse + 1, most)
+        k, new, constant, price = ways[bisect(weights, self.rand() * weights[-1])]
+        self.free -= price
         v.constant = constant or None
         v.operands = sample(self.rand, self.waiting, k - new)
-        for missing in range(new, 0, -1):
-            v.operands.append(self.new_operand(self.left - self.reserved() - missing))
+        v.operands += [self.new_operand() for _ in range(new)]
 
-    def define_total(self, v, place, free):
+    def define_total(self, v, place):
         members, third_layer = len(place.members), v.type is OFFSPRING
         price = EDGES[v.type] + 1  # of a new member, its own definition included
         least = 0 if members else 1
-        most = min(self.config.max_in_degree - members, least + free // price, max(least, self.wanted))
+        most = min(self.config.max_in_degree - members, least + self.free // price, max(least, self.wanted))
         new = least + int(self.rand() * (most - least + 1))
         self.waiting += [self.add_count(v.place) for _ in range(new)]
+        self.free -= new
         self.wanted -= new * (1 + third_layer)
-        self.left -= EDGES[v.type] * len(place.members)
-        place.closed = True
-        for u in place.members:
+        place.total, place.closed = None, True
+        for u in place.members.values():
             v.operands.append(u)
             if third_layer:
                 self.vertices.append(Vertex(AVERAGE, v.place, u.kind))
@@ -277,64 +261,56 @@ class GraphBuilder:
         return all(map(self.evaluate, self.vertices))
 
     def evaluate(self, v):
-        """Give a quantity its value and form. Returns whether they are in bounds."""
+        """Give a quantity its number. Returns whether it is in bounds; so do the four below."""
         if not v.operands:
-            self.draw_literal(v)
-        elif v.type is COUNT:
+            return self.draw_literal(v)
+        if v.type is COUNT:
             return self.draw_expression(v)
-        else:
-            forms = [u.form for u in v.operands]
-            v.operator = "+"
-            if v.type is OFFSPRING:
-                v.operator = "*+"
-                forms = [combine("*", u, w) for u, w in zip(forms[::2], forms[1::2])]
-            self.settle(v, add(forms))
-        return self.in_bounds(v)
+        v.operator, forms = "+", [u.form for u in v.operands]
+        if v.type is OFFSPRING:
+            v.operator, forms = "*+", [combine("*", u, w) for u, w in zip(forms[::2], forms[1::2])]
+        return self.settle(v, add(forms))
 
     def settle(self, v, form):
-        a, b = form
+        (a, b), bound = form, self.config.bound
         v.form, v.value = form, a * self.unknown.value + b if a else b
-
-    def in_bounds(self, v):
-        bound = self.config.bound
-        return 1 <= v.value <= bound and v.form[0] <= bound and -bound <= v.form[1] <= bound
+        return 1 <= v.value <= bound and a <= bound and -bound <= b <= bound
 
     def draw_literal(self, v):
         low, span = self.config.min_literal, self.config.max_literal - self.config.min_literal + 1
         if v.type is AVERAGE and v is not self.unknown:  # it multiplies: small
             span = (span + 1) // 2
         v.value = low + int(self.rand() * span)
-        v.form = (1, 0) if v is self.unknown else (0, v.value)
+        return self.settle(v, (1, 0) if v is self.unknown else (0, v.value))
 
     def draw_expression(self, v):
-        """Choose operators (constant, order) of a count to keep it in bounds. Returns whether it is."""
+        """Choose operators (constant, order) of a count to keep it in bounds."""
         config, bound = self.config, self.config.bound
         v.operator = "+" if len(v.operands) > 1 else ""
-        self.settle(v, add([u.form for u in v.operands]))
-        subtract = len(v.operands) == 2 and "-" in config.operators
-        if subtract and (self.rand() < 0.35 or v.value > bound // 4):
+        fits = self.settle(v, add([u.form for u in v.operands]))
+        if len(v.operands) == 2 and "-" in config.operators and (self.rand() < 0.35 or v.value > bound // 4):
             big, small = sorted(v.operands, key=lambda u: -u.value)
             a, c = big.form[0], small.form[0]
             if big.value > small.value and (a > c or a == c == 0):
                 v.operands, v.operator = [big, small], "-"
-                self.settle(v, combine("-", big.form, small.form))
-        if v.constant is not None:
-            (a, b), value = v.form, v.value
-            largest, low, high = max(value, a, abs(b)), config.min_literal, config.max_literal
-            constants = {
-                "+": range(low, high + 1) if largest + high <= bound else (),
-                "-": range(low, min(high, value - 2) + 1),
-                "*": range(2, min(high, 9, bound // 4 // max(1, largest)) + 1),
-                "/": [d for d in range(2, min(high, 9, value // 2) + 1) if a % d == b % d == 0],
-            }
-            choices = [op for op in OPS if op in config.operators and constants[op]]
-            if not choices:
-                return False
-            op = choice(self.rand, choices)
-            v.constant = choice(self.rand, constants[op])
-            v.operator += op
-            self.settle(v, combine(op, v.form, (0, v.constant)))
-        return self.in_bounds(v)
+                fits = self.settle(v, combine("-", big.form, small.form))
+        if v.constant is None:
+            return fits
+        (a, b), value = v.form, v.value
+        largest, low, high = max(value, a, abs(b)), config.min_literal, config.max_literal
+        constants = {
+            "+": range(low, high + 1) if largest + high <= bound else (),
+            "-": range(low, min(high, value - 2) + 1),
+            "*": range(2, min(high, 9, bound // 4 // max(1, largest)) + 1),
+            "/": [d for d in range(2, min(high, 9, value // 2) + 1) if a % d == b % d == 0],
+        }
+        choices = [op for op in OPS if op in config.operators and constants[op]]
+        if not choices:
+            return False
+        op = choice(self.rand, choices)
+        v.constant = choice(self.rand, constants[op])
+        v.operator += op
+        return self.settle(v, combine(op, v.form, (0, v.constant)))
 
     def draw_distractors(self):
         """Statements beside the point, each of the form of a needed one: its form gives none away."""
@@ -346,20 +322,20 @@ class GraphBuilder:
         spread = config.max_distractors - config.min_distractors + 1
         for _ in range(config.min_distractors + int(self.rand() * spread)):
             model = choice(self.rand, needed or counts)
-            hosts = self.without_average() if model.type is AVERAGE else ()
-            if hosts:
-                host = choice(self.rand, hosts)
-                v = Vertex(AVERAGE, host.place, host.kind)
+            averages = self.new_averages() if model.type is AVERAGE else ()
+            if averages:
+                v = choice(self.rand, averages)
                 self.draw_literal(v)
             else:
                 v = self.distracting_count(model if model.type is COUNT else choice(self.rand, counts))
             self.distractors.append(v)
 
-    def without_average(self):
-        """The counts whose average can be stated without changing anything: no OFFSPRING total has them."""
+    def new_averages(self):
+        """Averages that can be stated without changing anything: no OFFSPRING total has them."""
         stated = self.vertices + self.distractors
         taken = {(v.place, v.kind) for v in stated if v.type is AVERAGE}
-        return [v for v in stated if v.type is COUNT and (v.place, v.kind) not in taken]
+        counts = {(v.place, v.kind): v for v in stated if v.type is COUNT}
+        return [Vertex(AVERAGE, *key) for key in counts if key not in taken]
 
     def distracting_count(self, model):
         """A count in a place whose total nobody needs, over anything that is already defined."""
@@ -387,7 +363,5 @@ def draw_graph(rng, op, mode, config, id):
             builder.draw_distractors()
             drawn = builder.vertices, builder.distractors, builder.unknown
             return Graph(*drawn, op, mode, config, rng.getrandbits(63), id)
-    raise UserError(
-        f"found no {mode} problem with op {op} and values within bound {config.bound}: raise bound, lower "
-        "min_literal or max_literal, allow more operators, or ask for fewer operations"
-    )
+    cure = "raise bound, lower min_literal or max_literal, allow more operators, or lower op"
+    raise UserError(f"found no {mode} problem with op {op} and values within {config.bound}: {cure}")
