@@ -12,7 +12,7 @@ number of edges of the needed graph, the edge from a literal included (GSM-Infin
 
 from bisect import bisect
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial, reduce
 from itertools import accumulate
 from math import exp
 
@@ -73,27 +73,6 @@ class Vertex:
     form: tuple = (0, 0)
 
 
-@dataclass(slots=True)
-class Graph:
-    """The reasoning graph and how it is told, but for the context: `datagen.render` adds that."""
-
-    vertices: list  # needed, operands first; the last is the root
-    distractors: list
-    unknown: Vertex | None
-    op: int
-    mode: str
-    config: WorldConfig
-    surface: int  # seed of names, letters and order of statements
-    id: str
-
-
-@dataclass(slots=True)
-class Place:
-    total: Vertex | None = None  # the total that waits to be defined
-    members: dict = field(default_factory=dict)  # its counts: {kind: vertex}
-    closed: bool = False  # no further count: its total is defined, and would change
-
-
 def choice(rand, items):
     """One of the items. rand: a function that returns uniform floats in [0, 1), here and below."""
     return items[int(rand() * len(items))]
@@ -111,30 +90,27 @@ def sample(rand, items, n):
 def combine(op, u, v):
     """u op v of two forms (a, b) = a*x + b, where that is a form with whole numbers again."""
     (a, b), (c, d) = u, v
-    if op == "+":
-        return a + c, b + d
-    if op == "-":
-        return a - c, b - d
     if op == "*":
         return a * d + c * b, b * d
-    return a // d, b // d
+    if op == "/":
+        return a // d, b // d
+    return (a + c, b + d) if op == "+" else (a - c, b - d)
 
 
 def add(forms):
     """The sum of one form or more."""
-    return tuple(map(sum, zip(*forms)))
+    return reduce(partial(combine, "+"), forms)
 
 
 @cache
-def ways_to_define(free, nodes, reuse, waiting, most):
+def ways_to_define(free, nodes, waiting, most):
     """Ways to define a count: (operands, new operands, has a constant, price), with cumulative weights.
 
-    free: edges to spend beyond the least; nodes: quantities still wanted; reuse: waiting quantities that
-    could be operands; waiting: quantities that wait to be defined, this one among them; most: largest
-    in-degree. A way's price is what it takes off `free`: its edges, less the one reserved for it, and one for
-    each new operand.
+    free: edges to spend beyond the least; nodes: quantities still wanted; waiting: quantities that wait to be
+    defined, this one among them; most: largest in-degree. A way's price is what it takes off `free`: its
+    edges, less the one reserved for it, and one for each new operand.
     """
-    wish = 0.35 + free / (waiting + nodes)
+    wish, reuse = 0.35 + free / (waiting + nodes), min(waiting - 1, 4)
     ways, weights = [], []
     for k in range(most + 1):
         for new in range(max(0, k - reuse), min(k, max(nodes, waiting == 1)) + 1):
@@ -150,8 +126,8 @@ def ways_to_define(free, nodes, reuse, waiting, most):
     return ways, list(accumulate(weights))
 
 
-class GraphBuilder:
-    """Draws one graph: `draw_structure`, `draw_numbers` (whether they fit), `draw_distractors`.
+class Graph:
+    """A reasoning graph, drawn by `draw_structure`, `draw_numbers` (whether they fit) and `draw_distractors`.
 
     The structure is drawn root first, until exactly `op` edges are spent. A quantity is defined by quantities
     that still wait to be defined, or by new ones: so there is no cycle, each one is needed, and the order of
@@ -159,14 +135,17 @@ class GraphBuilder:
     cheapest definition; the rest is free to spend, and the last one waiting must spend it all.
     """
 
-    def __init__(self, rand, op, mode, config):
-        self.rand, self.mode, self.config = rand, mode, config
-        self.kinds = max(5, config.max_in_degree)  # of counts in one place
-        self.free = op - 1  # edges neither spent nor reserved
+    def __init__(self, rand, op, mode, config, id):
+        self.rand, self.op, self.mode, self.config, self.id = rand, op, mode, config, id
+        # vertices: the needed ones, operands first; the last is the root
+        self.vertices, self.distractors, self.unknown = [], [], None
+        # Of each place its counts, {kind: vertex}; of some the total, {place: vertex}, while it waits to be
+        # defined. A closed place has no further count: it would change a total that is defined.
+        self.places, self.totals, self.closed = [], {}, set()
+        self.kinds = max(5, config.max_in_degree)  # of counts in one place, at most
+        self.waiting, self.free = [], op - 1  # quantities to define; edges neither spent nor reserved
         # Quantities wanted besides the root: as many as in GSM-Infinite.
         self.wanted = int(op * 0.4 - 0.4 + rand()) if op > 3 else op - 1
-        self.places, self.waiting, self.vertices, self.distractors = [], [], [], []
-        self.unknown = None
         self.add_total(third_layer=op >= 4 and 0.7)
 
     def draw_structure(self):
@@ -174,20 +153,19 @@ class GraphBuilder:
             v = choice(self.rand, self.waiting)
             # A count in a place whose total waits must wait for it: the total might need a count that needs
             # the total.
-            v = self.places[v.place].total or v
+            v = self.totals.get(v.place, v)
             self.waiting.remove(v)
             self.vertices.append(v)
-            if v.type is COUNT:
-                self.define_count(v)
-            else:
-                self.define_total(v, self.places[v.place])
+            define = self.define_count if v.type is COUNT else self.define_total
+            define(v)
         self.vertices.reverse()
 
     def add_total(self, third_layer):
         """A new place whose total is needed. third_layer: the chance of an OFFSPRING total, with 3 layers."""
         offspring = self.config.layers == 3 and self.rand() < third_layer
         v = Vertex(OFFSPRING if offspring else TOTAL, len(self.places))
-        self.places.append(Place(v))
+        self.places.append({})
+        self.totals[v.place] = v
         self.waiting.append(v)
         self.free -= EDGES[v.type]
         return v
@@ -195,8 +173,8 @@ class GraphBuilder:
     def add_count(self, p):
         """A count of a kind not mentioned yet in place p, which may be new."""
         if p == len(self.places):
-            self.places.append(Place())
-        total, members = self.places[p].total, self.places[p].members
+            self.places.append({})
+        total, members = self.totals.get(p), self.places[p]
         if total:  # each member costs it an edge or more; the first is reserved, and its definition too
             self.free -= EDGES[total.type] if members else -1
         kind = int(self.rand() * self.kinds)
@@ -205,15 +183,15 @@ class GraphBuilder:
         members[kind] = Vertex(COUNT, p, kind)
         return members[kind]
 
-    def takes_count(self, place):
-        """Whether a place can have one more count, which costs a total that waits there one more edge."""
-        total, n = place.total, len(place.members)
+    def takes_count(self, p):
+        """Whether place p can have one more count, which costs a total that waits there one more edge."""
+        total, n = self.totals.get(p), len(self.places[p])
         if total and n:
             return self.free and total.type is TOTAL and n < self.config.max_in_degree
-        return not place.closed and n < self.kinds
+        return p not in self.closed and n < self.kinds
 
     def open_places(self):
-        return [p for p, place in enumerate(self.places) if self.takes_count(place)]
+        return list(filter(self.takes_count, range(len(self.places))))
 
     def new_operand(self):
         """A quantity not mentioned yet: a count, or, where edges are free, a total."""
@@ -228,26 +206,25 @@ class GraphBuilder:
         return self.waiting[-1]
 
     def define_count(self, v):
-        reuse, most = len(self.waiting), self.config.max_in_degree
-        nodes = max(0, min(self.wanted, 4))
-        ways, weights = ways_to_define(min(self.free, 9), nodes, min(reuse, 4), reuse + 1, most)
+        waiting, most = len(self.waiting) + 1, self.config.max_in_degree
+        ways, weights = ways_to_define(min(self.free, 9), max(0, min(self.wanted, 4)), waiting, most)
         k, new, constant, price = ways[bisect(weights, self.rand() * weights[-1])]
         self.free -= price
         v.constant = constant or None
         v.operands = sample(self.rand, self.waiting, k - new)
         v.operands += [self.new_operand() for _ in range(new)]
 
-    def define_total(self, v, place):
-        members, third_layer = len(place.members), v.type is OFFSPRING
-        price = EDGES[v.type] + 1  # of a new member, its own definition included
-        least = 0 if members else 1
-        most = min(self.config.max_in_degree - members, least + self.free // price, max(least, self.wanted))
-        new = least + int(self.rand() * (most - least + 1))
+    def define_total(self, v):
+        members, third_layer = self.places[v.place], v.type is OFFSPRING
+        least, room = 0 if members else 1, self.config.max_in_degree - len(members)
+        affordable = least + self.free // (EDGES[v.type] + 1)  # a count costs 1 edge itself
+        new = least + int(self.rand() * (min(room, affordable, max(least, self.wanted)) - least + 1))
         self.waiting += [self.add_count(v.place) for _ in range(new)]
         self.free -= new
         self.wanted -= new * (1 + third_layer)
-        place.total, place.closed = None, True
-        for u in place.members.values():
+        del self.totals[v.place]
+        self.closed.add(v.place)
+        for u in members.values():
             v.operands.append(u)
             if third_layer:
                 self.vertices.append(Vertex(AVERAGE, v.place, u.kind))
@@ -261,14 +238,15 @@ class GraphBuilder:
         return all(map(self.evaluate, self.vertices))
 
     def evaluate(self, v):
-        """Give a quantity its number. Returns whether it is in bounds; so do the four below."""
+        """Give a quantity its number. Returns whether it is in bounds; so do the three below."""
         if not v.operands:
             return self.draw_literal(v)
         if v.type is COUNT:
             return self.draw_expression(v)
         v.operator, forms = "+", [u.form for u in v.operands]
         if v.type is OFFSPRING:
-            v.operator, forms = "*+", [combine("*", u, w) for u, w in zip(forms[::2], forms[1::2])]
+            v.operator = "*+"
+            forms = [combine("*", u, w) for u, w in zip(forms[::2], forms[1::2])]
         return self.settle(v, add(forms))
 
     def settle(self, v, form):
@@ -325,43 +303,42 @@ class GraphBuilder:
             averages = self.new_averages() if model.type is AVERAGE else ()
             if averages:
                 v = choice(self.rand, averages)
-                self.draw_literal(v)
             else:
-                v = self.distracting_count(model if model.type is COUNT else choice(self.rand, counts))
+                model = model if model.type is COUNT else choice(self.rand, counts)
+                spots = self.open_places()
+                if not spots or (self.rand() < 0.3 and len(self.places) < PLACES):
+                    spots = [len(self.places)]
+                v = self.add_count(choice(self.rand, spots))
+            self.imitate(v, model)
             self.distractors.append(v)
 
     def new_averages(self):
         """Averages that can be stated without changing anything: no OFFSPRING total has them."""
         stated = self.vertices + self.distractors
         taken = {(v.place, v.kind) for v in stated if v.type is AVERAGE}
-        counts = {(v.place, v.kind): v for v in stated if v.type is COUNT}
-        return [Vertex(AVERAGE, *key) for key in counts if key not in taken]
+        counts = [(v.place, v.kind) for v in stated if v.type is COUNT]
+        return [Vertex(AVERAGE, *count) for count in counts if count not in taken]
 
-    def distracting_count(self, model):
-        """A count in a place whose total nobody needs, over anything that is already defined."""
-        spots = self.open_places()
-        if not spots or (self.rand() < 0.3 and len(self.places) < PLACES):
-            spots = [len(self.places)]
-        v = self.add_count(choice(self.rand, spots))
+    def imitate(self, v, model):
+        """Define a distractor in the form of a needed quantity, over anything that is already defined."""
         known = [u for u in self.vertices + self.distractors if u.type is not AVERAGE]
         for _ in range(8 if model.operands else 0):
             v.operands, v.constant = sample(self.rand, known, len(model.operands)), model.constant
             if self.draw_expression(v):
-                return v
+                return
         v.operands, v.operator, v.constant = [], "", None
         self.draw_literal(v)
-        return v
 
 
 def draw_graph(rng, op, mode, config, id):
     """A graph with exactly `op` edges, from a random.Random. Raises UserError if the knobs allow none."""
     for _ in range(STRUCTURES):
-        builder = GraphBuilder(rng.random, op, mode, config)
-        builder.draw_structure()
+        graph = Graph(rng.random, op, mode, config, id)
+        graph.draw_structure()
         # A clash with the bound is rare: draw the numbers again; where they never fit, the structure.
-        if any(builder.draw_numbers() for _ in range(NUMBERS)):
-            builder.draw_distractors()
-            drawn = builder.vertices, builder.distractors, builder.unknown
-            return Graph(*drawn, op, mode, config, rng.getrandbits(63), id)
+        if any(graph.draw_numbers() for _ in range(NUMBERS)):
+            graph.draw_distractors()
+            graph.surface = rng.getrandbits(63)  # the seed of names, letters and order of statements
+            return graph
     cure = "raise bound, lower min_literal or max_literal, allow more operators, or lower op"
     raise UserError(f"found no {mode} problem with op {op} and values within {config.bound}: {cure}")
