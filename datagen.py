@@ -11,7 +11,7 @@ import json
 import random
 import re
 from dataclasses import asdict, dataclass, fields
-from functools import lru_cache, partial, reduce
+from functools import lru_cache, partial
 from hashlib import blake2b
 from itertools import product
 from math import prod
@@ -177,9 +177,12 @@ def define(v, names, letter, lefts):
         terms = [join("*", u, w) for u, w in zip(terms[::2], terms[1::2])]
     elif len(terms) < 2:  # a literal, or a copy, to which a constant may be joined
         left, form = next(lefts), terms[0][1] if terms else v.form
-        equations.append(" = ".join([left, *(copied for copied, _ in terms), show(form)]))
+        copied = f"{terms[0][0]} = " if terms else ""
+        equations.append(f"{left} = {copied}{show(form)}")
         terms = [(left, form)]
-    joined = reduce(partial(join, "-" if v.operator[:1] == "-" else "+"), terms)
+    joined = terms[0]
+    for term in terms[1:]:
+        joined = join("-" if v.operator[0] == "-" else "+", joined, term)
     if v.constant is not None:
         op, pair = v.operator[-1], [(str(v.constant), (0, v.constant)), joined]
         join(op, *(reversed(pair) if op in "-/" else pair))
@@ -263,11 +266,12 @@ def render(graph, template, split=None):
     context = look_up("template", TEMPLATES, template)
     buckets = look_up("split", SPLITS, split) if split else range(8)
     everything, root, unknown = graph.vertices + graph.distractors, graph.vertices[-1], graph.unknown
+    stated = [v for v in everything if v.type in (COUNT, AVERAGE)]
     query, seed, bucket = unknown or root, graph.surface, None
     while bucket not in buckets:
         rand = random.Random(seed).random
         names = name_all(rand, everything, context)
-        statements = [statement(v, names, unknown) for v in everything if v.type in (COUNT, AVERAGE)]
+        statements = [statement(v, names, unknown) for v in stated]
         if unknown:
             statements.append(f"The {names[root]} is {root.value}.")
         question = f"What is the {'number of ' if query.type is COUNT else ''}{names[query]}?"

@@ -80,9 +80,9 @@ def choice(rand, items):
 
 def sample(rand, items, n):
     """n different items in random order (Fisher-Yates)."""
-    items = list(items)
+    items, size = list(items), len(items)
     for i in range(n):
-        j = i + int(rand() * (len(items) - i))
+        j = i + int(rand() * (size - i))
         items[i], items[j] = items[j], items[i]
     return items[:n]
 
@@ -97,9 +97,7 @@ def combine(op, u, v):
     return (a + c, b + d) if op == "+" else (a - c, b - d)
 
 
-def add(forms):
-    """The sum of one form or more."""
-    return reduce(partial(combine, "+"), forms)
+PLUS = partial(combine, "+")  # of two forms
 
 
 @cache
@@ -183,22 +181,22 @@ class Graph:
         members[kind] = Vertex(COUNT, p, kind)
         return members[kind]
 
-    def takes_count(self, p):
-        """Whether place p can have one more count, which costs a total that waits there one more edge."""
-        total, n = self.totals.get(p), len(self.places[p])
-        if total and n:
-            return self.free and total.type is TOTAL and n < self.config.max_in_degree
-        return p not in self.closed and n < self.kinds
-
     def open_places(self):
-        return list(filter(self.takes_count, range(len(self.places))))
+        return [p for p, kinds in enumerate(self.places) if p not in self.closed and len(kinds) < self.kinds]
+
+    def affords_count(self, p):
+        """Whether the total that waits in place p, if one does, has an edge for one more count."""
+        total, n = self.totals.get(p), len(self.places[p])
+        if not total or not n:
+            return True
+        return self.free and total.type is TOTAL and n < self.config.max_in_degree
 
     def new_operand(self):
         """A quantity not mentioned yet: a count, or, where edges are free, a total."""
         if self.wanted > 1 and self.free and self.rand() < 0.45 and len(self.places) < PLACES:
             self.wanted -= 2
             return self.add_total(third_layer=self.free >= 3 and 0.5)
-        spots = self.open_places()
+        spots = list(filter(self.affords_count, self.open_places()))
         if len(self.places) < PLACES:  # a closed or full place holds two edges or more: 20 never fill 12
             spots.append(len(self.places))
         self.wanted -= 1
@@ -247,7 +245,7 @@ class Graph:
         if v.type is OFFSPRING:
             v.operator = "*+"
             forms = [combine("*", u, w) for u, w in zip(forms[::2], forms[1::2])]
-        return self.settle(v, add(forms))
+        return self.settle(v, reduce(PLUS, forms))
 
     def settle(self, v, form):
         (a, b), bound = form, self.config.bound
@@ -265,7 +263,7 @@ class Graph:
         """Choose operators (constant, order) of a count to keep it in bounds."""
         config, bound = self.config, self.config.bound
         v.operator = "+" if len(v.operands) > 1 else ""
-        fits = self.settle(v, add([u.form for u in v.operands]))
+        fits = self.settle(v, reduce(PLUS, [u.form for u in v.operands]))
         if len(v.operands) == 2 and "-" in config.operators and (self.rand() < 0.35 or v.value > bound // 4):
             big, small = sorted(v.operands, key=lambda u: -u.value)
             a, c = big.form[0], small.form[0]
