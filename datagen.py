@@ -392,7 +392,9 @@ def parse_keys(text, whole):
 
 def weigh(keys, by_tokens):
     """The keys of a component → [(keyword arguments of `generate`, weight), ...]. Raises UserError."""
-    keys = {"op": "", "template": "zoo", "mode": "forward", "layers": "2", "share": "1", **keys}
+    keys = {"template": "zoo", "mode": "forward", "layers": "2", "share": "1", **keys}
+    if "op" not in keys:
+        raise UserError("no op given; write for example 'op 2-10; template zoo'")
     ops = [(op, w / len(ops)) for ops, w in parse_weighted(keys.pop("op"), parse_ops) for op in ops]
     rest = [parse_weighted(keys.pop(key), partial(look_up, key, table)) for key, table in CHOICES.items()]
     share, knobs = parse_weight(keys.pop("share")), {}
