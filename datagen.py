@@ -11,14 +11,14 @@ import json
 import random
 import re
 from dataclasses import asdict, dataclass, fields
-from functools import lru_cache
+from functools import lru_cache, partial
 from hashlib import blake2b
 from itertools import product
 from math import prod
 
 from lab.options import UserError, opt, parse_options, run_script, stream_key
 
-from graph import AVERAGE, COUNT, MODES, OPS, TOTAL, Graph, WorldConfig, combine, draw_graph, sample
+from graph import AVERAGE, COUNT, MODES, OFFSPRING, OPS, TOTAL, WorldConfig, combine, draw_graph, sample
 
 MIN_OP, MAX_OP = 2, 20
 # The world of the preset tiny: numbers of one or two digits, and letters that leave nothing to guess.
@@ -31,34 +31,34 @@ CONSTANTS = dict(zip(OPS, ("{} more than ", "{} fewer than ", "{} times ", "a 1/
 
 
 # ------------------------------------------------------------------------------------------------------------
-# The contexts. Kinds are (plural, singular). A name takes two look-ups: the kind and the place.
+# The contexts
 
 
 class Template:
-    def __init__(self, group, offspring, kind, kinds, place, places):
-        self.group = group  # what a total counts
-        self.offspring = offspring  # what the third layer counts
-        self.kinds = [(kind.format(k) + "s", kind.format(k)) for k in kinds.split()]
-        self.places = [place.format(p) for p in places.split()]
+    """A context. A name takes one look-up of the kind, in the singular, and one of the place."""
+
+    def __init__(self, group, offspring, kind, place, kinds, places):
+        self.kinds = [kind.format(word) for word in kinds.split()]
+        self.places = [place.format(word) for word in places.split()]
+        self.names = {
+            COUNT: lambda kind, place: f"{kind}s in {place}",
+            TOTAL: lambda kind, place: f"total number of {group} in {place}",
+            AVERAGE: lambda kind, place: f"average number of {offspring} per {kind} in {place}",
+            OFFSPRING: lambda kind, place: f"total number of {offspring} in {place}",
+        }
 
 
 TEMPLATES = {
-    "zoo": Template(
-        "animals", "cubs",
-        "{}", "otter badger marten panda heron gecko falcon tapir bobcat beaver jaguar lemur",
-        "{}", "Fernhollow Birchlake Coppergorge Mistymoor Stonepoint Ambermarsh "
-              "Willowbank Thunderfield Silvergrove Coralbay Juniperhill Northdunes"),
-    "school": Template(
-        "teachers", "pupils",
-        "{} teacher", "history chemistry music drawing geometry grammar "
-                      "biology dance latin physics pottery geography",
-        "{} School", "Linden Harbour Rosewood Kestrel Oldmill Sunrise "
-                     "Bishop Riverside Eastgate Maple Hilltop Quarry"),
-    "festival": Template(
-        "films", "prizes",
-        "{} film", "spy silent western horror war heist romance puppet disaster science dance crime",
-        "the {} Festival", "Moonlight Lagoon Lantern Goldreel Pier Aurora "
-                           "Velvet Saffron Tramway Cobalt Orchard Windmill"),
+    "zoo": Template("animals", "cubs", "{}", "{}",
+        "otter badger marten panda heron gecko falcon tapir bobcat beaver jaguar lemur",
+        "Fernhollow Birchlake Coppergorge Mistymoor Stonepoint Ambermarsh "
+        "Willowbank Thunderfield Silvergrove Coralbay Juniperhill Northdunes"),
+    "school": Template("teachers", "pupils", "{} teacher", "{} School",
+        "history chemistry music drawing geometry grammar biology dance latin physics pottery geography",
+        "Linden Harbour Rosewood Kestrel Oldmill Sunrise Bishop Riverside Eastgate Maple Hilltop Quarry"),
+    "festival": Template("films", "prizes", "{} film", "the {} Festival",
+        "spy silent western horror war heist romance puppet disaster science dance crime",
+        "Moonlight Lagoon Lantern Goldreel Pier Aurora Velvet Saffron Tramway Cobalt Orchard Windmill"),
 }  # fmt: skip
 
 
@@ -95,7 +95,7 @@ class Problem:
     unknown: str | None  # name of the leaf called x (reverse mode)
     id: str
     layers: int = 2
-    graph: Graph | None = None  # not part of the record
+    graph: object = None  # the graph.Graph it was told from; not part of the record
 
 
 RECORD = [name for name in Problem.__slots__ if name not in ("nodes", "layers", "graph")]
@@ -124,38 +124,26 @@ def from_record(record):
 
 def name_all(rand, vertices, template):
     """The name of each vertex, from a fresh draw of which index is which word."""
-    kinds = sample(rand, template.kinds, 1 + max(v.kind for v in vertices))
-    places = sample(rand, template.places, 1 + max(v.place for v in vertices))
-    names = {}
-    for v in vertices:
-        place = places[v.place]
-        if v.type is COUNT:
-            names[v] = f"{kinds[v.kind][0]} in {place}"
-        elif v.type is TOTAL:
-            names[v] = f"total number of {template.group} in {place}"
-        elif v.type is AVERAGE:
-            names[v] = f"average number of {template.offspring} per {kinds[v.kind][1]} in {place}"
-        else:
-            names[v] = f"total number of {template.offspring} in {place}"
-    return names
+    kinds = sample(rand, template.kinds, 1 + max([v.kind for v in vertices]))
+    places = sample(rand, template.places, 1 + max([v.place for v in vertices]))
+    return {v: template.names[v.type](kinds[v.kind], places[v.place]) for v in vertices}
 
 
 def statement(v, names, unknown):
     """The sentence that defines a count or an average."""
-    subject = f"The {names[v]} {'number' if v.type is COUNT else 'is'}"
-    if v is unknown:
-        return f"{subject} an unknown amount above 0."
-    if not v.operands:
-        return f"{subject} {v.value}."
     refs = ["the " + names[u] for u in v.operands]
-    if len(refs) == 1:
+    if v is unknown:
+        body = "an unknown amount above 0"
+    elif not refs:
+        body = v.value
+    elif len(refs) == 1:
         body = refs[0] if v.operator else f"as many as {refs[0]}"
     elif v.operator[0] == "+":
         body = f"the sum of {', '.join(refs[:-1])} and {refs[-1]}"
     else:
         body = f"the excess of {refs[0]} over {refs[1]}"
     constant = "" if v.constant is None else CONSTANTS[v.operator[-1]].format(v.constant)
-    return f"{subject} {constant}{body}."
+    return f"The {names[v]} {'number' if v.type is COUNT else 'is'} {constant}{body}."
 
 
 def show(form):
@@ -187,18 +175,17 @@ def define(v, names, letter, lefts):
 
     if v.operator == "*+" and v.constant is None:
         terms = [join("*", u, w) for u, w in zip(terms[::2], terms[1::2])]
-    elif not terms:
-        equations.append(f"{next(lefts)} = {v.value}")
-    elif len(terms) == 1:
-        left, (copied, form) = next(lefts), terms[0]
-        equations.append(f"{left} = {copied} = {show(form)}")
+    elif len(terms) < 2:  # a literal, or a copy, to which a constant may be joined
+        left, form = next(lefts), terms[0][1] if terms else v.form
+        copied = f"{terms[0][0]} = " if terms else ""
+        equations.append(f"{left} = {copied}{show(form)}")
         terms = [(left, form)]
-    while len(terms) > 1:
-        inner = "-" if v.operator[0] == "-" else "+"
-        terms[:2] = [join(inner, *terms[:2])]
+    joined = terms[0]
+    for term in terms[1:]:
+        joined = join("-" if v.operator[0] == "-" else "+", joined, term)
     if v.constant is not None:
-        pair = [(str(v.constant), (0, v.constant)), terms[0]]
-        join(v.operator[-1], *(reversed(pair) if v.operator[-1] in "-/" else pair))
+        op, pair = v.operator[-1], [(str(v.constant), (0, v.constant)), joined]
+        join(op, *(reversed(pair) if op in "-/" else pair))
     equations[-1] = "so " + equations[-1]
     return f"Define {names[v]} as {letter[v]}; {'; '.join(equations)}."
 
@@ -215,31 +202,27 @@ def variables(rand, graph):
 def solve(rand, graph, names):
     """The worked solution and the answer."""
     root, unknown = graph.vertices[-1], graph.unknown
-    letters = iter(variables(rand, graph))
-    letter, out = {}, []
-    if unknown:
-        out.append("The question is difficult, so we use equations to solve it.")
+    letters, letter = iter(variables(rand, graph)), {unknown: "x"}
+    out = ["The question is difficult, so we use equations to solve it."] if unknown else []
     for v in graph.vertices:
         if v is unknown:
-            letter[v] = "x"
             out.append(f"Define {names[v]} as x; we don't know its value yet but will find it out later.")
             continue
         letter[v] = next(letters)
         scratch = max(1, len(v.operands) - 1) + (v.constant is not None) - 1
         lefts = [next(letters) for _ in range(scratch)] + [letter[v]]
         out.append(define(v, names, letter, iter(lefts)))
-    answer = unknown.value if unknown else root.value
+    answer = (unknown or root).value
     if unknown:
-        a, b = root.form
-        left, c = show(root.form), root.value - b
+        (a, b), equation = root.form, f"{show(root.form)} = {root.value}"
+        c = root.value - b
         out.append(
-            f"We know {letter[root]} = {root.value}, so we have {left} = {root.value} and we solve it "
-            f"through the following steps: Simplifying the equation: {left} = {root.value}. Move all terms "
-            f"to one side: {show((a, 0))} - {c} = 0. Isolate the term with x: {a}*x = {c}. "
+            f"We know {letter[root]} = {root.value}, so we have {equation} and we solve it through the "
+            f"following steps: Simplifying the equation: {equation}. Move all terms to one side: "
+            f"{show((a, 0))} - {c} = 0. Isolate the term with x: {a}*x = {c}. "
             f"Divide both sides by {a}: x = {c} / {a}. Solution: x = {answer}."
         )
-    out.append(f"Answer: {answer}.")
-    return " ".join(out), answer
+    return " ".join([*out, f"Answer: {answer}."]), answer
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -249,7 +232,7 @@ config_of = lru_cache(maxsize=64, typed=True)(WorldConfig)
 written = lru_cache(maxsize=64)(repr)  # of a WorldConfig: a part of the key of each problem
 
 
-def look_up(table, name, what):
+def look_up(what, table, name):
     """table[name]. Raises UserError if it has no such name."""
     if name not in table:
         raise UserError(f"unknown {what} {name!r}: choose from {', '.join(table)}")
@@ -280,14 +263,15 @@ def render(graph, template, split=None):
     split: draw names until the text falls into this split (None: take the first names, whatever split they
     are in).
     """
-    context = look_up(TEMPLATES, template, "template")
-    buckets = look_up(SPLITS, split, "split") if split else range(8)
+    context = look_up("template", TEMPLATES, template)
+    buckets = look_up("split", SPLITS, split) if split else range(8)
     everything, root, unknown = graph.vertices + graph.distractors, graph.vertices[-1], graph.unknown
+    stated = [v for v in everything if v.type in (COUNT, AVERAGE)]
     query, seed, bucket = unknown or root, graph.surface, None
     while bucket not in buckets:
         rand = random.Random(seed).random
         names = name_all(rand, everything, context)
-        statements = [statement(v, names, unknown) for v in everything if v.type in (COUNT, AVERAGE)]
+        statements = [statement(v, names, unknown) for v in stated]
         if unknown:
             statements.append(f"The {names[root]} is {root.value}.")
         question = f"What is the {'number of ' if query.type is COUNT else ''}{names[query]}?"
@@ -298,19 +282,8 @@ def render(graph, template, split=None):
     for v in graph.vertices:
         value = v.form if v.form[0] else v.value
         nodes.append(Node(names[v], v.operator, [names[u] for u in v.operands], v.constant, value))
-    told, layers = (problem, question, *solve(rand, graph, names)), graph.config.layers
-    return Problem(
-        *told,
-        graph.op,
-        graph.mode,
-        template,
-        nodes,
-        names[query],
-        names.get(unknown),
-        graph.id,
-        layers,
-        graph,
-    )
+    told = problem, question, *solve(rand, graph, names), graph.op, graph.mode, template
+    return Problem(*told, nodes, names[query], names.get(unknown), graph.id, graph.config.layers, graph)
 
 
 def generate(seed, index, *, op, mode="forward", template="zoo", split="train", **knobs):
@@ -323,8 +296,8 @@ def generate(seed, index, *, op, mode="forward", template="zoo", split="train", 
     config = config_of(**knobs)
     if type(op) is not int or not MIN_OP <= op <= MAX_OP:
         raise UserError(f"op must be {MIN_OP} to {MAX_OP}, not {op}")
-    look_up(CHOICES["mode"], mode, "mode")
-    look_up(SPLITS, split, "split")
+    look_up("mode", CHOICES["mode"], mode)
+    look_up("split", SPLITS, split)
     rng = random.Random(stream_key(seed, index, op, mode, split, written(config)))
     return render(draw_graph(rng, op, mode, config, f"{split}/{seed}/{index}"), template, split)
 
@@ -332,9 +305,8 @@ def generate(seed, index, *, op, mode="forward", template="zoo", split="train", 
 # ------------------------------------------------------------------------------------------------------------
 # Mixtures
 
-WORDS = re.compile(
-    r"[A-Za-z]+|\d|[^\w\s]"
-)  # words, digits and signs: near enough to tokens, without a tokenizer
+# Words, digits and signs: near enough to tokens, without a tokenizer.
+WORDS = re.compile(r"[A-Za-z]+|\d|[^\w\s]")
 CHOICES = {"template": {t: t for t in TEMPLATES}, "mode": {m: m for m in MODES}, "layers": {"2": 2, "3": 3}}
 # Keys of a mixture that set knobs of WorldConfig: an example of the value, its pattern and type, the knobs.
 KNOBS = {
@@ -345,6 +317,7 @@ KNOBS = {
     "operators": ("+-*", r"(\S+)", str, "operators"),
     "letters": ("shifted", r"(\S+)", str, "letters"),
 }
+KEYS = dict.fromkeys(["op", *CHOICES, *KNOBS, "share", "shares", "tokens"])
 
 
 @dataclass(frozen=True)
@@ -370,15 +343,10 @@ class Mixture:
     def parse(cls, spec):
         """Raises UserError if the spec does not parse."""
         try:
-            components, whole = [parse_keys(text) for text in spec.split("|")], {}
-            for keys in components:
-                for key in {"tokens", "shares"} & keys.keys():
-                    if key in whole:
-                        raise UserError(f"{key} is given twice")
-                    whole[key] = keys.pop(key)
+            whole = {}
+            components = [parse_keys(text, whole) for text in spec.split("|")]
             tokens = parse_count(whole["tokens"]) if "tokens" in whole else None
-            shares = whole.get("shares", "documents")
-            by_tokens = look_up({"documents": False, "tokens": True}, shares, "shares")
+            by_tokens = look_up("shares", {"documents": 0, "tokens": 1}, whole.get("shares", "documents"))
             weighted = [pair for keys in components for pair in weigh(keys, by_tokens)]
             if not weighted:
                 raise UserError("the shares add up to 0")
@@ -408,14 +376,17 @@ def held_out(mixture, ops, n, seed, split):
     return [mixture.problem(seed, i, split, op) for op in sorted(ops) for i in range(n)]
 
 
-def parse_keys(text):
-    """ "op 2-4; mode reverse" → {"op": "2-4", "mode": "reverse"}. Raises UserError."""
+def parse_keys(text, whole):
+    """ "op 2-4; mode reverse" → {"op": "2-4", "mode": "reverse"}; what belongs to the whole mixture goes into
+    `whole`. Raises UserError."""
     keys = {}
     for part in filter(None, map(str.strip, text.split(";"))):
         key, _, value = part.partition(" ")
-        if key in keys:
+        look_up("key", KEYS, key)
+        where = whole if key in ("shares", "tokens") else keys
+        if key in where:
             raise UserError(f"{key} is given twice")
-        keys[key] = value.strip()
+        where[key] = value.strip()
     return keys
 
 
@@ -425,15 +396,9 @@ def weigh(keys, by_tokens):
     if "op" not in keys:
         raise UserError("no op given; write for example 'op 2-10; template zoo'")
     ops = [(op, w / len(ops)) for ops, w in parse_weighted(keys.pop("op"), parse_ops) for op in ops]
-    rest = [
-        parse_weighted(keys.pop(key), lambda name, key=key: look_up(CHOICES[key], name, key))
-        for key in CHOICES
-    ]
+    rest = [parse_weighted(keys.pop(key), partial(look_up, key, table)) for key, table in CHOICES.items()]
     share, knobs = parse_weight(keys.pop("share")), {}
     for key, text in keys.items():
-        if key not in KNOBS:
-            names = ", ".join(["op", *CHOICES, *KNOBS, "share", "shares", "tokens"])
-            raise UserError(f"unknown key {key!r}: choose from {names}")
         example, pattern, kind, *names = KNOBS[key]
         match = re.fullmatch(pattern, text, re.ASCII)
         if not match:
@@ -511,10 +476,8 @@ class Options(WorldConfig):
     def problems(self):
         """Yield the problems that the options ask for, in order of op, mode and template."""
         knobs = {field.name: getattr(self, field.name) for field in fields(WorldConfig)}
-        modes = [look_up(CHOICES["mode"], name.strip(), "mode") for name in self.mode.split(",")]
-        templates = [
-            look_up(CHOICES["template"], name.strip(), "template") for name in self.template.split(",")
-        ]
+        modes = [look_up("mode", CHOICES["mode"], name.strip()) for name in self.mode.split(",")]
+        templates = [look_up("template", CHOICES["template"], t.strip()) for t in self.template.split(",")]
         for op, mode, template in product(parse_ops(self.op), modes, templates):
             for i in range(self.n):
                 yield generate(self.seed, i, op=op, mode=mode, template=template, split=self.split, **knobs)

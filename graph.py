@@ -12,7 +12,8 @@ number of edges of the needed graph, the edge from a literal included (GSM-Infin
 
 from bisect import bisect
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial, reduce
+from itertools import accumulate
 from math import exp
 
 from lab.options import CheckedOptions, UserError, opt
@@ -22,10 +23,8 @@ MODES = ("forward", "reverse")
 COUNT, TOTAL, AVERAGE, OFFSPRING = "count", "total", "average", "offspring"
 EDGES = {COUNT: 1, TOTAL: 1, OFFSPRING: 3}  # of the cheapest definition; of a total, for each member
 PLACES = 12  # places of one problem, at most: as many as a context has words for
-STRUCTURES, NUMBERS = (
-    2000,
-    5,
-)  # draws before the knobs are said to be impossible: structures, numbers for each
+# Draws before the knobs are said to be impossible: structures, and numbers for each.
+STRUCTURES, NUMBERS = 2000, 5
 
 
 @dataclass(frozen=True)
@@ -74,27 +73,6 @@ class Vertex:
     form: tuple = (0, 0)
 
 
-@dataclass(slots=True)
-class Graph:
-    """The reasoning graph and how it is told, but for the context: `datagen.render` adds that."""
-
-    vertices: list  # needed, operands first; the last is the root
-    distractors: list
-    unknown: Vertex | None
-    op: int
-    mode: str
-    config: WorldConfig
-    surface: int  # seed of names, letters and order of statements
-    id: str
-
-
-@dataclass(slots=True)
-class Place:
-    summary: Vertex | None = None  # its total, if the problem needs it
-    members: list = field(default_factory=list)  # its counts
-    closed: bool = False  # no further count: its total is settled, or a distractor would change it
-
-
 def choice(rand, items):
     """One of the items. rand: a function that returns uniform floats in [0, 1), here and below."""
     return items[int(rand() * len(items))]
@@ -102,9 +80,9 @@ def choice(rand, items):
 
 def sample(rand, items, n):
     """n different items in random order (Fisher-Yates)."""
-    items = list(items)
+    items, size = list(items), len(items)
     for i in range(n):
-        j = i + int(rand() * (len(items) - i))
+        j = i + int(rand() * (size - i))
         items[i], items[j] = items[j], items[i]
     return items[:n]
 
@@ -112,52 +90,42 @@ def sample(rand, items, n):
 def combine(op, u, v):
     """u op v of two forms (a, b) = a*x + b, where that is a form with whole numbers again."""
     (a, b), (c, d) = u, v
-    if op == "+":
-        return a + c, b + d
-    if op == "-":
-        return a - c, b - d
     if op == "*":
         return a * d + c * b, b * d
-    return a // d, b // d
+    if op == "/":
+        return a // d, b // d
+    return (a + c, b + d) if op == "+" else (a - c, b - d)
 
 
-def add(forms):
-    a = b = 0
-    for c, d in forms:
-        a += c
-        b += d
-    return a, b
+PLUS = partial(combine, "+")  # of two forms
 
 
 @cache
-def ways_to_define(free, nodes, reuse, waiting, most):
-    """Ways to define a count: (operands, new operands, has a constant), with cumulative weights.
+def ways_to_define(free, nodes, waiting, most):
+    """Ways to define a count: (operands, new operands, has a constant, price), with cumulative weights.
 
-    free: edges to spend beyond the least; nodes: quantities still wanted; reuse: waiting quantities that
-    could be operands; waiting: quantities that wait to be defined, this one among them; most: largest
-    in-degree. A way's price is what it takes off `free`: its edges, less the one reserved for it, and one for
-    each new operand.
+    free: edges to spend beyond the least; nodes: quantities still wanted; waiting: quantities that wait to be
+    defined, this one among them; most: largest in-degree. A way's price is what it takes off `free`: its
+    edges, less the one reserved for it, and one for each new operand.
     """
-    wish = 0.35 + free / (waiting + nodes)
-    ways, weights, total = [], [], 0.0
+    wish, reuse = 0.35 + free / (waiting + nodes), min(waiting - 1, 4)
+    ways, weights = [], []
     for k in range(most + 1):
-        for new in range(max(0, k - reuse), k + 1):
+        for new in range(max(0, k - reuse), min(k, max(nodes, waiting == 1)) + 1):
             for constant in (0, 1) if k else (0,):
                 price = k + constant - 1 + new if k else 0
                 stuck = waiting == 1 and free and not new  # the last one waiting could not spend the rest
-                if price > free or new > max(nodes, waiting == 1) or stuck:
-                    continue
-                weight = exp(-1.2 * abs(price - wish)) * (1.0, 1.0, 1.2, 0.7, 0.35, 0.2, 0.1)[k]
-                if k == 1 and not constant:
-                    weight *= 0.4 if new else 0.2  # plain copies teach little
-                total += weight
-                ways.append((k, new, constant))
-                weights.append(total)
-    return ways, weights
+                if price <= free and not stuck:
+                    weight = exp(-1.2 * abs(price - wish)) * (1.0, 1.0, 1.2, 0.7, 0.35, 0.2, 0.1)[k]
+                    if k == 1 and not constant:
+                        weight *= 0.4 if new else 0.2  # plain copies teach little
+                    ways.append((k, new, constant, price))
+                    weights.append(weight)
+    return ways, list(accumulate(weights))
 
 
-class GraphBuilder:
-    """Draws one graph: `draw_structure`, `draw_numbers` (whether they fit), `draw_distractors`.
+class Graph:
+    """A reasoning graph, drawn by `draw_structure`, `draw_numbers` (whether they fit) and `draw_distractors`.
 
     The structure is drawn root first, until exactly `op` edges are spent. A quantity is defined by quantities
     that still wait to be defined, or by new ones: so there is no cycle, each one is needed, and the order of
@@ -165,105 +133,96 @@ class GraphBuilder:
     cheapest definition; the rest is free to spend, and the last one waiting must spend it all.
     """
 
-    def __init__(self, rand, op, mode, config):
-        self.rand, self.mode, self.config = rand, mode, config
-        self.kinds = max(5, config.max_in_degree)  # of counts in one place
-        self.left = op  # edges not spent
+    def __init__(self, rand, op, mode, config, id):
+        self.rand, self.op, self.mode, self.config, self.id = rand, op, mode, config, id
+        # vertices: the needed ones, operands first; the last is the root
+        self.vertices, self.distractors, self.unknown = [], [], None
+        # Of each place its counts, {kind: vertex}; of some the total, {place: vertex}, while it waits to be
+        # defined. A closed place has no further count: it would change a total that is defined.
+        self.places, self.totals, self.closed = [], {}, set()
+        self.kinds = max(5, config.max_in_degree)  # of counts in one place, at most
+        self.waiting, self.free = [], op - 1  # quantities to define; edges neither spent nor reserved
         # Quantities wanted besides the root: as many as in GSM-Infinite.
         self.wanted = int(op * 0.4 - 0.4 + rand()) if op > 3 else op - 1
-        self.places, self.waiting, self.vertices, self.distractors = [], [], [], []
-        self.unknown = None
         self.add_total(third_layer=op >= 4 and 0.7)
 
     def draw_structure(self):
         while self.waiting:
             v = choice(self.rand, self.waiting)
-            place = self.places[v.place]
             # A count in a place whose total waits must wait for it: the total might need a count that needs
             # the total.
-            if v.type is COUNT and place.summary is not None and not place.closed:
-                v = place.summary
-            free = self.left - self.reserved()
+            v = self.totals.get(v.place, v)
             self.waiting.remove(v)
             self.vertices.append(v)
-            if v.type is COUNT:
-                self.define_count(v, free)
-            else:
-                self.define_total(v, place, free)
+            define = self.define_count if v.type is COUNT else self.define_total
+            define(v)
         self.vertices.reverse()
-
-    def reserved(self):
-        """Edges that the cheapest definitions of all waiting quantities take."""
-        edges = 0
-        for v in self.waiting:
-            each = EDGES[v.type]
-            edges += each if v.type is COUNT else each * len(self.places[v.place].members) or each + 1
-        return edges
 
     def add_total(self, third_layer):
         """A new place whose total is needed. third_layer: the chance of an OFFSPRING total, with 3 layers."""
         offspring = self.config.layers == 3 and self.rand() < third_layer
         v = Vertex(OFFSPRING if offspring else TOTAL, len(self.places))
-        self.places.append(Place(v))
+        self.places.append({})
+        self.totals[v.place] = v
         self.waiting.append(v)
+        self.free -= EDGES[v.type]
         return v
 
     def add_count(self, p):
         """A count of a kind not mentioned yet in place p, which may be new."""
         if p == len(self.places):
-            self.places.append(Place())
-        members = self.places[p].members
-        taken = {u.kind for u in members}
+            self.places.append({})
+        total, members = self.totals.get(p), self.places[p]
+        if total:  # each member costs it an edge or more; the first is reserved, and its definition too
+            self.free -= EDGES[total.type] if members else -1
         kind = int(self.rand() * self.kinds)
-        while kind in taken:
+        while kind in members:
             kind = (kind + 1) % self.kinds
-        members.append(Vertex(COUNT, p, kind))
-        return members[-1]
+        members[kind] = Vertex(COUNT, p, kind)
+        return members[kind]
 
     def open_places(self):
-        return [p for p, x in enumerate(self.places) if not x.closed and len(x.members) < self.kinds]
+        return [p for p, kinds in enumerate(self.places) if p not in self.closed and len(kinds) < self.kinds]
 
-    def new_operand(self, free):
-        """A quantity not mentioned yet: a count, or, where `free` edges are to spare, a total."""
-        if self.wanted > 1 and free and self.rand() < 0.45 and len(self.places) < PLACES:
+    def affords_count(self, p):
+        """Whether the total that waits in place p, if one does, has an edge for one more count."""
+        total, n = self.totals.get(p), len(self.places[p])
+        if not total or not n:
+            return True
+        return self.free and total.type is TOTAL and n < self.config.max_in_degree
+
+    def new_operand(self):
+        """A quantity not mentioned yet: a count, or, where edges are free, a total."""
+        if self.wanted > 1 and self.free and self.rand() < 0.45 and len(self.places) < PLACES:
             self.wanted -= 2
-            return self.add_total(third_layer=free >= 3 and 0.5)
-
-        def affordable(place):  # one more member costs its total one more edge
-            if place.summary is None or not place.members:
-                return True
-            return free and place.summary.type is TOTAL and len(place.members) < self.config.max_in_degree
-
-        spots = [p for p in self.open_places() if affordable(self.places[p])]
+            return self.add_total(third_layer=self.free >= 3 and 0.5)
+        spots = list(filter(self.affords_count, self.open_places()))
         if len(self.places) < PLACES:  # a closed or full place holds two edges or more: 20 never fill 12
             spots.append(len(self.places))
-        v = self.add_count(choice(self.rand, spots))
         self.wanted -= 1
-        self.waiting.append(v)
-        return v
+        self.waiting.append(self.add_count(choice(self.rand, spots)))
+        return self.waiting[-1]
 
-    def define_count(self, v, free):
-        reuse, most = len(self.waiting), self.config.max_in_degree
-        nodes = max(0, min(self.wanted, 4))
-        ways, weights = ways_to_define(min(free, 9), nodes, min(reuse, 4), reuse + 1, most)
-        k, new, constant = ways[bisect(weights, self.rand() * weights[-1])]
-        self.left -= k + constant or 1
+    def define_count(self, v):
+        waiting, most = len(self.waiting) + 1, self.config.max_in_degree
+        ways, weights = ways_to_define(min(self.free, 9), max(0, min(self.wanted, 4)), waiting, most)
+        k, new, constant, price = ways[bisect(weights, self.rand() * weights[-1])]
+        self.free -= price
         v.constant = constant or None
         v.operands = sample(self.rand, self.waiting, k - new)
-        for missing in range(new, 0, -1):
-            v.operands.append(self.new_operand(self.left - self.reserved() - missing))
+        v.operands += [self.new_operand() for _ in range(new)]
 
-    def define_total(self, v, place, free):
-        members, third_layer = len(place.members), v.type is OFFSPRING
-        price = EDGES[v.type] + 1  # of a new member, its own definition included
-        least = 0 if members else 1
-        most = min(self.config.max_in_degree - members, least + free // price, max(least, self.wanted))
-        new = least + int(self.rand() * (most - least + 1))
+    def define_total(self, v):
+        members, third_layer = self.places[v.place], v.type is OFFSPRING
+        least, room = 0 if members else 1, self.config.max_in_degree - len(members)
+        affordable = least + self.free // (EDGES[v.type] + 1)  # a count costs 1 edge itself
+        new = least + int(self.rand() * (min(room, affordable, max(least, self.wanted)) - least + 1))
         self.waiting += [self.add_count(v.place) for _ in range(new)]
+        self.free -= new
         self.wanted -= new * (1 + third_layer)
-        self.left -= EDGES[v.type] * len(place.members)
-        place.closed = True
-        for u in place.members:
+        del self.totals[v.place]
+        self.closed.add(v.place)
+        for u in members.values():
             v.operands.append(u)
             if third_layer:
                 self.vertices.append(Vertex(AVERAGE, v.place, u.kind))
@@ -277,64 +236,57 @@ class GraphBuilder:
         return all(map(self.evaluate, self.vertices))
 
     def evaluate(self, v):
-        """Give a quantity its value and form. Returns whether they are in bounds."""
+        """Give a quantity its number. Returns whether it is in bounds; so do the three below."""
         if not v.operands:
-            self.draw_literal(v)
-        elif v.type is COUNT:
+            return self.draw_literal(v)
+        if v.type is COUNT:
             return self.draw_expression(v)
-        else:
-            forms = [u.form for u in v.operands]
-            v.operator = "+"
-            if v.type is OFFSPRING:
-                v.operator = "*+"
-                forms = [combine("*", u, w) for u, w in zip(forms[::2], forms[1::2])]
-            self.settle(v, add(forms))
-        return self.in_bounds(v)
+        v.operator, forms = "+", [u.form for u in v.operands]
+        if v.type is OFFSPRING:
+            v.operator = "*+"
+            forms = [combine("*", u, w) for u, w in zip(forms[::2], forms[1::2])]
+        return self.settle(v, reduce(PLUS, forms))
 
     def settle(self, v, form):
-        a, b = form
+        (a, b), bound = form, self.config.bound
         v.form, v.value = form, a * self.unknown.value + b if a else b
-
-    def in_bounds(self, v):
-        bound = self.config.bound
-        return 1 <= v.value <= bound and v.form[0] <= bound and -bound <= v.form[1] <= bound
+        return 1 <= v.value <= bound and a <= bound and -bound <= b <= bound
 
     def draw_literal(self, v):
         low, span = self.config.min_literal, self.config.max_literal - self.config.min_literal + 1
         if v.type is AVERAGE and v is not self.unknown:  # it multiplies: small
             span = (span + 1) // 2
         v.value = low + int(self.rand() * span)
-        v.form = (1, 0) if v is self.unknown else (0, v.value)
+        return self.settle(v, (1, 0) if v is self.unknown else (0, v.value))
 
     def draw_expression(self, v):
-        """Choose operators (constant, order) of a count to keep it in bounds. Returns whether it is."""
+        """Choose operators (constant, order) of a count to keep it in bounds."""
         config, bound = self.config, self.config.bound
         v.operator = "+" if len(v.operands) > 1 else ""
-        self.settle(v, add([u.form for u in v.operands]))
-        subtract = len(v.operands) == 2 and "-" in config.operators
-        if subtract and (self.rand() < 0.35 or v.value > bound // 4):
+        fits = self.settle(v, reduce(PLUS, [u.form for u in v.operands]))
+        if len(v.operands) == 2 and "-" in config.operators and (self.rand() < 0.35 or v.value > bound // 4):
             big, small = sorted(v.operands, key=lambda u: -u.value)
             a, c = big.form[0], small.form[0]
             if big.value > small.value and (a > c or a == c == 0):
                 v.operands, v.operator = [big, small], "-"
-                self.settle(v, combine("-", big.form, small.form))
-        if v.constant is not None:
-            (a, b), value = v.form, v.value
-            largest, low, high = max(value, a, abs(b)), config.min_literal, config.max_literal
-            constants = {
-                "+": range(low, high + 1) if largest + high <= bound else (),
-                "-": range(low, min(high, value - 2) + 1),
-                "*": range(2, min(high, 9, bound // 4 // max(1, largest)) + 1),
-                "/": [d for d in range(2, min(high, 9, value // 2) + 1) if a % d == b % d == 0],
-            }
-            choices = [op for op in OPS if op in config.operators and constants[op]]
-            if not choices:
-                return False
-            op = choice(self.rand, choices)
-            v.constant = choice(self.rand, constants[op])
-            v.operator += op
-            self.settle(v, combine(op, v.form, (0, v.constant)))
-        return self.in_bounds(v)
+                fits = self.settle(v, combine("-", big.form, small.form))
+        if v.constant is None:
+            return fits
+        (a, b), value = v.form, v.value
+        largest, low, high = max(value, a, abs(b)), config.min_literal, config.max_literal
+        constants = {
+            "+": range(low, high + 1) if largest + high <= bound else (),
+            "-": range(low, min(high, value - 2) + 1),
+            "*": range(2, min(high, 9, bound // 4 // max(1, largest)) + 1),
+            "/": [d for d in range(2, min(high, 9, value // 2) + 1) if a % d == b % d == 0],
+        }
+        choices = [op for op in OPS if op in config.operators and constants[op]]
+        if not choices:
+            return False
+        op = choice(self.rand, choices)
+        v.constant = choice(self.rand, constants[op])
+        v.operator += op
+        return self.settle(v, combine(op, v.form, (0, v.constant)))
 
     def draw_distractors(self):
         """Statements beside the point, each of the form of a needed one: its form gives none away."""
@@ -346,48 +298,45 @@ class GraphBuilder:
         spread = config.max_distractors - config.min_distractors + 1
         for _ in range(config.min_distractors + int(self.rand() * spread)):
             model = choice(self.rand, needed or counts)
-            hosts = self.without_average() if model.type is AVERAGE else ()
-            if hosts:
-                host = choice(self.rand, hosts)
-                v = Vertex(AVERAGE, host.place, host.kind)
-                self.draw_literal(v)
+            averages = self.new_averages() if model.type is AVERAGE else ()
+            if averages:
+                v = choice(self.rand, averages)
             else:
-                v = self.distracting_count(model if model.type is COUNT else choice(self.rand, counts))
+                model = model if model.type is COUNT else choice(self.rand, counts)
+                spots = self.open_places()
+                if not spots or (self.rand() < 0.3 and len(self.places) < PLACES):
+                    spots = [len(self.places)]
+                v = self.add_count(choice(self.rand, spots))
+            self.imitate(v, model)
             self.distractors.append(v)
 
-    def without_average(self):
-        """The counts whose average can be stated without changing anything: no OFFSPRING total has them."""
+    def new_averages(self):
+        """Averages that can be stated without changing anything: no OFFSPRING total has them."""
         stated = self.vertices + self.distractors
         taken = {(v.place, v.kind) for v in stated if v.type is AVERAGE}
-        return [v for v in stated if v.type is COUNT and (v.place, v.kind) not in taken]
+        counts = [(v.place, v.kind) for v in stated if v.type is COUNT]
+        return [Vertex(AVERAGE, *count) for count in counts if count not in taken]
 
-    def distracting_count(self, model):
-        """A count in a place whose total nobody needs, over anything that is already defined."""
-        spots = self.open_places()
-        if not spots or (self.rand() < 0.3 and len(self.places) < PLACES):
-            spots = [len(self.places)]
-        v = self.add_count(choice(self.rand, spots))
+    def imitate(self, v, model):
+        """Define a distractor in the form of a needed quantity, over anything that is already defined."""
         known = [u for u in self.vertices + self.distractors if u.type is not AVERAGE]
         for _ in range(8 if model.operands else 0):
             v.operands, v.constant = sample(self.rand, known, len(model.operands)), model.constant
             if self.draw_expression(v):
-                return v
+                return
         v.operands, v.operator, v.constant = [], "", None
         self.draw_literal(v)
-        return v
 
 
 def draw_graph(rng, op, mode, config, id):
     """A graph with exactly `op` edges, from a random.Random. Raises UserError if the knobs allow none."""
     for _ in range(STRUCTURES):
-        builder = GraphBuilder(rng.random, op, mode, config)
-        builder.draw_structure()
+        graph = Graph(rng.random, op, mode, config, id)
+        graph.draw_structure()
         # A clash with the bound is rare: draw the numbers again; where they never fit, the structure.
-        if any(builder.draw_numbers() for _ in range(NUMBERS)):
-            builder.draw_distractors()
-            drawn = builder.vertices, builder.distractors, builder.unknown
-            return Graph(*drawn, op, mode, config, rng.getrandbits(63), id)
-    raise UserError(
-        f"found no {mode} problem with op {op} and values within bound {config.bound}: raise bound, lower "
-        "min_literal or max_literal, allow more operators, or ask for fewer operations"
-    )
+        if any(graph.draw_numbers() for _ in range(NUMBERS)):
+            graph.draw_distractors()
+            graph.surface = rng.getrandbits(63)  # the seed of names, letters and order of statements
+            return graph
+    cure = "raise bound, lower min_literal or max_literal, allow more operators, or lower op"
+    raise UserError(f"found no {mode} problem with op {op} and values within {config.bound}: {cure}")

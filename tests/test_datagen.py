@@ -204,13 +204,13 @@ def test_knobs_are_honoured():
 
 def test_resampling_is_rare(monkeypatch):
     fits = []
-    original = graph.GraphBuilder.draw_numbers
+    original = graph.Graph.draw_numbers
 
-    def counting(builder):
-        fits.append(original(builder))
+    def counting(drawn):
+        fits.append(original(drawn))
         return fits[-1]
 
-    monkeypatch.setattr(graph.GraphBuilder, "draw_numbers", counting)
+    monkeypatch.setattr(graph.Graph, "draw_numbers", counting)
     for op, mode, template, layers in EVERY:
         for i in range(20):
             generate(9, i, op=op, mode=mode, template=template, layers=layers)
