@@ -28,8 +28,7 @@ import tiktoken
 
 SPECIALS = (
     "[PAD]", "[UNK]", "[BOS]", "[EOS]",
-    "<question>", "</question>", "<solution>", "</solution>", "<answer>", "</answer>",
-)  # fmt: skip
+    "<question>", "</question>", "<solution>", "</solution>", "<answer>", "</answer>")  # fmt: skip
 FIRST_MERGE = len(SPECIALS) + 256
 # A merge never crosses a pre-token: a word with the space before it, a run of signs or one digit likewise, a
 # whitespace. Digits stay apart (the first with its space) so that a number is read as its digits; words stay
@@ -49,9 +48,8 @@ class Tokenizer:
         self.vocab_size = FIRST_MERGE + len(self.merges)
         if len(self.ranks) != 256 + len(self.merges):
             raise UserError("tokenizer: a merge is listed twice")
-        self._encoding = tiktoken.Encoding(
-            "reasoning-lab", pat_str=PATTERN, mergeable_ranks=self.ranks, special_tokens=self.special_ids
-        )
+        parts = dict(pat_str=PATTERN, mergeable_ranks=self.ranks, special_tokens=self.special_ids)
+        self._encoding = tiktoken.Encoding("reasoning-lab", **parts)
         content = json.dumps([PATTERN, SPECIALS, [m.hex() for m in self.merges]])
         self.hash = blake2b(content.encode(), digest_size=8).hexdigest()
         self.pad_id, _, self.bos_id, self.eos_id = (self.special_ids[name] for name in SPECIALS[:4])
@@ -72,14 +70,9 @@ class Tokenizer:
 
     def to_json(self):
         """Readable JSON; bytes are written as the Latin-1 characters of the same number."""
-        content = {
-            "type": "byte-level BPE",
-            "hash": self.hash,
-            "vocab_size": self.vocab_size,
-            "specials": SPECIALS,
-            "pattern": PATTERN,
-            "merges": [m.decode("latin-1") for m in self.merges],
-        }
+        head = {"type": "byte-level BPE", "hash": self.hash, "vocab_size": self.vocab_size}
+        merges = [m.decode("latin-1") for m in self.merges]
+        content = {**head, "specials": SPECIALS, "pattern": PATTERN, "merges": merges}
         return json.dumps(content, indent=1) + "\n"
 
     def save(self, path):
@@ -90,8 +83,7 @@ class Tokenizer:
         """Raises UserError if the file is missing, damaged or not what its hash says."""
         content = read_json(path)
         try:
-            tokenizer = cls([m.encode("latin-1") for m in content["merges"]])
-            expected = content["hash"]
+            tokenizer, expected = cls([m.encode("latin-1") for m in content["merges"]]), content["hash"]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"tokenizer {path} is damaged ({type(error).__name__}: {error})") from None
         if tokenizer.hash != expected:
@@ -107,9 +99,7 @@ def train_bpe(texts, vocab_size):
     Raises UserError if vocab_size is below 266.
     """
     if vocab_size < FIRST_MERGE:
-        raise UserError(
-            f"a vocabulary holds specials and bytes: {FIRST_MERGE} tokens at least, not {vocab_size}"
-        )
+        raise UserError(f"specials and bytes alone are {FIRST_MERGE} tokens: {vocab_size} are too few")
     special, word = re.compile("|".join(map(re.escape, SPECIALS))), re.compile(PATTERN)
     counts = Counter()
     for text in texts:
@@ -167,8 +157,7 @@ class Options(CheckedOptions):
 
 
 def main(argv=None):
-    description = "Train a byte-level BPE tokenizer on a JSONL file."
-    o = parse_options(Options, argv, description=description, positional="input")
+    o = parse_options(Options, argv, description=__doc__, positional="input")
     if o.input is None:
         raise UserError("no text to train on: python tokenizer.py records.jsonl")
     texts, keys = [], o.keys.split(",")
@@ -183,10 +172,8 @@ def main(argv=None):
     tokenizer.save(o.out)
     tokens = sum(len(tokenizer.encode(text)) for text in texts)
     size = sum(len(text.encode("utf-8", "replace")) for text in texts)
-    print(
-        f"{o.out}: {tokenizer.vocab_size} tokens, hash {tokenizer.hash}; "
-        f"{tokens / len(texts):.1f} tokens a record, {size / tokens:.2f} bytes a token"
-    )
+    rate = f"{tokens / len(texts):.1f} tokens a record, {size / tokens:.2f} bytes a token"
+    print(f"{o.out}: {tokenizer.vocab_size} tokens, hash {tokenizer.hash}; {rate}")
 
 
 if __name__ == "__main__":
