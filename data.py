@@ -14,6 +14,7 @@ import random
 import signal
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import chain, count, islice
 
 from lab.options import UserError, read_jsonl, stream_key
 
@@ -117,10 +118,9 @@ class Batch:
             some = slice(i, i + rows)
             trained = int((self.targets[some] != IGNORE).sum())
             if trained:
-                arrays = (move(array[some]) for array in (self.tokens, self.targets, self.doc_start))
-                yield Batch(
-                    *arrays, {name: move(array[some]) for name, array in self.values.items()}, trained
-                )
+                arrays = [move(array[some]) for array in (self.tokens, self.targets, self.doc_start)]
+                values = {name: move(array[some]) for name, array in self.values.items()}
+                yield Batch(*arrays, values, trained)
 
 
 def check_length(document, row_tokens):
@@ -140,11 +140,10 @@ def pack(documents, row_tokens, pad_id):
     for document in sorted(documents, key=lambda document: -len(document.ids)):
         check_length(document, row_tokens)
         n = len(document.ids)
-        r = min((r for r in range(len(rows)) if room[r] >= n), key=room.__getitem__, default=None)
-        if r is None:
-            r = len(rows)
+        if n > max(room, default=-1):
             rows.append([])
             room.append(row_tokens)
+        r = min((r for r, left in enumerate(room) if left >= n), key=room.__getitem__)
         rows[r].append(document)
         room[r] -= n
     return fill(rows, row_tokens, pad_id)
@@ -153,25 +152,22 @@ def pack(documents, row_tokens, pad_id):
 def fill(rows, row_tokens, pad_id):
     """Rows of documents → Batch. Padding is a document of its own and never a target."""
     shape = (len(rows), row_tokens)
-    names = rows[0][0].values if rows and rows[0] else ()
-    values = {name: np.zeros(shape, np.float32) for name in names}
     tokens, targets = np.full(shape, pad_id, np.int64), np.full(shape, IGNORE, np.int64)
-    batch = Batch(tokens, targets, np.zeros(shape, np.int32), values, 0)
+    doc_start = np.zeros(shape, np.int32)
+    values = {name: np.zeros(shape, np.float32) for name in (rows[0][0].values if rows else ())}
     for r, documents in enumerate(rows):
         at = 0
         for document in documents:
             end = at + len(document.ids)
-            batch.tokens[r, at:end] = document.ids
+            tokens[r, at:end], doc_start[r, at:end] = document.ids, at
             trained = np.array(document.trained[1:], bool)
             predicting = slice(at, end - 1)  # position t predicts the token at t + 1
-            batch.targets[r, predicting] = np.where(trained, document.ids[1:], IGNORE)
-            batch.trained += int(trained.sum())
-            for name, array in batch.values.items():
+            targets[r, predicting] = np.where(trained, document.ids[1:], IGNORE)
+            for name, array in values.items():
                 array[r, predicting] = np.where(trained, document.values[name][1:], 0.0)
-            batch.doc_start[r, at:end] = at
             at = end
-        batch.doc_start[r, at:] = at
-    return batch
+        doc_start[r, at:] = at
+    return Batch(tokens, targets, doc_start, values, int((targets != IGNORE).sum()))
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -217,38 +213,26 @@ def order_of_records(n, seed, epoch):
     return order
 
 
-class Lane:
-    """Fills row r of one batch after another. cursor: [next, waiting, waiting, …], numbers of the lane's
-    documents.
+def lane(source, r, cursor):
+    """Fill row r of one batch after another: yields (its documents, the cursor after them) without end.
+
+    cursor: [next, waiting, waiting, …], numbers of the lane's documents. A row takes the one that has waited
+    longest, and while it does not fit the longest that does.
     """
-
-    def __init__(self, source, r, cursor=(0,)):
-        self.source, self.r, self.next = source, r, cursor[0]
-        self.waiting = [(i, self._draw(i)) for i in cursor[1:]]
-
-    def _draw(self, i):
-        return self.source.document(self.r + i * self.source.rows)
-
-    @property
-    def cursor(self):
-        return [self.next, *(i for i, _ in self.waiting)]
-
-    def row(self):
-        """The documents of the next row: the one that has waited longest, and while it does not fit the
-        longest that does.
-        """
-        documents, room = [], self.source.row_tokens
+    numbers, waiting = chain(cursor[1:], count(cursor[0])), {}
+    while True:
+        documents, room = [], source.row_tokens
         while True:
-            while len(self.waiting) < AHEAD:
-                self.waiting.append((self.next, self._draw(self.next)))
-                self.next += 1
-            fits = [i for i, (_, document) in enumerate(self.waiting) if len(document.ids) <= room]
+            for i in islice(numbers, AHEAD - len(waiting)):
+                waiting[i] = source.document(r + i * source.rows)
+            fits = [i for i, document in waiting.items() if len(document.ids) <= room]
             if not fits:
-                return documents
-            i = 0 if fits[0] == 0 else max(fits, key=lambda i: len(self.waiting[i][1].ids))
-            document = self.waiting.pop(i)[1]
-            documents.append(document)
-            room -= len(document.ids)
+                break
+            oldest = min(waiting)
+            i = oldest if fits[0] == oldest else max(fits, key=lambda i: len(waiting[i].ids))
+            documents.append(waiting.pop(i))
+            room -= len(documents[-1].ids)
+        yield documents, [max(waiting) + 1, *waiting]  # what was drawn last still waits
 
 
 class Batches(IterableDataset):
@@ -258,12 +242,11 @@ class Batches(IterableDataset):
         self.source, self.part, self.cursors = source, part, cursors
 
     def __iter__(self):
+        lanes = [lane(self.source, r, cursor) for r, cursor in zip(self.part, self.cursors, strict=True)]
         try:
-            lanes = [Lane(self.source, r, cursor) for r, cursor in zip(self.part, self.cursors, strict=True)]
-            while True:
-                rows = [lane.row() for lane in lanes]
-                batch = fill(rows, self.source.row_tokens, self.source.tokenizer.pad_id)
-                yield batch, [lane.cursor for lane in lanes]
+            for filled in zip(*lanes):
+                rows, cursors = zip(*filled)
+                yield fill(rows, self.source.row_tokens, self.source.tokenizer.pad_id), list(cursors)
         except UserError as error:  # as it is: a DataLoader would make a page of what a worker raises
             yield error, None
 
@@ -275,26 +258,19 @@ def batches(source, part=None, cursors=None, workers=0):
     process of its own. Raises UserError if a document is longer than a row, or the worker dies.
     """
     part = range(source.rows) if part is None else part
-    dataset = Batches(source, part, [(0,)] * len(part) if cursors is None else cursors)
-    loader = dataset
+    stream = Batches(source, part, cursors or [(0,)] * len(part))
     if workers:  # spawned: a forked child of a process with torch's threads may hang
-        how = dict(multiprocessing_context="spawn", worker_init_fn=_ignore_signals, collate_fn=_as_it_is)
-        loader = DataLoader(dataset, batch_size=None, num_workers=1, prefetch_factor=4, **how)
+        how = dict(multiprocessing_context="spawn", worker_init_fn=_ignore_signals, prefetch_factor=4)
+        stream = DataLoader(stream, batch_size=None, num_workers=1, **how)
     try:
-        for batch, after in loader:
+        for batch, after in stream:
             if isinstance(batch, UserError):
                 raise batch
             yield batch, after
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        raise UserError(
-            "the process that prepares batches died, of memory perhaps: try --workers 0"
-        ) from None
-
-
-def _as_it_is(item):
-    return item
+        raise UserError("the process that prepares batches died (of memory?): try --workers 0") from None
 
 
 def _ignore_signals(worker):
