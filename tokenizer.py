@@ -105,22 +105,23 @@ def train_bpe(texts, vocab_size):
     for text in texts:
         for part in special.split(text):
             counts.update(word.findall(part))
-    words = [(list(word.encode("utf-8", "replace")), n) for word, n in counts.items()]
+    # A word is a string whose characters number its tokens, so that `replace` merges a pair
+    words = [(word.encode("utf-8", "replace").decode("latin-1"), n) for word, n in counts.items()]
     pairs, where = Counter(), defaultdict(set)  # how often a pair occurs; the words that hold it, or did
     for w, (ids, n) in enumerate(words):
         count_pairs(pairs, where, w, ids, n)
     index = {bytes([b]): b for b in range(256)}  # of each token: its id - len(SPECIALS)
     tokens = list(index)
     while len(tokens) < vocab_size - len(SPECIALS) and pairs:
-        pair = max(pairs, key=lambda p: (pairs[p], -p[0], -p[1]))
-        merged = tokens[pair[0]] + tokens[pair[1]]
+        a, b = pair = min(pairs, key=lambda p: (-pairs[p], p))
+        merged = tokens[ord(a)] + tokens[ord(b)]
         new = index.setdefault(merged, len(tokens))  # spelt in two ways it is one token, for tiktoken as well
         if new == len(tokens):
             tokens.append(merged)
         for w in where.pop(pair):
             ids, n = words[w]
             count_pairs(pairs, where, w, ids, -n)
-            words[w] = (merge(ids, pair, new), n)
+            words[w] = (ids.replace(a + b, chr(new)), n)
             count_pairs(pairs, where, w, words[w][0], n)
     return Tokenizer(tokens[256:])
 
@@ -132,16 +133,6 @@ def count_pairs(pairs, where, w, ids, n):
         if not pairs[pair]:
             del pairs[pair]
         where[pair].add(w)
-
-
-def merge(ids, pair, new):
-    """Replace each occurrence of a pair of ids, from the left, by one new id → list."""
-    i, out = 0, []
-    while i < len(ids):
-        found = i + 1 < len(ids) and (ids[i], ids[i + 1]) == pair
-        out.append(new if found else ids[i])
-        i += 2 if found else 1
-    return out
 
 
 # ------------------------------------------------------------------------------------------------------------
