@@ -36,6 +36,8 @@ FIRST_MERGE = len(SPECIALS) + 256
 # because tiktoken is quadratic in a pre-token's length.
 PATTERN = " ?[A-Za-z\x80-\U0010ffff]{1,48}| ?[^A-Za-z0-9 \t\r\n\x80-\U0010ffff]{1,48}| ?[0-9]|[ \t\r\n]"
 
+KNOWN_WORDS, LONGEST_WORD = 1 << 14, 24  # a tokenizer remembers the ids of so many, of so many characters
+
 
 class Tokenizer:
     """text ↔ ids. merges: the byte strings learned, in order."""
@@ -49,7 +51,7 @@ class Tokenizer:
         if len(self.ranks) != 256 + len(self.merges):
             raise UserError("tokenizer: a merge is listed twice")
         parts = dict(pat_str=PATTERN, mergeable_ranks=self.ranks, special_tokens=self.special_ids)
-        self._encoding = tiktoken.Encoding("reasoning-lab", **parts)
+        self._encoding, self._known = tiktoken.Encoding("reasoning-lab", **parts), {}
         content = json.dumps([PATTERN, SPECIALS, [m.hex() for m in self.merges]])
         self.hash = blake2b(content.encode(), digest_size=8).hexdigest()
         self.pad_id, _, self.bos_id, self.eos_id = (self.special_ids[name] for name in SPECIALS[:4])
@@ -58,8 +60,27 @@ class Tokenizer:
         return Tokenizer, (self.merges,)
 
     def encode(self, text):
-        """str → list of ids. A lone surrogate, which no UTF-8 text can hold, is read as U+FFFD."""
-        return self._encoding.encode(text, allowed_special="all")
+        """str → list of ids. A lone surrogate, which no UTF-8 text can hold, is read as U+FFFD.
+
+        tiktoken's ids, looked up word by word where all words are known: no pre-token or special token has a
+        space but at its start, and in the problems' world words repeat.
+        """
+        ids, known, words = [], self._known, text.split(" ")
+        words[0] += " "  # marks the only one that has no space before it
+        try:
+            for word in words:
+                ids += known[word]
+        except KeyError:
+            ids = self._encoding.encode(text, allowed_special="all")
+            self._learn(words)
+        return ids
+
+    def _learn(self, words):
+        """Know them, if they are short, until there are enough: memory is bounded."""
+        for word in words[: KNOWN_WORDS - len(self._known)]:
+            if word not in self._known and len(word) <= LONGEST_WORD:
+                text = word[:-1] if word.endswith(" ") else " " + word
+                self._known[word] = self._encoding.encode(text, allowed_special="all")
 
     def decode(self, ids):
         """ids → str; bytes that are no UTF-8 become U+FFFD. Raises UserError for an id out of range."""
