@@ -73,18 +73,20 @@ def to_document(record, tokenizer, solution_only=False):
 
 
 def read_records(path):
-    """Records to train on of a JSONL file: GSM-Infinite's keys, or `prompt` and `completion`.
+    """Records to train on of a JSONL file: GSM-Infinite's keys, or `prompt` and `completion`; and `where`,
+    for errors: the file and line.
 
     Raises UserError with the line number of one that lacks a key or an answer.
     """
     records = []
     for number, record in read_jsonl(path):
+        record["where"] = where = f"{path}, line {number}"
         keys = ("prompt", "completion") if "prompt" in record else ("problem", "question", "solution")
         for key in keys:
             if not isinstance(record.get(key), str):
-                raise UserError(f"{path}, line {number}: key {key!r} is missing or no text")
+                raise UserError(f"{where}: key {key!r} is missing or no text")
         if "solution" in keys and "Answer:" not in record["solution"]:
-            raise UserError(f"{path}, line {number}: the solution has no 'Answer: N.'")
+            raise UserError(f"{where}: the solution has no 'Answer: N.'")
         records.append(record)
     if not records:
         raise UserError(f"{path} has no records")
@@ -123,10 +125,10 @@ class Batch:
                 yield Batch(*arrays, values, trained)
 
 
-def check_length(document, row_tokens):
+def check_length(document, row_tokens, what="a document"):
     n = len(document.ids)
     if n > row_tokens:
-        raise UserError(f"a document has {n} tokens but a row only {row_tokens}; raise --row-tokens")
+        raise UserError(f"{what} has {n} tokens but a row only {row_tokens}; raise --row-tokens")
 
 
 def pack(documents, row_tokens, pad_id):
@@ -189,6 +191,10 @@ class Source:
     replay_share: float = 0.0  # … and its share of the documents
     records: tuple = ()  # instead of the mixture's problems, each once an epoch
 
+    def __post_init__(self):
+        for record in self.records:  # one that is too long is found at the start, not when it is drawn
+            self.fitting(record)
+
     def record(self, number):
         """Record `number` of the sequence."""
         replayed = int(number * self.replay_share)  # of the records before this one
@@ -200,8 +206,12 @@ class Source:
         return self.records[order_of_records(len(self.records), self.seed, epoch)[place]]
 
     def document(self, number):
-        document = to_document(self.record(number), self.tokenizer, self.solution_only)
-        check_length(document, self.row_tokens)
+        return self.fitting(self.record(number))
+
+    def fitting(self, record):
+        """The document of a record. Raises UserError if it is longer than a row."""
+        document = to_document(record, self.tokenizer, self.solution_only)
+        check_length(document, self.row_tokens, get(record, "where") or "a document")
         return document
 
 
