@@ -229,19 +229,16 @@ def lane(source, r, cursor):
     cursor: [next, waiting, waiting, …], numbers of the lane's documents. A row takes the one that has waited
     longest, and while it does not fit the longest that does.
     """
-    numbers, waiting = chain(cursor[1:], count(cursor[0])), {}
+    numbers = chain(cursor[1:], count(cursor[0]))
+    drawn = ((i, source.document(r + i * source.rows)) for i in numbers)
+    waiting = dict(islice(drawn, AHEAD))
     while True:
         documents, room = [], source.row_tokens
-        while True:
-            for i in islice(numbers, AHEAD - len(waiting)):
-                waiting[i] = source.document(r + i * source.rows)
-            fits = [i for i, document in waiting.items() if len(document.ids) <= room]
-            if not fits:
-                break
-            oldest = min(waiting)
-            i = oldest if fits[0] == oldest else max(fits, key=lambda i: len(waiting[i].ids))
+        while fits := [i for i, document in waiting.items() if len(document.ids) <= room]:
+            i = fits[0] if fits[0] == min(waiting) else max(fits, key=lambda i: len(waiting[i].ids))
             documents.append(waiting.pop(i))
             room -= len(documents[-1].ids)
+            waiting.update([next(drawn)])
         yield documents, [max(waiting) + 1, *waiting]  # what was drawn last still waits
 
 
