@@ -12,17 +12,9 @@ import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from hashlib import blake2b
+from pathlib import Path
 
-from lab.options import (
-    CheckedOptions,
-    UserError,
-    opt,
-    parse_options,
-    read_json,
-    read_jsonl,
-    run_script,
-    write_atomic,
-)
+from lab.options import CheckedOptions, UserError, opt, parse_options, read_jsonl, run_script, write_atomic
 
 import tiktoken
 
@@ -102,11 +94,11 @@ class Tokenizer:
     @classmethod
     def load(cls, path):
         """Raises UserError if the file is missing, damaged or not what its hash says."""
-        content = read_json(path)
         try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
             tokenizer, expected = cls([m.encode("latin-1") for m in content["merges"]]), content["hash"]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"tokenizer {path} is damaged ({type(error).__name__}: {error})") from None
+        except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"tokenizer {path} cannot be read ({type(error).__name__}: {error})") from None
         if tokenizer.hash != expected:
             raise UserError(f"tokenizer {path} is damaged: its hash is {tokenizer.hash}, not {expected}")
         return tokenizer
