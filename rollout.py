@@ -181,7 +181,7 @@ def described(rollout):
 @dataclass(frozen=True)
 class Options(DeviceOptions):
     ckpt: str | None = opt(None, "checkpoint folder", group="talk")
-    op: int = opt(0, "operations of a problem of its mixture (0: read problems from stdin, one a line)")
+    op: int = opt(0, "operations of a problem like those trained on (0: problems from stdin, one a line)")
     n: int = opt(1, "tries", within="[1, inf)")
     temperature: float = opt(1.0, "of sampling (0: greedy)", within="[0, 100]")
     top_p: float = opt(1.0, "of sampling", within="(0, 1]")
