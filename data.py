@@ -14,6 +14,7 @@ import random
 import signal
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import chain, count, islice
 
 from lab.options import UserError, read_jsonl, stream_key
 
@@ -72,18 +73,20 @@ def to_document(record, tokenizer, solution_only=False):
 
 
 def read_records(path):
-    """Records to train on of a JSONL file: GSM-Infinite's keys, or `prompt` and `completion`.
+    """Records to train on of a JSONL file: GSM-Infinite's keys, or `prompt` and `completion`; and `where`,
+    for errors: the file and line.
 
     Raises UserError with the line number of one that lacks a key or an answer.
     """
     records = []
     for number, record in read_jsonl(path):
+        record["where"] = where = f"{path}, line {number}"
         keys = ("prompt", "completion") if "prompt" in record else ("problem", "question", "solution")
         for key in keys:
             if not isinstance(record.get(key), str):
-                raise UserError(f"{path}, line {number}: key {key!r} is missing or no text")
+                raise UserError(f"{where}: key {key!r} is missing or no text")
         if "solution" in keys and "Answer:" not in record["solution"]:
-            raise UserError(f"{path}, line {number}: the solution has no 'Answer: N.'")
+            raise UserError(f"{where}: the solution has no 'Answer: N.'")
         records.append(record)
     if not records:
         raise UserError(f"{path} has no records")
@@ -117,16 +120,15 @@ class Batch:
             some = slice(i, i + rows)
             trained = int((self.targets[some] != IGNORE).sum())
             if trained:
-                arrays = (move(array[some]) for array in (self.tokens, self.targets, self.doc_start))
-                yield Batch(
-                    *arrays, {name: move(array[some]) for name, array in self.values.items()}, trained
-                )
+                arrays = [move(array[some]) for array in (self.tokens, self.targets, self.doc_start)]
+                values = {name: move(array[some]) for name, array in self.values.items()}
+                yield Batch(*arrays, values, trained)
 
 
-def check_length(document, row_tokens):
+def check_length(document, row_tokens, what="a document"):
     n = len(document.ids)
     if n > row_tokens:
-        raise UserError(f"a document has {n} tokens but a row only {row_tokens}; raise --row-tokens")
+        raise UserError(f"{what} has {n} tokens but a row only {row_tokens}; raise --row-tokens")
 
 
 def pack(documents, row_tokens, pad_id):
@@ -140,11 +142,10 @@ def pack(documents, row_tokens, pad_id):
     for document in sorted(documents, key=lambda document: -len(document.ids)):
         check_length(document, row_tokens)
         n = len(document.ids)
-        r = min((r for r in range(len(rows)) if room[r] >= n), key=room.__getitem__, default=None)
-        if r is None:
-            r = len(rows)
+        if n > max(room, default=-1):
             rows.append([])
             room.append(row_tokens)
+        r = min((r for r, left in enumerate(room) if left >= n), key=room.__getitem__)
         rows[r].append(document)
         room[r] -= n
     return fill(rows, row_tokens, pad_id)
@@ -153,25 +154,22 @@ def pack(documents, row_tokens, pad_id):
 def fill(rows, row_tokens, pad_id):
     """Rows of documents → Batch. Padding is a document of its own and never a target."""
     shape = (len(rows), row_tokens)
-    names = rows[0][0].values if rows and rows[0] else ()
-    values = {name: np.zeros(shape, np.float32) for name in names}
     tokens, targets = np.full(shape, pad_id, np.int64), np.full(shape, IGNORE, np.int64)
-    batch = Batch(tokens, targets, np.zeros(shape, np.int32), values, 0)
+    doc_start = np.zeros(shape, np.int32)
+    values = {name: np.zeros(shape, np.float32) for name in (rows[0][0].values if rows else ())}
     for r, documents in enumerate(rows):
         at = 0
         for document in documents:
             end = at + len(document.ids)
-            batch.tokens[r, at:end] = document.ids
+            tokens[r, at:end], doc_start[r, at:end] = document.ids, at
             trained = np.array(document.trained[1:], bool)
             predicting = slice(at, end - 1)  # position t predicts the token at t + 1
-            batch.targets[r, predicting] = np.where(trained, document.ids[1:], IGNORE)
-            batch.trained += int(trained.sum())
-            for name, array in batch.values.items():
+            targets[r, predicting] = np.where(trained, document.ids[1:], IGNORE)
+            for name, array in values.items():
                 array[r, predicting] = np.where(trained, document.values[name][1:], 0.0)
-            batch.doc_start[r, at:end] = at
             at = end
-        batch.doc_start[r, at:] = at
-    return batch
+        doc_start[r, at:] = at
+    return Batch(tokens, targets, doc_start, values, int((targets != IGNORE).sum()))
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -193,6 +191,10 @@ class Source:
     replay_share: float = 0.0  # … and its share of the documents
     records: tuple = ()  # instead of the mixture's problems, each once an epoch
 
+    def __post_init__(self):
+        for record in self.records:  # one that is too long is found at the start, not when it is drawn
+            self.fitting(record)
+
     def record(self, number):
         """Record `number` of the sequence."""
         replayed = int(number * self.replay_share)  # of the records before this one
@@ -204,8 +206,12 @@ class Source:
         return self.records[order_of_records(len(self.records), self.seed, epoch)[place]]
 
     def document(self, number):
-        document = to_document(self.record(number), self.tokenizer, self.solution_only)
-        check_length(document, self.row_tokens)
+        return self.fitting(self.record(number))
+
+    def fitting(self, record):
+        """The document of a record. Raises UserError if it is longer than a row."""
+        document = to_document(record, self.tokenizer, self.solution_only)
+        check_length(document, self.row_tokens, get(record, "where") or "a document")
         return document
 
 
@@ -217,38 +223,23 @@ def order_of_records(n, seed, epoch):
     return order
 
 
-class Lane:
-    """Fills row r of one batch after another. cursor: [next, waiting, waiting, …], numbers of the lane's
-    documents.
+def lane(source, r, cursor):
+    """Fill row r of one batch after another: yields (its documents, the cursor after them) without end.
+
+    cursor: [next, waiting, waiting, …], numbers of the lane's documents. A row takes the one that has waited
+    longest, and while it does not fit the longest that does.
     """
-
-    def __init__(self, source, r, cursor=(0,)):
-        self.source, self.r, self.next = source, r, cursor[0]
-        self.waiting = [(i, self._draw(i)) for i in cursor[1:]]
-
-    def _draw(self, i):
-        return self.source.document(self.r + i * self.source.rows)
-
-    @property
-    def cursor(self):
-        return [self.next, *(i for i, _ in self.waiting)]
-
-    def row(self):
-        """The documents of the next row: the one that has waited longest, and while it does not fit the
-        longest that does.
-        """
-        documents, room = [], self.source.row_tokens
-        while True:
-            while len(self.waiting) < AHEAD:
-                self.waiting.append((self.next, self._draw(self.next)))
-                self.next += 1
-            fits = [i for i, (_, document) in enumerate(self.waiting) if len(document.ids) <= room]
-            if not fits:
-                return documents
-            i = 0 if fits[0] == 0 else max(fits, key=lambda i: len(self.waiting[i][1].ids))
-            document = self.waiting.pop(i)[1]
-            documents.append(document)
-            room -= len(document.ids)
+    numbers = chain(cursor[1:], count(cursor[0]))
+    drawn = ((i, source.document(r + i * source.rows)) for i in numbers)
+    waiting = dict(islice(drawn, AHEAD))
+    while True:
+        documents, room = [], source.row_tokens
+        while fits := [i for i, document in waiting.items() if len(document.ids) <= room]:
+            i = fits[0] if fits[0] == min(waiting) else max(fits, key=lambda i: len(waiting[i].ids))
+            documents.append(waiting.pop(i))
+            room -= len(documents[-1].ids)
+            waiting.update([next(drawn)])
+        yield documents, [max(waiting) + 1, *waiting]  # what was drawn last still waits
 
 
 class Batches(IterableDataset):
@@ -258,12 +249,11 @@ class Batches(IterableDataset):
         self.source, self.part, self.cursors = source, part, cursors
 
     def __iter__(self):
+        lanes = [lane(self.source, r, cursor) for r, cursor in zip(self.part, self.cursors, strict=True)]
         try:
-            lanes = [Lane(self.source, r, cursor) for r, cursor in zip(self.part, self.cursors, strict=True)]
-            while True:
-                rows = [lane.row() for lane in lanes]
-                batch = fill(rows, self.source.row_tokens, self.source.tokenizer.pad_id)
-                yield batch, [lane.cursor for lane in lanes]
+            for filled in zip(*lanes):
+                rows, cursors = zip(*filled)
+                yield fill(rows, self.source.row_tokens, self.source.tokenizer.pad_id), list(cursors)
         except UserError as error:  # as it is: a DataLoader would make a page of what a worker raises
             yield error, None
 
@@ -275,26 +265,19 @@ def batches(source, part=None, cursors=None, workers=0):
     process of its own. Raises UserError if a document is longer than a row, or the worker dies.
     """
     part = range(source.rows) if part is None else part
-    dataset = Batches(source, part, [(0,)] * len(part) if cursors is None else cursors)
-    loader = dataset
+    stream = Batches(source, part, cursors or [(0,)] * len(part))
     if workers:  # spawned: a forked child of a process with torch's threads may hang
-        how = dict(multiprocessing_context="spawn", worker_init_fn=_ignore_signals, collate_fn=_as_it_is)
-        loader = DataLoader(dataset, batch_size=None, num_workers=1, prefetch_factor=4, **how)
+        how = dict(multiprocessing_context="spawn", worker_init_fn=_ignore_signals, prefetch_factor=4)
+        stream = DataLoader(stream, batch_size=None, num_workers=1, **how)
     try:
-        for batch, after in loader:
+        for batch, after in stream:
             if isinstance(batch, UserError):
                 raise batch
             yield batch, after
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        raise UserError(
-            "the process that prepares batches died, of memory perhaps: try --workers 0"
-        ) from None
-
-
-def _as_it_is(item):
-    return item
+        raise UserError("the process that prepares batches died (of memory?): try --workers 0") from None
 
 
 def _ignore_signals(worker):

@@ -7,6 +7,7 @@ echo "The otters in Fernhollow number 3. … What is …?" | python rollout.py -
 
 import random
 import sys
+from collections import defaultdict
 from dataclasses import dataclass
 
 from lab.device import DeviceOptions, run_torch_script, setup
@@ -15,7 +16,7 @@ from lab.options import UserError, colour, opt, parse_options, printable, stream
 import torch
 
 from checkpoint import load_checkpoint
-from data import IGNORE, Document, get, pack, prompt_text, to_document
+from data import IGNORE, Document, pack, prompt_text, to_document
 from datagen import Mixture
 from sampler import generate
 from verify import Verdict, explain, verify
@@ -51,18 +52,16 @@ class Problems:
         pass_rates: problems → list of rates. Raises UserError if 40 pools of candidates do not yield one edge
         problem each.
         """
-        o, pool, tried = self.o, [], 0
+        o, pool, first = self.o, [], self.candidates
         while len(pool) < o.select_pool:
             numbers = range(self.candidates, self.candidates + o.select_pool)
-            self.candidates += len(numbers)
-            tried += len(numbers)
+            self.candidates = numbers.stop
             rates = pass_rates([self._problem("candidate", number) for number in numbers])
             pool += [number for number, rate in zip(numbers, rates) if 0 < rate <= o.select_bound]
+            tried = self.candidates - first
             if tried >= 40 * o.select_pool and len(pool) < tried // 40:
-                raise UserError(
-                    f"--select edge found {len(pool)} problems with 0 < pass rate <= {o.select_bound} among "
-                    f"{tried}; choose easier problems (--mixture) or more samples (--select-samples)"
-                )
+                found = f"only {len(pool)} of {tried} problems have 0 < pass rate <= {o.select_bound}"
+                raise UserError(f"--select edge: {found}; take an easier --mixture or more --select-samples")
         self.pool = pool[: o.select_pool]
         return len(pool) / tried
 
@@ -82,27 +81,20 @@ class Rollout:
     advantage: float = 0.0
 
 
-def roll_out(
-    model, tokenizer, problems, group_size, stream, numbers=None, *, reward="strict", alpha=0.2, **sampling
-):
-    """Sample group_size solutions of each problem, judge and reward them → Rollouts, problem-major.
+def roll_out(model, tokenizer, problems, group, stream, numbers=None, *, reward="strict", alpha=0.2, **how):
+    """Sample `group` solutions of each problem, judge and reward them → Rollouts, problem-major.
 
     A sample depends on `stream`, which names what it is for, on its problem's number (numbers; None: its
-    index) and on its place in the group. reward, alpha: as of verify.reward; sampling: as of
-    sampler.generate.
+    index) and on its place in the group. reward, alpha: as of verify.reward; how: as of sampler.generate.
     """
     prompts = [tokenizer.encode(prompt_text(problem)) for problem in problems]
-    sampling.update(
-        group_size=group_size, stop_id=tokenizer.eos_id, seed=stream_key(*stream), indices=numbers
-    )
-    samples = generate(model, prompts, **sampling)
-    rollouts = []
+    how.update(group_size=group, stop_id=tokenizer.eos_id, seed=stream_key(*stream), indices=numbers)
+    samples, rollouts = generate(model, prompts, **how), []
     for i, ids in enumerate(samples.ids):
-        problem, text = problems[i // group_size], tokenizer.decode(ids)
-        verdict = verify(text, problem)
-        paid, prompt_ids = verify_reward(verdict, reward, alpha), prompts[i // group_size]
-        old_logp, finished = samples.logprobs[i], samples.finished[i]
-        rollouts.append(Rollout(problem, prompt_ids, ids, old_logp, finished, text, verdict, paid))
+        problem, prompt, text = problems[i // group], prompts[i // group], tokenizer.decode(ids)
+        old_logp, finished, verdict = samples.logprobs[i], samples.finished[i], verify(text, problem)
+        paid = verify_reward(verdict, reward, alpha)
+        rollouts.append(Rollout(problem, prompt, ids, old_logp, finished, text, verdict, paid))
     return rollouts
 
 
@@ -116,24 +108,24 @@ def check_room(model, tokenizer, problems, max_new_tokens):
     """Raise UserError if so many new tokens do not fit the context after the longest prompt."""
     context, most = model.config.max_position_embeddings, room(model, tokenizer, problems)
     if max_new_tokens > most:
-        prompt = f"a prompt of {context - most}"
-        have = f"--max-new-tokens {max_new_tokens} and {prompt} exceed the context of {context}"
-        raise UserError(f"{have}: at most {most} fit")
+        exceed = f"and a prompt of {context - most} exceed the context of {context}: at most {most} fit"
+        raise UserError(f"--max-new-tokens {max_new_tokens} {exceed}")
 
 
 def pack_rollouts(rollouts, row_tokens, pad_id):
     """Rollouts → Batch whose targets are the completions, with `old_logp` and `advantage` beside them."""
     documents = []
     for rollout in rollouts:
-        before, n = len(rollout.prompt_ids), len(rollout.completion_ids)
-        values = {
-            "old_logp": [0.0] * before + rollout.old_logp,
-            "advantage": [0.0] * before + [rollout.advantage] * n,
-        }
-        ids, trained = rollout.prompt_ids + rollout.completion_ids, [False] * before + [True] * n
-        documents.append(Document(ids, trained, values))
-    longest = max((len(document.ids) for document in documents), default=0)
-    return pack(documents, max(row_tokens, longest), pad_id)
+        ids, n = rollout.prompt_ids + rollout.completion_ids, len(rollout.completion_ids)
+        before = [0.0] * len(rollout.prompt_ids)
+        values = {"old_logp": before + rollout.old_logp, "advantage": before + [rollout.advantage] * n}
+        documents.append(Document(ids, [False] * len(before) + [True] * n, values))
+    return pack_whole(documents, row_tokens, pad_id)
+
+
+def pack_whole(documents, row_tokens, pad_id):
+    """Documents → Batch whose rows are longer than row_tokens where the longest document is."""
+    return pack(documents, max([row_tokens, *(len(document.ids) for document in documents)]), pad_id)
 
 
 def token_logps(model, micro, temperature):
@@ -151,13 +143,11 @@ def token_logps(model, micro, temperature):
 @torch.no_grad()
 def held_out_nll(model, tokenizer, problems, row_tokens=2048, rows=4):
     """Mean negative log-likelihood, nats per token of the solution, by number of operations: {2: 0.31, …}."""
-    device, nll = next(model.parameters()).device, {}
-    for op in sorted({problem.op for problem in problems}):
-        documents = [
-            to_document(problem, tokenizer, solution_only=True) for problem in problems if problem.op == op
-        ]
-        longest = max(len(document.ids) for document in documents)
-        batch, total = pack(documents, max(row_tokens, longest), tokenizer.pad_id), 0.0
+    device, documents, nll = next(model.parameters()).device, defaultdict(list), {}
+    for problem in problems:
+        documents[problem.op].append(to_document(problem, tokenizer, solution_only=True))
+    for op in sorted(documents):
+        batch, total = pack_whole(documents[op], row_tokens, tokenizer.pad_id), 0.0
         for micro in batch.micro_batches(rows, device):
             mean = model(micro.tokens, micro.doc_start, micro.targets, loss_only=True)[1]
             total += float(mean) * micro.trained
@@ -168,25 +158,20 @@ def held_out_nll(model, tokenizer, problems, row_tokens=2048, rows=4):
 def evaluate_held_out(model, tokenizer, problems, max_new_tokens):
     """NLL and greedy solutions of held-out problems → ({name: value} for the log, text for samples.txt)."""
     most = min(max_new_tokens, room(model, tokenizer, problems))
-    greedy = dict(temperature=0, max_new_tokens=most)
-    rollouts = roll_out(model, tokenizer, problems, 1, ("held out",), **greedy)
-    correct, shown = {}, []
-    for rollout in rollouts:
-        op = rollout.problem.op
-        if op not in correct:
-            shown.append(f"--- op {op}\n{described(rollout)}\n\n")
-        correct.setdefault(op, []).append(rollout.verdict.correct)
-    correct = {op: sum(c) / len(c) for op, c in correct.items()}
+    greedy, by_op = dict(temperature=0, max_new_tokens=most), defaultdict(list)
+    for rollout in roll_out(model, tokenizer, problems, 1, ("held out",), **greedy):
+        by_op[rollout.problem.op].append(rollout)
+    correct = {op: sum(r.verdict.correct for r in some) / len(some) for op, some in by_op.items()}
     values = {f"eval/nll_op{op}": value for op, value in held_out_nll(model, tokenizer, problems).items()}
     values |= {f"eval/correct_op{op}": value for op, value in correct.items()}
     values["eval/pass@1"] = sum(correct.values()) / len(correct)
-    return values, "".join(shown)
+    return values, "".join(f"--- op {op}\n{described(some[0])}\n\n" for op, some in by_op.items())
 
 
 def described(rollout):
     """A rollout to read: problem, solution, and the judge's account of it."""
     problem, text = rollout.problem, rollout.text
-    return f"{get(problem, 'problem')}\n{get(problem, 'question')}\n{text.strip()}\n{explain(text, problem)}"
+    return f"{problem.problem}\n{problem.question}\n{text.strip()}\n{explain(text, problem)}"
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -196,9 +181,7 @@ def described(rollout):
 @dataclass(frozen=True)
 class Options(DeviceOptions):
     ckpt: str | None = opt(None, "checkpoint folder", group="talk")
-    op: int = opt(
-        0, "operations of a problem of the world it was trained in (0: read problems from stdin, one a line)"
-    )
+    op: int = opt(0, "operations of a problem like those trained on (0: problems from stdin, one a line)")
     n: int = opt(1, "tries", within="[1, inf)")
     temperature: float = opt(1.0, "of sampling (0: greedy)", within="[0, 100]")
     top_p: float = opt(1.0, "of sampling", within="(0, 1]")
@@ -210,33 +193,22 @@ def main(argv=None):
     if o.ckpt is None:
         raise UserError("no checkpoint: python rollout.py --ckpt out/demo/grpo/latest --op 5")
     checkpoint = load_checkpoint(o.ckpt, setup(o), o.dtype, o.attention)
-    sampling = dict(max_new_tokens=o.max_new_tokens, temperature=o.temperature, top_p=o.top_p)
+    tokenizer, sampling = checkpoint.tokenizer, dict(temperature=o.temperature, top_p=o.top_p)
+    sampling |= dict(group_size=o.n, max_new_tokens=o.max_new_tokens, stop_id=tokenizer.eos_id, seed=o.seed)
     if o.op:
         problems = [Mixture.parse(checkpoint.options["mixture"]).problem(o.seed, 0, "dev", op=o.op)]
         print(f"{problems[0].problem}\n{problems[0].question}")
-    elif sys.stdin.isatty():
-        print("a problem and its question, on one line:")
-    for problem in problems if o.op else typed_problems():
-        talk(checkpoint, problem, o, sampling)
-
-
-def typed_problems():
-    """The lines of stdin, as records whose gold graph nobody knows."""
-    for line in filter(str.strip, sys.stdin):
-        yield {"problem": line, "question": ""}
-
-
-def talk(checkpoint, problem, o, sampling):
-    """Print tries at a problem, judged; without a gold graph a step's ✓ says only that its equations are
-    true.
-    """
-    prompt = checkpoint.tokenizer.encode(prompt_text(problem))
-    sampling = dict(sampling, group_size=o.n, seed=o.seed, stop_id=checkpoint.tokenizer.eos_id)
-    samples = generate(checkpoint.model, [prompt], **sampling)
-    for ids, logprobs in zip(samples.ids, samples.logprobs):
-        text = checkpoint.tokenizer.decode(ids)
-        print(f"\n{printable(text.strip())}   (log-probability {sum(logprobs):.2f})")
-        print(explain(text, None if isinstance(problem, dict) else problem, colour()))
+    else:
+        if sys.stdin.isatty():
+            print("a problem and its question, on one line:")
+        problems = ({"problem": line, "question": ""} for line in sys.stdin if line.strip())
+    for problem in problems:
+        samples = generate(checkpoint.model, [tokenizer.encode(prompt_text(problem))], **sampling)
+        for ids, logprobs in zip(samples.ids, samples.logprobs):
+            text = tokenizer.decode(ids)
+            print(f"\n{printable(text.strip())}   (log-probability {sum(logprobs):.2f})")
+            # nobody knows the gold graph of what was typed: ✓ then says only that a step's equations are true
+            print(explain(text, problem if o.op else None, colour()))
 
 
 if __name__ == "__main__":

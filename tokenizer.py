@@ -12,30 +12,23 @@ import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from hashlib import blake2b
+from pathlib import Path
 
-from lab.options import (
-    CheckedOptions,
-    UserError,
-    opt,
-    parse_options,
-    read_json,
-    read_jsonl,
-    run_script,
-    write_atomic,
-)
+from lab.options import CheckedOptions, UserError, opt, parse_options, read_jsonl, run_script, write_atomic
 
 import tiktoken
 
 SPECIALS = (
     "[PAD]", "[UNK]", "[BOS]", "[EOS]",
-    "<question>", "</question>", "<solution>", "</solution>", "<answer>", "</answer>",
-)  # fmt: skip
+    "<question>", "</question>", "<solution>", "</solution>", "<answer>", "</answer>")  # fmt: skip
 FIRST_MERGE = len(SPECIALS) + 256
 # A merge never crosses a pre-token: a word with the space before it, a run of signs or one digit likewise, a
 # whitespace. Digits stay apart (the first with its space) so that a number is read as its digits; words stay
 # apart so that a name is found by its parts. All that is not ASCII counts as letters. Lengths are bounded
 # because tiktoken is quadratic in a pre-token's length.
 PATTERN = " ?[A-Za-z\x80-\U0010ffff]{1,48}| ?[^A-Za-z0-9 \t\r\n\x80-\U0010ffff]{1,48}| ?[0-9]|[ \t\r\n]"
+
+KNOWN_WORDS, LONGEST_WORD = 1 << 14, 24  # a tokenizer remembers the ids of so many, of so many characters
 
 
 class Tokenizer:
@@ -49,9 +42,8 @@ class Tokenizer:
         self.vocab_size = FIRST_MERGE + len(self.merges)
         if len(self.ranks) != 256 + len(self.merges):
             raise UserError("tokenizer: a merge is listed twice")
-        self._encoding = tiktoken.Encoding(
-            "reasoning-lab", pat_str=PATTERN, mergeable_ranks=self.ranks, special_tokens=self.special_ids
-        )
+        parts = dict(pat_str=PATTERN, mergeable_ranks=self.ranks, special_tokens=self.special_ids)
+        self._encoding, self._known = tiktoken.Encoding("reasoning-lab", **parts), {}
         content = json.dumps([PATTERN, SPECIALS, [m.hex() for m in self.merges]])
         self.hash = blake2b(content.encode(), digest_size=8).hexdigest()
         self.pad_id, _, self.bos_id, self.eos_id = (self.special_ids[name] for name in SPECIALS[:4])
@@ -60,8 +52,27 @@ class Tokenizer:
         return Tokenizer, (self.merges,)
 
     def encode(self, text):
-        """str → list of ids. A lone surrogate, which no UTF-8 text can hold, is read as U+FFFD."""
-        return self._encoding.encode(text, allowed_special="all")
+        """str → list of ids. A lone surrogate, which no UTF-8 text can hold, is read as U+FFFD.
+
+        tiktoken's ids, looked up word by word where all words are known: no pre-token or special token has a
+        space but at its start, and in the problems' world words repeat.
+        """
+        ids, known, words = [], self._known, text.split(" ")
+        words[0] += " "  # marks the only one that has no space before it
+        try:
+            for word in words:
+                ids += known[word]
+        except KeyError:
+            ids = self._encoding.encode(text, allowed_special="all")
+            self._learn(words)
+        return ids
+
+    def _learn(self, words):
+        """Know them, if they are short, until there are enough: memory is bounded."""
+        for word in words[: KNOWN_WORDS - len(self._known)]:
+            if word not in self._known and len(word) <= LONGEST_WORD:
+                text = word[:-1] if word.endswith(" ") else " " + word
+                self._known[word] = self._encoding.encode(text, allowed_special="all")
 
     def decode(self, ids):
         """ids → str; bytes that are no UTF-8 become U+FFFD. Raises UserError for an id out of range."""
@@ -72,14 +83,9 @@ class Tokenizer:
 
     def to_json(self):
         """Readable JSON; bytes are written as the Latin-1 characters of the same number."""
-        content = {
-            "type": "byte-level BPE",
-            "hash": self.hash,
-            "vocab_size": self.vocab_size,
-            "specials": SPECIALS,
-            "pattern": PATTERN,
-            "merges": [m.decode("latin-1") for m in self.merges],
-        }
+        head = {"type": "byte-level BPE", "hash": self.hash, "vocab_size": self.vocab_size}
+        merges = [m.decode("latin-1") for m in self.merges]
+        content = {**head, "specials": SPECIALS, "pattern": PATTERN, "merges": merges}
         return json.dumps(content, indent=1) + "\n"
 
     def save(self, path):
@@ -88,12 +94,11 @@ class Tokenizer:
     @classmethod
     def load(cls, path):
         """Raises UserError if the file is missing, damaged or not what its hash says."""
-        content = read_json(path)
         try:
-            tokenizer = cls([m.encode("latin-1") for m in content["merges"]])
-            expected = content["hash"]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"tokenizer {path} is damaged ({type(error).__name__}: {error})") from None
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            tokenizer, expected = cls([m.encode("latin-1") for m in content["merges"]]), content["hash"]
+        except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"tokenizer {path} cannot be read ({type(error).__name__}: {error})") from None
         if tokenizer.hash != expected:
             raise UserError(f"tokenizer {path} is damaged: its hash is {tokenizer.hash}, not {expected}")
         return tokenizer
@@ -107,30 +112,29 @@ def train_bpe(texts, vocab_size):
     Raises UserError if vocab_size is below 266.
     """
     if vocab_size < FIRST_MERGE:
-        raise UserError(
-            f"a vocabulary holds specials and bytes: {FIRST_MERGE} tokens at least, not {vocab_size}"
-        )
+        raise UserError(f"specials and bytes alone are {FIRST_MERGE} tokens: {vocab_size} are too few")
     special, word = re.compile("|".join(map(re.escape, SPECIALS))), re.compile(PATTERN)
     counts = Counter()
     for text in texts:
         for part in special.split(text):
             counts.update(word.findall(part))
-    words = [(list(word.encode("utf-8", "replace")), n) for word, n in counts.items()]
+    # A word is a string whose characters number its tokens, so that `replace` merges a pair
+    words = [(word.encode("utf-8", "replace").decode("latin-1"), n) for word, n in counts.items()]
     pairs, where = Counter(), defaultdict(set)  # how often a pair occurs; the words that hold it, or did
     for w, (ids, n) in enumerate(words):
         count_pairs(pairs, where, w, ids, n)
     index = {bytes([b]): b for b in range(256)}  # of each token: its id - len(SPECIALS)
     tokens = list(index)
     while len(tokens) < vocab_size - len(SPECIALS) and pairs:
-        pair = max(pairs, key=lambda p: (pairs[p], -p[0], -p[1]))
-        merged = tokens[pair[0]] + tokens[pair[1]]
+        a, b = pair = min(pairs, key=lambda p: (-pairs[p], p))
+        merged = tokens[ord(a)] + tokens[ord(b)]
         new = index.setdefault(merged, len(tokens))  # spelt in two ways it is one token, for tiktoken as well
         if new == len(tokens):
             tokens.append(merged)
         for w in where.pop(pair):
             ids, n = words[w]
             count_pairs(pairs, where, w, ids, -n)
-            words[w] = (merge(ids, pair, new), n)
+            words[w] = (ids.replace(a + b, chr(new)), n)
             count_pairs(pairs, where, w, words[w][0], n)
     return Tokenizer(tokens[256:])
 
@@ -142,16 +146,6 @@ def count_pairs(pairs, where, w, ids, n):
         if not pairs[pair]:
             del pairs[pair]
         where[pair].add(w)
-
-
-def merge(ids, pair, new):
-    """Replace each occurrence of a pair of ids, from the left, by one new id → list."""
-    i, out = 0, []
-    while i < len(ids):
-        found = i + 1 < len(ids) and (ids[i], ids[i + 1]) == pair
-        out.append(new if found else ids[i])
-        i += 2 if found else 1
-    return out
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -167,8 +161,7 @@ class Options(CheckedOptions):
 
 
 def main(argv=None):
-    description = "Train a byte-level BPE tokenizer on a JSONL file."
-    o = parse_options(Options, argv, description=description, positional="input")
+    o = parse_options(Options, argv, description=__doc__, positional="input")
     if o.input is None:
         raise UserError("no text to train on: python tokenizer.py records.jsonl")
     texts, keys = [], o.keys.split(",")
@@ -183,10 +176,8 @@ def main(argv=None):
     tokenizer.save(o.out)
     tokens = sum(len(tokenizer.encode(text)) for text in texts)
     size = sum(len(text.encode("utf-8", "replace")) for text in texts)
-    print(
-        f"{o.out}: {tokenizer.vocab_size} tokens, hash {tokenizer.hash}; "
-        f"{tokens / len(texts):.1f} tokens a record, {size / tokens:.2f} bytes a token"
-    )
+    rate = f"{tokens / len(texts):.1f} tokens a record, {size / tokens:.2f} bytes a token"
+    print(f"{o.out}: {tokenizer.vocab_size} tokens, hash {tokenizer.hash}; {rate}")
 
 
 if __name__ == "__main__":

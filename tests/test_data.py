@@ -210,6 +210,19 @@ def test_external_records(tmp_path):
             next(batches(Source(MIXTURE, TOKENIZER, 0, 1, 64), workers=workers))
 
 
+def test_a_record_longer_than_a_row_is_found_at_the_start(tmp_path):
+    path = tmp_path / "r.jsonl"
+    short, long = ({"prompt": "a", "completion": "b " * n} for n in (3, 90))
+    path.write_text(json.dumps(short) + "\n\n" + json.dumps(long))
+    records = tuple(data.read_records(path))
+    with pytest.raises(UserError) as error:
+        Source(TINY, TOKENIZER, 0, 1, 64, records=records)
+    tokens = len(data.to_document(long, TOKENIZER).ids)
+    told = f"{path}, line 3 has {tokens} tokens but a row only 64; raise --row-tokens"
+    assert str(error.value) == told
+    Source(TINY, TOKENIZER, 0, 1, tokens, records=records)
+
+
 def test_a_text_to_continue(tmp_path):
     path = tmp_path / "r.jsonl"
     path.write_text(json.dumps({"prompt": "The otters number 3. ", "completion": "So do the pandas."}))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import data
 import datagen
-from tokenizer import FIRST_MERGE, PATTERN, SPECIALS, Tokenizer, main, train_bpe
+from tokenizer import FIRST_MERGE, KNOWN_WORDS, LONGEST_WORD, PATTERN, SPECIALS, Tokenizer, main, train_bpe
 
 
 def corpus(n=600):
@@ -53,6 +53,25 @@ def test_tiktoken_agrees_with_the_definition_and_round_trips_on_random_unicode(t
     ids = TOKENIZER.encode(text)
     assert ids == encode_by_definition(text)
     assert TOKENIZER.decode(ids) == text
+
+
+ODD = ["", "a", "\ud83d", "\ude00", "\n", "\u00a0", "12.5", "[BOS]", "</answer>[EOS]", "<", "b" * 60, "adult"]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.sampled_from(ODD) | st.text(st.characters(), max_size=30)).map(" ".join))
+def test_known_words_change_no_id(text):
+    tokenizer = Tokenizer(TOKENIZER.merges)
+    ids = tokenizer._encoding.encode(text, allowed_special="all")
+    assert tokenizer.encode(text) == ids == tokenizer.encode(text) == TOKENIZER.encode(text)
+
+
+def test_the_words_that_are_known_are_few_and_short():
+    tokenizer = Tokenizer(TOKENIZER.merges)
+    for text in (" ".join(map(str, range(50_000))), "漢" * 25, "the end"):
+        for _ in range(2):
+            assert tokenizer.encode(text) == tokenizer._encoding.encode(text)
+    assert len(tokenizer._known) == KNOWN_WORDS and max(map(len, tokenizer._known)) <= LONGEST_WORD
 
 
 def test_on_generated_text():
