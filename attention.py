@@ -62,8 +62,8 @@ class Layout:
 
 
 def additive(visible, dtype=torch.float32):
-    """True/False → 0/−inf, their logarithms: a mask to add to scores."""
-    return visible.to(dtype).log()
+    """True/False → 0/−inf: a mask to add to scores."""
+    return torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, float("-inf"))
 
 
 def reference(q, k, v, layout=None):
