@@ -40,13 +40,8 @@ class Layout:
     @cached_property
     def bounds(self):
         """First position of each token's document and one past its last, int32 (B, T) each."""
-        start = self.doc_start.to(torch.int32).contiguous()
-        B, T = start.shape
-        position = torch.arange(T, device=start.device, dtype=torch.int32).expand(B, T)
-        following = torch.cat((start[:, 1:], start.new_full((B, 1), T)), 1)
-        # right at a document's last token, elsewhere not below it
-        end = torch.where(following != start, position + 1, T)
-        return start, end.flip(1).cummin(1).values.flip(1).contiguous()
+        start = self.doc_start.to(torch.int32).contiguous()  # it never falls within a row
+        return start, torch.searchsorted(start, start, right=True, out_int32=True)
 
     @cached_property
     def lengths(self):
@@ -68,31 +63,16 @@ class Layout:
 
 def additive(visible, dtype=torch.float32):
     """True/False → 0/−inf: a mask to add to scores."""
-    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
-    return mask.masked_fill_(~visible, float("-inf"))
-
-
-def attention(q, k, v, layout=None):
-    """softmax(q·kᵀ/√D)·v over the keys that each token sees.
-
-    q (B, T, H, D); k, v (B, T, K, D) → (B, T, H, D). layout: a Layout; None: each row is one document. By
-    torch's fused kernels; `BACKENDS` has the other ways.
-    """
-    return attend_sdpa(q, k, v, layout)
+    return torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, float("-inf"))
 
 
 def reference(q, k, v, layout=None):
     """`attention` by definition, every score written out; works in float64."""
     H, D = q.shape[2:]
-    layout = layout or one_document(q)
+    layout = layout or Layout.of(q.new_zeros(q.shape[:2], dtype=torch.int32))
     k, v = (x.repeat_interleave(H // x.shape[2], 2) for x in (k, v))  # (B, T, H, D)
     scores = torch.einsum("bthd,bshd->bhts", q, k) * D**-0.5 + layout.mask(q.dtype)
     return torch.einsum("bhts,bshd->bthd", scores.softmax(-1), v)
-
-
-def one_document(q):
-    """The layout of rows that are a document each, as many and as long as those of q (B, T, H, D)."""
-    return Layout.of(torch.zeros(q.shape[:2], dtype=torch.int32, device=q.device))
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -117,7 +97,12 @@ def prepare_sdpa(layout, like):
     _ = layout.lengths if one_by_one(layout, like.device) else layout.mask(product_dtype(like))
 
 
-def attend_sdpa(q, k, v, layout):
+def attention(q, k, v, layout=None):
+    """softmax(q·kᵀ/√D)·v over the keys that each token sees.
+
+    q (B, T, H, D); k, v (B, T, K, D) → (B, T, H, D). layout: a Layout; None: each row is one document. By
+    torch's fused kernels; `BACKENDS` has the other ways.
+    """
     (B, T, H, D), sdpa = q.shape, partial(F.scaled_dot_product_attention, enable_gqa=True)
     if layout is not None and one_by_one(layout, q.device):
         # q, k, v: for each document (H or K, length, D)
@@ -173,7 +158,7 @@ def window_torch(filled, columns, device):
 def attend_triton(q, k, v, layout):
     from flash import flash_attention
 
-    layout = layout or one_document(q)
+    layout = layout or Layout.of(q.new_zeros(q.shape[:2], dtype=torch.int32))
     if layout.prompt_start is not None:
         raise UserError("the Triton kernels cannot let completions share a prompt: use --attention sdpa")
     return flash_attention(q, k, v, *layout.bounds)
@@ -205,7 +190,7 @@ class Backend:
 # Triton's decoding stops by itself where a row ends, and looks at all columns.
 BACKENDS = {b.name: b for b in (
     Backend("reference", lambda layout, like: layout.mask(like.dtype), reference, decode_torch, window_torch),
-    Backend("sdpa", prepare_sdpa, attend_sdpa, decode_torch, window_torch),
+    Backend("sdpa", prepare_sdpa, attention, decode_torch, window_torch),
     Backend("triton", lambda layout, like: layout.bounds, attend_triton, decode_triton,
             lambda filled, columns, device: columns),
 )}  # fmt: skip
@@ -220,16 +205,12 @@ def choose(name, device, head_dim, dtype=torch.bfloat16):
     """
     if name not in ("auto", *BACKENDS):
         raise UserError(f"unknown attention {name!r}: choose from auto, {', '.join(BACKENDS)}")
-    if name == "auto" and device.type != "cuda":
-        name = "sdpa"
-    if name in ("sdpa", "reference"):
-        return BACKENDS[name], ""
-    why = why_not_triton(device, head_dim, dtype)
-    if not why:
-        return BACKENDS["triton"], ""
-    if name == "triton":
+    best = "triton" if device.type == "cuda" else "sdpa"
+    way = best if name == "auto" else name
+    why = why_not_triton(device, head_dim, dtype) if way == "triton" else ""
+    if why and name == "triton":
         raise UserError(f"--attention triton cannot be used: {why}; choose sdpa")
-    return BACKENDS["sdpa"], f"no Triton kernels: {why}"
+    return (BACKENDS["sdpa"], f"no Triton kernels: {why}") if why else (BACKENDS[way], "")
 
 
 def why_not_triton(device, head_dim, dtype):
