@@ -124,14 +124,12 @@ def apply(op, u, v):
         a, b, r = a + c, b + d, r + s
     elif op == "-":
         a, b, r = a - c, b - d, r - s
-    elif op == "*":
-        if a and c:
-            return None
+    elif op == "*" and not (a and c):
         a, b, r = a * d + c * b, b * d, r * s
-    else:
-        if c or not d or a % d or b % d or math.gcd(s, MODULUS) > 1:
-            return None
+    elif op == "/" and not (c or not d or a % d or b % d or math.gcd(s, MODULUS) > 1):
         a, b, r = a // d, b // d, r * pow(s, -1, MODULUS)
+    else:
+        return None
     return (a, b, r % MODULUS) if abs(a) <= MAX_NUMBER and abs(b) <= MAX_NUMBER else None
 
 
@@ -353,8 +351,8 @@ class _Reader:
 # Gold
 
 
-def _get(record, key):
-    return record.get(key) if isinstance(record, dict) else getattr(record, key, None)
+def _get(record, *keys):
+    return [record.get(key) if isinstance(record, dict) else getattr(record, key, None) for key in keys]
 
 
 def gold_graph(record):
@@ -362,27 +360,27 @@ def gold_graph(record):
     step of which is then the gold relation. A record with an `answer` alone has an empty graph. UserError for
     anything else.
     """
-    nodes, solution, answer = (_get(record, key) for key in ("nodes", "solution", "answer"))
+    nodes, solution, answer = _get(record, "nodes", "solution", "answer")
     steps = []
     if isinstance(nodes, (list, tuple)):
         steps = list(map(_gold_node, nodes))
         if None in steps:
             raise UserError(f"item {steps.index(None) + 1} of its `nodes` is not of the schema")
     elif nodes is None and isinstance(solution, str):
-        steps = _parse_gold(solution).steps
-        answer = _parse_gold(solution).answer if answer is None else answer
+        parsed = _parse_gold(solution)
+        steps, answer = parsed.steps, parsed.answer if answer is None else answer
     if (not steps and (nodes, solution) != (None, None)) or type(answer) is not int:
         raise UserError("neither `nodes` and `answer` nor `solution` holds a gold graph")
     return {step.name: step for step in steps}, answer
 
 
+NODE = ("name", "operator", "operands", "constant", "value")
 _parse_gold = lru_cache(maxsize=1 << 12)(parse_solution)  # a group of samples shares its record
 
 
 def _gold_node(node):
     """One of a record's `nodes` (see datagen.Node) → Step, or None if it is not of the schema."""
-    name, operator, operands = _get(node, "name"), _get(node, "operator"), _get(node, "operands")
-    constant, value = _get(node, "constant"), _get(node, "value")
+    name, operator, operands, constant, value = _get(node, *NODE)
     form = (0, value) if type(value) is int else value
     if not isinstance(operands, (list, tuple)) or not isinstance(form, (list, tuple)):
         return None
@@ -502,19 +500,17 @@ def explain(text, record=None, colour=False):
     """
     lines = []
 
-    def say(sign, line):
-        code = {"✓": 32, "✗": 31, "·": 2}[sign]
+    def say(holds, line):
+        sign, code = {True: ("✓", 32), False: ("✗", 31), None: ("·", 2)}[holds]
         line = printable(f"{sign} {line}")
         lines.append(f"\033[{code}m{line}\033[0m" if colour else line)
 
     if record is None:
         parsed = parse_solution(text)
-        for s in parsed.steps:
-            say(
-                "✓" if s.faithful else "✗",
-                f"{s.name} = {show(s.value)}   from {sorted(s.parents) or 'the text'}",
-            )
-        say("·", f"answer {parsed.answer}; no gold to compare with: ✓ says that a step is true as written")
+        for step in parsed.steps:
+            parents = sorted(step.parents) or "the text"
+            say(step.faithful, f"{step.name} = {show(step.value)}   from {parents}")
+        say(None, f"answer {parsed.answer}; no gold to compare with: ✓ says that a step is true as written")
         return "\n".join(lines)
     verdict, (gold, answer) = verify(text, record), gold_graph(record)
     steps = {step.name: step for step in reversed(verdict.parsed.steps)}
@@ -528,11 +524,11 @@ def explain(text, record=None, colour=False):
         }[status]
         if status == "ok" and step.formula != node.formula:
             remark = "   but by another relation, equal by chance"
-        say("✓" if status == "ok" else "✗", f"{name} = {show(node.value)}{remark}")
+        say(status == "ok", f"{name} = {show(node.value)}{remark}")
     for name in verdict.extra:
-        say("·", f"{name}   not needed")
+        say(None, f"{name}   not needed")
     remark = "" if verdict.answer_correct else f"   found {verdict.parsed.answer}"
-    say("✓" if verdict.answer_correct else "✗", f"answer {answer}{remark}")
+    say(verdict.answer_correct, f"answer {answer}{remark}")
     lines.append(f"process {verdict.process:.2f}, correct {verdict.correct}, faithful {verdict.faithful}")
     return "\n".join(lines) + f", errors: {', '.join(dict.fromkeys(verdict.errors)) or 'none'}"
 
