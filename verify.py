@@ -23,7 +23,6 @@ from collections import Counter
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
-from string import ascii_letters
 
 from lab.options import CheckedOptions, UserError, opt, parse_options, printable, read_jsonl, run_script
 from lab.options import colour as on_terminal
@@ -32,7 +31,7 @@ MAX_TEXT = 1 << 15  # characters; no prompt and solution are a third as long
 MAX_NUMBER = 10**15  # a larger number is not computed with
 # Mersenne primes: a value modulo their product is a value in three fields, at a point of its own in each.
 MODULUS = (2**61 - 1) * (2**89 - 1) * (2**107 - 1)
-LETTERS = frozenset(ascii_letters)
+LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
 UNKNOWN = "we don't know its value yet but will find it out later"
 X = {"x": ((1, 0), 0)}  # the unknown, whatever its name
 
@@ -161,19 +160,18 @@ def evaluate(tokens, values):
             after_operand = True
         else:
             while after_operand and operators and PRECEDENCE[operators[-1]] >= level:
-                v, u = operands.pop(), operands.pop()
-                operands.append(apply(operators.pop()[-1], u, v))
+                operands[-2:] = [apply(operators.pop()[-1], *operands[-2:])]
             after_operand = token == ")"
             if not after_operand:
                 operators.append(token)
             elif not operators or operators.pop() != "(":
                 return None
-    return operands[0] if after_operand and not operators else None
+    return None if operators else operands[0]
 
 
 def read_side(text):
-    """A side of an equation → its tokens, a space between them, the same without parentheses, its letters,
-    its tokens, its value if x is the unknown. Sides recur (`12`, `a + b`), so short ones are remembered.
+    """A side of an equation → its tokens with a space between them, its letters, and its value where x is the
+    unknown, if it has no other letters. Sides recur (`12`, `a + b`), so short ones are remembered.
     """
     return _short_side(text) if len(text) <= 50 else _short_side.__wrapped__(text)
 
@@ -181,8 +179,8 @@ def read_side(text):
 @lru_cache(maxsize=1 << 14)
 def _short_side(text):
     tokens = PIECE.findall(text)
-    letters, bare = LETTERS.intersection(tokens), " ".join(token for token in tokens if token not in "()")
-    return " ".join(tokens), bare, letters, tokens, evaluate(tokens, X) if letters <= X.keys() else None
+    letters = LETTERS.intersection(tokens)
+    return " ".join(tokens), letters, evaluate(tokens, X) if letters <= X.keys() else None
 
 
 @lru_cache(maxsize=1 << 14)
@@ -192,9 +190,8 @@ def normal_form(form):
     """
     a, b = form
     ax = "x" if abs(a) == 1 else f"{abs(a)} * x"
-    terms = [(n < 0, term) for n, term in ((a, ax), (b, abs(b))) if n]
-    signed = [f"{'-' if negative else '+'} {term}" for negative, term in sorted(terms, key=lambda t: t[0])]
-    return " ".join(signed).removeprefix("+ ") or "0"
+    signed = [f"{'-' if n < 0 else '+'} {term}" for n, term in ((a, ax), (b, abs(b))) if n]
+    return " ".join(sorted(signed, key=lambda term: term[0])).removeprefix("+ ") or "0"  # "+" before "-"
 
 
 def show(form):
@@ -228,7 +225,7 @@ class _Reader:
 
     def __init__(self, text):
         self.parsed = ParsedSolution()
-        self.errors, self.steps = self.parsed.errors, self.parsed.steps
+        self.steps = self.parsed.steps
         self.values = {}  # letter → value or None
         self.sources = {}  # letter → the names it stands for
         self.unknown = None  # "x", once it is defined as such
@@ -237,25 +234,23 @@ class _Reader:
         end = min(len(text.partition(mark)[0]) for mark in ("Answer:", "<answer>", "</solution>"))
         self.parsed.refuse("<" in text[:end] or "solution>" in after or "question>" in after, "nested_tags")
         self.parsed.refuse(not TAIL.fullmatch(text, end), "text_after_answer")
-        self._answer(text, end)
-        *outside, last = self._definitions(text[:end])
-        self._closing(last)
-        self.parsed.refuse(RELATION.search("".join((*outside, text[end:]))), "stray_equation")
-        for sentence in (s for piece in (*outside, last) if "To find " in piece for s in STOP.split(piece)):
-            name, need, parents = sentence.partition("To find ")[2].partition(" we need ")
-            if need:
-                self.parsed.plans.append((name.strip(), [parent.strip() for parent in parents.split(",")]))
-        # Definitions after the answer are definitions; those after </solution> can only contradict.
-        self._definitions(solution[end:])
-        self.steps = self.parsed.hidden
-        self._definitions(after)
-
-    def _answer(self, text, end):
-        """The answer, if all that claim to be one are the same integer."""
+        # All that claims to be the answer is the same integer.
         answers = {claim.lastindex and int(claim[claim.lastindex]) for claim in CLAIM.finditer(text, end)}
         self.parsed.answer = min(answers) if len(answers) == 1 else None
         kind = "bad_answer" if None in answers else "two_answers" if answers else "no_answer"
         self.parsed.refuse(self.parsed.answer is None, kind)
+        *outside, last = self._definitions(text[:end])
+        self._closing(last)
+        self.parsed.refuse(RELATION.search("".join((*outside, text[end:]))), "stray_equation")
+        sentences = [s for piece in (*outside, last) if "To find " in piece for s in STOP.split(piece)]
+        plans = [sentence.partition("To find ")[2].partition(" we need ") for sentence in sentences]
+        self.parsed.plans = [
+            (name, re.split(" ?, ?", parents.strip())) for name, need, parents in plans if need
+        ]
+        # Definitions after the answer are definitions; those after </solution> can only contradict.
+        self._definitions(solution[end:])
+        self.steps = self.parsed.hidden
+        self._definitions(after)
 
     def _definitions(self, text):
         """Read every `Define` sentence → the pieces of text before, between and after them."""
@@ -268,7 +263,7 @@ class _Reader:
 
     def _step(self, sentence):
         """Read one sentence after `Define`, add its Step, and bind its letters."""
-        sound = len(self.errors)
+        sound = len(self.parsed.errors)
         head = HEAD.match(sentence)
         if self.parsed.refuse(head is None, "not_a_definition"):
             return
@@ -295,7 +290,7 @@ class _Reader:
         form, formula = value or (None, None)
         self.parsed.refuse(var in self.values, "reused_letter")
         self.values[var], self.sources[var] = value and (form, coordinate(name)), frozenset((name,))
-        self.steps.append(Step(name, var, parents, form, len(self.errors) == sound, formula))
+        self.steps.append(Step(name, var, parents, form, len(self.parsed.errors) == sound, formula))
 
     def _equation(self, clause):
         """`v = a + b = 3 + 4 = 7` → (letter or None, value, parents). Its form is the last that can be
@@ -306,40 +301,37 @@ class _Reader:
         left, *sides = map(read_side, clause.split("="))
         if self.parsed.refuse(not sides or left[0] not in LETTERS, "not_an_equation"):
             return None, None, frozenset()
-        mentions = [letters for _, _, letters, _, _ in sides]
+        mentions = [letters for _, letters, _ in sides]
         if self.unknown and any(letters - {self.unknown} for letters in mentions):
             # Beside letters, `2*x + 3` is a value, no mention of x.
             mentions = [letters if letters - {self.unknown} else () for letters in mentions]
         sources = [self.sources.get(t) for t in set().union(*mentions)]
         self.parsed.refuse(None in sources, "undefined_letter")
         parents = frozenset().union(*filter(None, sources))
-        values = [self._value(side, used) for side, used in zip(sides, mentions)]
+        values = [self._value(*side, used) for side, used in zip(sides, mentions)]
         if self.parsed.refuse(None in values, "not_computable"):  # its last number, if nothing computes
-            numbers = map(number, PIECE.findall(clause))
-            values = [evaluate(tokens, self.values) for _, _, _, tokens, _ in sides]
-            return left[0], [None, *filter(None, (*numbers, *values))][-1], parents
+            known = (*map(number, PIECE.findall(clause)), *(self._value(*side) for side in sides))
+            return left[0], [None, *filter(None, known)][-1], parents
         form, formula = values[-1]
-        written, plain, put_in, formulas = normal_form(form), set(), set(), set()
-        for (_, bare, _, _, _), used, value in zip(sides, mentions, values):
+        expected, found, plain, formulas = {normal_form(form)}, set(), set(), set()
+        for (side, _, _), used, value in zip(sides, mentions, values):
+            bare = side.replace("( ", "").replace(" )", "")
+            found.add(bare)
             if used:
                 words = [normal_form(self.values[t][0]) if t in LETTERS else t for t in bare.split()]
-                put_in.add(" ".join(words))
+                expected.add(" ".join(words))
                 formulas.add(value[1])
             else:
                 plain.add(bare)
         self.parsed.refuse(any(value[0] != form for value in values) or len(formulas) > 1, "untrue")
-        well_put = (
-            sides[-1][0] == written and plain <= put_in | {written} and put_in <= {side[1] for side in sides}
-        )
-        self.parsed.refuse(not well_put, "bad_substitution")
+        self.parsed.refuse(side != normal_form(form) or not plain <= expected <= found, "bad_substitution")
         return left[0], (form, formulas.pop() if formulas else formula), parents
 
-    def _value(self, side, named=True):
-        """Value of a side; its form alone if it names nothing."""
-        _, _, letters, tokens, value = side
+    def _value(self, side, letters, value, named=True):
+        """Value of a side, as it was read; its form alone if it names nothing."""
         x = self.values.get("x")
         steady = not letters or (not named and x and x[0] == (1, 0))
-        return (steady and value) or evaluate(tokens, self.values)
+        return (steady and value) or evaluate(side.split(), self.values)
 
     def _closing(self, text):
         """Read the equations in the English after the last definition. One ends at a word, at a mark between
@@ -350,15 +342,13 @@ class _Reader:
         for token in PHRASE.findall(text):
             operand = token in self.values or token[0].isdigit()
             english = token in ".,:;" or (token[0].isalpha() and not operand)
-            if english or (operand and after_operand):
-                pieces.append(";")
-            if not english:
-                pieces.append(token)
+            between = "; " if operand and after_operand else ""
+            pieces.append(";" if english else between + token)
             after_operand = operand
         for run in " ".join(pieces).split(";"):
             if RELATION.search(run) or len(run.split()) > 2:  # an expression alone is a broken equation
                 sides = map(read_side, run.split("="))
-                self.parsed.closing.append({side[0]: self._value(side, named=False) for side in sides})
+                self.parsed.closing.append({side[0]: self._value(*side, named=False) for side in sides})
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -439,11 +429,8 @@ def verify(text, record):
     plans = [(gold.get(name), names) for name, names in parsed.plans]
     parsed.refuse(any(not x or sorted(x.parents) != sorted(names) for x, names in plans), "wrong_plan")
     last = next(reversed(gold.values())).value if gold else None
-    reverse = bool(last and last[0])
-    solved = reverse and _solves(parsed.closing, last, answer)
-    parsed.refuse(
-        (reverse or parsed.closing) and not solved, "bad_closing" if parsed.closing else "no_closing"
-    )
+    solved = _solves(parsed.closing, last, answer) if last and last[0] else not parsed.closing
+    parsed.refuse(not solved, "bad_closing" if parsed.closing else "no_closing")
     process = sum(status == "ok" for status in nodes.values()) / max(1, len(gold))
     answer_correct = parsed.answer == answer
     correct = answer_correct and process == 1
@@ -469,8 +456,7 @@ def _solves(closing, last, answer):
     for sides in closing:
         forms = {value and value[0] for value in sides.values()}
         named = len(sides) > 1 and any(side in LETTERS and side != "x" for side in sides)
-        idle = len(forms) == 1 and not named
-        if None in forms or idle or len({a * answer + b for a, b in forms}) > 1:
+        if None in forms or (len(forms) == 1 and not named) or len({a * answer + b for a, b in forms}) > 1:
             return False
         stated |= 0 in dict(forms) and any("x" in side and value[0] == last for side, value in sides.items())
         solved = "x" in sides and normal_form((0, answer)) in sides
@@ -520,9 +506,8 @@ def explain(text, record=None, colour=False):
 
     if record is None:
         parsed = parse_solution(text)
-        for step in parsed.steps:
-            parents = sorted(step.parents) or "the text"
-            say(step.faithful, f"{step.name} = {show(step.value)}   from {parents}")
+        for s in parsed.steps:
+            say(s.faithful, f"{s.name} = {show(s.value)}   from {sorted(s.parents) or 'the text'}")
         say(None, f"answer {parsed.answer}; no gold to compare with: ✓ says that a step is true as written")
         return "\n".join(lines)
     verdict, (gold, answer) = verify(text, record), gold_graph(record)
