@@ -169,15 +169,15 @@ def evaluate(tokens, values):
     return None if operators else operands[0]
 
 
-def read_side(text):
-    """A side of an equation → its tokens with a space between them, its letters, and its value where x is the
-    unknown, if it has no other letters. Sides recur (`12`, `a + b`), so short ones are remembered.
+def read_sides(equation):
+    """Text of an equation → [(tokens of a side with a space between them, its letters, its value, where x is
+    the unknown, if it has no other letters)]. Sides recur (`12`, `a + b`): if short they are remembered.
     """
-    return _short_side(text) if len(text) <= 50 else _short_side.__wrapped__(text)
+    return [*map(_side if len(equation) <= 200 else _side.__wrapped__, equation.split("="))]
 
 
 @lru_cache(maxsize=1 << 14)
-def _short_side(text):
+def _side(text):
     tokens = PIECE.findall(text)
     letters = LETTERS.intersection(tokens)
     return " ".join(tokens), letters, evaluate(tokens, X) if letters <= X.keys() else None
@@ -298,7 +298,7 @@ class _Reader:
         error. Each expression of letters stands there with their values put in too; what else stands there is
         the value, which comes last.
         """
-        left, *sides = map(read_side, clause.split("="))
+        left, *sides = read_sides(clause)
         if self.parsed.refuse(not sides or left[0] not in LETTERS, "not_an_equation"):
             return None, None, frozenset()
         mentions = [letters for _, letters, _ in sides]
@@ -315,7 +315,7 @@ class _Reader:
         form, formula = values[-1]
         expected, found, plain, formulas = {normal_form(form)}, set(), set(), set()
         for (side, _, _), used, value in zip(sides, mentions, values):
-            bare = side.replace("( ", "").replace(" )", "")
+            bare = side.replace("( ", "").replace(" )", "") if "(" in side else side
             found.add(bare)
             if used:
                 words = [normal_form(self.values[t][0]) if t in LETTERS else t for t in bare.split()]
@@ -323,15 +323,15 @@ class _Reader:
                 formulas.add(value[1])
             else:
                 plain.add(bare)
-        self.parsed.refuse(any(value[0] != form for value in values) or len(formulas) > 1, "untrue")
+        self.parsed.refuse({value[0] for value in values} != {form} or len(formulas) > 1, "untrue")
         self.parsed.refuse(side != normal_form(form) or not plain <= expected <= found, "bad_substitution")
         return left[0], (form, formulas.pop() if formulas else formula), parents
 
     def _value(self, side, letters, value, named=True):
         """Value of a side, as it was read; its form alone if it names nothing."""
         x = self.values.get("x")
-        steady = not letters or (not named and x and x[0] == (1, 0))
-        return (steady and value) or evaluate(side.split(), self.values)
+        steady = not letters or (letters == X.keys() and not named and x and x[0] == (1, 0))
+        return value if steady else self.values.get(side) or evaluate(side.split(), self.values)
 
     def _closing(self, text):
         """Read the equations in the English after the last definition. One ends at a word, at a mark between
@@ -347,8 +347,7 @@ class _Reader:
             after_operand = operand
         for run in " ".join(pieces).split(";"):
             if RELATION.search(run) or len(run.split()) > 2:  # an expression alone is a broken equation
-                sides = map(read_side, run.split("="))
-                self.parsed.closing.append({side[0]: self._value(*side, named=False) for side in sides})
+                self.parsed.closing.append({s[0]: self._value(*s, named=False) for s in read_sides(run)})
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -858,6 +858,21 @@ def test_a_record_with_an_answer_alone_has_an_answer_only_verdict():
     )
 
 
+def test_what_is_remembered_is_short_and_never_stale():
+    before = judge._side.cache_info().currsize
+    verify(GOLD["solution"].replace("k = 3.", f"k = {'1 + ' * 5000}1."), GOLD)
+    assert judge._side.cache_info().currsize <= before + 12  # short sides of the other equations
+    record = json.loads(json.dumps(GOLD))
+    assert verify(GOLD["solution"], record).faithful
+    record["nodes"][1]["value"] = 7
+    assert verify(GOLD["solution"], record).nodes["b in P"] == "wrong_value"
+    record["nodes"][1].update(value=6, constant=None, operator="")
+    assert verify(GOLD["solution"], record).errors == ["wrong_relation"]
+    record["nodes"][1]["value"] = 6.0
+    with pytest.raises(UserError, match="item 2"):
+        verify(GOLD["solution"], record)
+
+
 def test_odd_text_and_odd_stdout(tmp_path):
     record = {
         **GOLD,
