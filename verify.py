@@ -33,7 +33,7 @@ MAX_NUMBER = 10**15  # a larger number is not computed with
 MODULUS = (2**61 - 1) * (2**89 - 1) * (2**107 - 1)
 LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
 UNKNOWN = "we don't know its value yet but will find it out later"
-X = {"x": ((1, 0), 0)}  # the unknown, whatever its name
+X = {"x": ((1, 0), 0)}  # the unknown as a form, whatever quantity it is (nobody looks at this formula)
 
 # Every pattern is matched against text whose runs of white space are single spaces, so none can backtrack
 # far.
@@ -43,8 +43,8 @@ HEAD = re.compile(r" ?([^=;]{1,200}?) as ([A-Za-z]) ?(;?)(?![A-Za-z])")
 STOP = re.compile(r"\.(?!\S)")  # the point of 3.5 ends no sentence
 # A number with what is glued to it (3.5 and 4x are one piece, and no number), a word, or any other character.
 PIECE = re.compile(r"[0-9][0-9A-Za-z]*(?:[.,][0-9A-Za-z]+)*|[A-Za-z']+|[^ ]")
-# The same, but words that follow each other are one piece.
-PHRASE = re.compile(rf"[A-Za-z][A-Za-z']+(?: [A-Za-z][A-Za-z']+)*|{PIECE.pattern}")
+# The same, but words that follow each other are one piece, with the mark before them.
+PHRASE = re.compile(rf"(?:[.,:;] )?[A-Za-z][A-Za-z']+(?:[.,:;]? [A-Za-z][A-Za-z']+)*|{PIECE.pattern}")
 RELATION = re.compile("[=≠≈≡≤≥＝]")
 # The whole claim: nothing else may stand beside the integer, and a tag must be closed.
 ANSWER = re.compile(r"Answer: ?(-?[0-9]{1,15})(?:\.(?!\S)| ?(?=<|\Z))|<answer> ?(-?[0-9]{1,15}) ?</answer>")
@@ -80,7 +80,7 @@ class ParsedSolution:
     hidden: list = field(default_factory=list)  # steps after </solution>: they count only against it
 
     def refuse(self, flaw, kind):
-        """→ flaw"""
+        """Note an error if there is a flaw → flaw."""
         if flaw:
             self.errors.append(kind)
         return flaw
@@ -328,7 +328,7 @@ class _Reader:
         return left[0], (form, formulas.pop() if formulas else formula), parents
 
     def _value(self, side, letters, value, named=True):
-        """Value of a side, as it was read; its form alone if it names nothing."""
+        """Value of a side as read_sides gives it; only its form counts if it names no quantity."""
         x = self.values.get("x")
         steady = not letters or (letters == X.keys() and not named and x and x[0] == (1, 0))
         return value if steady else self.values.get(side) or evaluate(side.split(), self.values)
@@ -341,7 +341,7 @@ class _Reader:
         pieces, after_operand = [], False
         for token in PHRASE.findall(text):
             operand = token in self.values or token[0].isdigit()
-            english = token in ".,:;" or (token[0].isalpha() and not operand)
+            english = token[0] in ".,:;" or (token[0].isalpha() and not operand)
             between = "; " if operand and after_operand else ""
             pieces.append(";" if english else between + token)
             after_operand = operand
@@ -425,8 +425,8 @@ def verify(text, record):
     nodes = {name: _status(node, found.get(name), versions[name]) for name, node in gold.items()}
     for name, status in nodes.items():
         parsed.refuse(status == "ok" and found[name].formula != gold[name].formula, "wrong_relation")
-    plans = [(gold.get(name), names) for name, names in parsed.plans]
-    parsed.refuse(any(not x or sorted(x.parents) != sorted(names) for x, names in plans), "wrong_plan")
+    plans = [(gold[name].parents if name in gold else (), names) for name, names in parsed.plans]
+    parsed.refuse(any(sorted(parents) != sorted(names) for parents, names in plans), "wrong_plan")
     last = next(reversed(gold.values())).value if gold else None
     solved = _solves(parsed.closing, last, answer) if last and last[0] else not parsed.closing
     parsed.refuse(not solved, "bad_closing" if parsed.closing else "no_closing")
@@ -438,7 +438,7 @@ def verify(text, record):
 
 
 def _status(node, step, versions):
-    """Of a gold node, and of the step that defines it in one or more versions."""
+    """What became of a gold node: step is the first that defines it, in so many versions in all."""
     if step is None:
         return "missing"
     if step.value != node.value or step.value is None or versions > 1:
