@@ -6,6 +6,7 @@ from unittest.mock import MagicMock
 
 from lab.device import Processes
 from lab.options import UserError, stream_key
+from lab.replicas import Replicas
 from lab.runs import Guard
 
 import pytest
@@ -189,6 +190,7 @@ def learner(model, reference=None, optimizer=None, **options):
     it.o = Options(**{"row_tokens": 64, "kl": 0.1 if reference else 0.0, "lr": 0.1, **options})
     it.model, it.reference, it.device, it.processes = model, reference, torch.device("cpu"), ONE
     it.optimizers = [optimizer or torch.optim.SGD(model.parameters(), lr=0.1)]
+    it.replicas = Replicas(model, it.o.replicas)
     it.tokenizer, it.guard, it.step, it.updates = SimpleNamespace(pad_id=0), Guard(10), 0, 0
     return it
 
