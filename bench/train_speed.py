@@ -4,7 +4,8 @@
     python bench/train_speed.py --nanogpt /tmp/nanoGPT/model.py
 
 On a CPU the tiny preset's model, on a GPU the paper's. All train on the same packed rows, with AdamW and a
-loss on every token; peers see a row as one document, which is what they can do. Each in bfloat16 (peers by
+loss on every token; peers see a row as one document, which is what they can do. On a CPU ours trains the rows
+in replicas, as the preset says, and beside it in one, as all peers do. Each in bfloat16 (peers by
 autocast) and, on a CPU, in float32, as nanoGPT's own trainer does there. The last line is ours as the preset
 trains it: its optimizer, and a loss on the solution alone.
 """
@@ -24,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from lab.cost import matmul_rate
 from lab.device import DeviceOptions, compute_dtype, run_torch_script, setup
 from lab.options import opt, parse_options, write_atomic
+from lab.replicas import Replicas
 
 import torch
 import torch.nn.functional as F
@@ -58,16 +60,22 @@ class Contender:
     dtype: torch.dtype
     optimizers: list
     autocast: bool  # ours does it itself
+    replicas: Replicas
+    threads: int  # of each replica
 
-    def step(self, every, solution):
-        device = next(self.model.parameters()).device.type
-        with torch.autocast(device, torch.bfloat16, enabled=self.autocast):
-            loss = self.loss(self.model, every, solution)
-        loss.backward()
+    def step(self, step):
+        """step: the batch, as one pair of micro-batches, and row by row."""
+        torch.set_num_threads(self.threads)
+        self.replicas.map(self.learn, step[len(self.replicas.models) > 1])
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+
+    def learn(self, model, pair):
+        device = next(model.parameters()).device.type
+        with torch.autocast(device, torch.bfloat16, enabled=self.autocast):
+            self.loss(model, *pair).backward()
 
 
 def loss_on_all(model, every, solution):
@@ -95,7 +103,8 @@ def load_nanogpt(path):
 
 def contenders(o, p, vocab_size, device):
     """{name: Contender}."""
-    out, gpu = {}, device.type == "cuda"
+    out, gpu, threads = {}, device.type == "cuda", torch.get_num_threads()
+    several = 1 if gpu else p.replicas
     config = ModelConfig(
         vocab_size,
         p.hidden_size,
@@ -106,16 +115,20 @@ def contenders(o, p, vocab_size, device):
         max_position_embeddings=p.row_tokens,
     )
 
-    def add(name, model, loss, dtype, optimizers=None):
+    def add(name, model, loss, dtype, optimizers=None, replicas=1):
         optimizers = optimizers or [torch.optim.AdamW(model.to(device).parameters(), lr=1e-4, fused=True)]
         ours = loss in (loss_on_all, loss_on_solutions)
         autocast = dtype == torch.bfloat16 and not ours
-        out[f"{name}, {str(dtype).split('.')[1]}"] = Contender(model, loss, dtype, optimizers, autocast)
+        name = f"{name}, {str(dtype).split('.')[1]}"
+        copies = Replicas(model, replicas), max(1, threads // replicas)
+        out[name] = Contender(model, loss, dtype, optimizers, autocast, *copies)
 
     names = ("bfloat16",) if gpu else ("bfloat16", "float32")
     dtypes = [compute_dtype(name, device) for name in names]
     for name, dtype in zip(names, dtypes):
-        add("ours", new_model(config, device, name, o.attention), loss_on_all, dtype)
+        add("ours", new_model(config, device, name, o.attention), loss_on_all, dtype, replicas=several)
+        if several > 1:
+            add("ours, one replica", new_model(config, device, name, o.attention), loss_on_all, dtype)
         if gpu:
             compiled = new_model(config, device, name, o.attention)
             compiled.compile_layers()
@@ -148,22 +161,22 @@ def contenders(o, p, vocab_size, device):
         print("transformers is not installed: left out")
     model = new_model(config, device, o.dtype, o.attention)
     optimizers = make_optimizers(model, p)
-    add("ours, as the preset trains", model, loss_on_solutions, model.compute_dtype, optimizers)
+    add("ours, as the preset trains", model, loss_on_solutions, model.compute_dtype, optimizers, several)
     return out
 
 
-def measured(entries, pairs, rounds, device):
+def measured(entries, steps, rounds, device):
     """Median seconds of a step of each, interleaved in random order; the first round warms up."""
     seconds = {name: [] for name in entries}
     for turn in range(rounds + 1):
         for name, entry in random.sample(list(entries.items()), len(entries)):
             start = time.perf_counter()
-            for every, solution in pairs:
-                entry.step(every, solution)
+            for step in steps:
+                entry.step(step)
             if device.type == "cuda":
                 torch.cuda.synchronize()
             if turn:
-                seconds[name].append((time.perf_counter() - start) / len(pairs))
+                seconds[name].append((time.perf_counter() - start) / len(steps))
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
@@ -177,17 +190,18 @@ def main(argv=None):
     mixture = Mixture.parse(p.mixture)
     tokenizer = train_tokenizer(mixture, (), p.vocab_size, 0)
 
-    def rows_of(solution_only):
-        source = Source(mixture, tokenizer, 0, rows, p.row_tokens, solution_only)
-        for batch, _ in islice(batches(source), o.steps):
-            yield from batch.micro_batches(rows, device)
+    def micro_batches(size):
+        """Of each step: pairs of micro-batches of so many rows, with targets everywhere and in solutions."""
+        sources = (Source(mixture, tokenizer, 0, rows, p.row_tokens, only) for only in (False, True))
+        for (every, _), (solution, _) in islice(zip(*map(batches, sources)), o.steps):
+            yield list(zip(*(batch.micro_batches(size, device) for batch in (every, solution))))
 
-    pairs = list(zip(rows_of(False), rows_of(True)))
+    steps = list(zip(micro_batches(rows), micro_batches(1)))
     random.seed(o.seed)
     entries = contenders(o, p, tokenizer.vocab_size, device)
     size = 8192 if gpu else 2048
     peak = {dtype: matmul_rate(device, dtype, size) for dtype in {entry.dtype for entry in entries.values()}}
-    seconds = measured(entries, pairs, o.rounds, device)
+    seconds = measured(entries, steps, o.rounds, device)
     count, first, out = rows * p.row_tokens, next(iter(seconds.values())), []
     rates = ", ".join(f"{str(dtype).split('.')[1]} {rate / 1e9:,.0f}" for dtype, rate in peak.items())
     print(f"steps of {rows} x {p.row_tokens} tokens, median of {o.rounds} x {o.steps}")
