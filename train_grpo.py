@@ -27,8 +27,9 @@ PRESETS = {
         mixture=f"op 5-6; {TINY_WORLD}", steps=32, prompts=32, group=8, minibatch=16, max_new_tokens=200,
         lr=1e-4, row_tokens=1536, micro_batch_size=1, replicas=2, sample_rows=256),
     "small": dict(
-        mixture="op 11-14; template zoo, school, festival", prompts=128, group=8, minibatch=64, lr=1e-5),
-    "paper": dict(mixture="op 11-14", sample_rows=2048),
+        mixture="op 11-14; template zoo, school, festival", prompts=128, group=8, minibatch=64, lr=1e-5,
+        micro_batch_size=16, compile="auto"),
+    "paper": dict(mixture="op 11-14", micro_batch_size=16, sample_rows=2048, compile="auto"),
 }  # fmt: skip
 
 

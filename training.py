@@ -21,6 +21,8 @@ from data import read_records, to_document
 from datagen import Mixture, held_out
 from rollout import evaluate_held_out
 
+COMPILE = ("never", "auto", "always")
+
 
 @dataclass(frozen=True)
 class TrainingOptions(RunOptions):
@@ -29,7 +31,7 @@ class TrainingOptions(RunOptions):
     data: str | None = opt(None, "train on the records of this JSONL file instead")
     row_tokens: int = opt(2048, "tokens of a row, T; several documents share one", within="[64, inf)")
     micro_batch_size: int = opt(4, "rows of a micro-batch, for memory", within="[1, inf)", free=True)
-    compile: bool = opt(False, "have torch.compile fuse the layers (on a CUDA GPU)", free=True)
+    compile: str = opt("never", "fuse layers by torch.compile (auto: on a CUDA GPU)", COMPILE, free=True)
     lr: float = opt(2e-4, "learning rate of AdamW", within="(0, 1]")
     weight_decay: float = opt(0.1, "of AdamW, on matrices", within="[0, 1]")
     beta2: float = opt(0.95, "of AdamW", within="[0, 1)")
@@ -63,8 +65,10 @@ class Training:
     def __init__(self, o, device, processes, folder=None):
         """folder: the checkpoint of this run to go on from, or None."""
         self.o, self.device, self.processes = o, device, processes
-        if o.compile and device.type != "cuda":  # a CPU's documents would be compiled anew each step
-            raise UserError(f"--compile is for a CUDA GPU, and the device is {device.type}: leave it out")
+        if o.compile == "always" and device.type != "cuda":  # a CPU's documents would be compiled each step
+            raise UserError(
+                f"--compile always needs a CUDA GPU, and the device is {device.type}: leave it out"
+            )
         self.mixture = Mixture.parse(o.mixture)
         self.records = tuple(read_records(o.data)) if o.data else ()
         self.held_out = held_out(self.mixture, self.mixture.ops, o.eval_problems, o.seed, "dev")
@@ -86,7 +90,7 @@ class Training:
         if max(self.lengths) > context:
             have = f"a problem and its solution have {max(self.lengths)} tokens, the context only {context}"
             raise UserError(f"{have}: raise --context, or choose shorter problems")
-        if self.o.compile:
+        if self.o.compile != "never" and self.device.type == "cuda":
             for model in filter(None, (self.model, self.reference)):
                 model.compile_layers()
         saved = self.saved or {"step": 0, "guard": {}}

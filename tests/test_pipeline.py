@@ -203,7 +203,7 @@ BAD = {
         "--max-bad-steps|0", "--replay|1", "--replay|nan", "--device|tpu", "--device|cuda", "--attention|flash", "--dtype|float16",
         "--mixture|op 1-99; tokens 1k", "--mixture|op 2", "--mixture|", "--mixture|op 2; tokens nan", "--mixture|op 2; tokens 0",
         f"{ONE}|--init-from|nowhere", f"{ONE}|--replay|0.5", f"{ONE}|--data|nowhere.jsonl", f"{ONE}|--tokenizer|nowhere.json",
-        f"{ONE}|--data|.", f"{ONE}|--tokenizer|.", "--config|nowhere.json", "--config|.", "--compile", "--lr", "--resume|--lr|0.1",
+        f"{ONE}|--data|.", f"{ONE}|--tokenizer|.", "--config|nowhere.json", "--config|.", "--compile|always", "--compile", "--lr", "--resume|--lr|0.1",
         "--seed|٣.|--lr|1", "--rows|1e3", "--preset", "base",
     ],
     "train_grpo": [
