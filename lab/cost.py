@@ -40,17 +40,11 @@ def kept_for_backward(model, tokens):
 
 
 def kept_of_row(model, tokens):
-    kept, row = {}, torch.zeros(1, tokens, dtype=torch.long, device=next(model.parameters()).device)
-
-    def keep(tensor):
-        if not isinstance(tensor, torch.nn.Parameter):
-            kept[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = model(row, targets=row, loss_only=True)[1]
-    del loss
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    kept, row = [], torch.zeros(1, tokens, dtype=torch.long, device=next(model.parameters()).device)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        model(row, targets=row, loss_only=True)
+    storages = [t.untyped_storage() for t in kept if not isinstance(t, torch.nn.Parameter)]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def matmul_rate(device, dtype, n=2048):
