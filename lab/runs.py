@@ -23,7 +23,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from lab.device import DeviceOptions
-from lab.options import UserError, flag, opt, parse_options, read_config, read_json, write_atomic
+from lab.options import UserError, flag, opt, parse_options, read_config, read_json, reading, write_atomic
 
 from filelock import FileLock, Timeout
 from tqdm import tqdm
@@ -107,8 +107,7 @@ def write_folder(path, files):
             (temporary / name).write_bytes(content)
             sync(temporary / name)
         sync(temporary)
-        if path.exists():  # the same step, written again: a folder cannot be replaced in one move
-            shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=True)  # the same step, written again: no move replaces a folder
         os.rename(temporary, path)
         sync(path.parent)
     except OSError as error:
@@ -139,10 +138,9 @@ def damage(path):
     try:
         manifest = read_json(path / "manifest.json")
         for name, digest in manifest.items():
-            if content_hash((path / name).read_bytes()) != digest:
-                return f"{name} is not what manifest.json says"
-    except OSError as error:
-        return f"{Path(error.filename).name}: {error.strerror}"
+            with reading(path / name):
+                if content_hash((path / name).read_bytes()) != digest:
+                    return f"{name} is not what manifest.json says"
     except (UserError, ValueError) as error:
         return str(error)
     return None if manifest else "manifest.json lists nothing"
@@ -191,8 +189,8 @@ class Run:
 
     def __init__(self, o, processes, start=None):
         self.o, self.processes, self.path, self.start = o, processes, Path(o.out), start
-        self.keep_first, self.stopping, self.held = False, False, ExitStack()
-        self.started = time.perf_counter()
+        self.keep_first, self.stopping = False, False
+        self.held, self.started = ExitStack(), time.perf_counter()
         self.checkpoint, self.found = newest_folder(self.path), step_folders(self.path)
         self.rated = self.checkpoint is not None and (self.checkpoint / "score.json").exists()
         newest = (str(self.checkpoint), manifest_hash(self.checkpoint, "weights.pt"))
@@ -255,13 +253,10 @@ class Run:
                 raise UserError(f"{why}: make room, then go on with --resume") from None
 
     def save(self, step, files):
-        """In the first process: write checkpoint step_N, {name: bytes}, and point `latest` at it. Old ones
-        go, but for the best and the last `keep`.
-        """
+        """In the first process: write checkpoint step_N, {name: bytes}, and point `latest` at it."""
         path = self.path / f"step_{step:07d}"
         write_folder(path, {**files, "record.json": as_json({"lengths": self._lengths()})})
-        link(path, "latest")
-        self._prune()
+        self._point("latest", path)
 
     def rate(self, step, score):
         """In the first process: note that checkpoint step_N was evaluated, with this score, and point `best`
@@ -270,8 +265,7 @@ class Run:
         content = as_json({"score": score, "lengths": self._lengths()})
         write_atomic(self.path / f"step_{step:07d}" / "score.json", content)
         _, best = max((read_json(file)["score"], file.parent) for file in self.path.glob("step_*/score.json"))
-        link(best, "best")
-        self._prune()
+        self._point("best", best)
 
     def _lengths(self):
         """How long the logs are, with what they hold on disk."""
@@ -280,22 +274,21 @@ class Run:
             sync(self.path / name)
         return {name: (self.path / name).stat().st_size for name in self.LOGS}
 
-    def _prune(self):
+    def _point(self, name, path):
+        """Make the link `name` point at a checkpoint, in one atomic step. Then old ones go, but for those
+        with a link and the last `keep`.
+        """
+        temporary = self.path / f".{name}.tmp"
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(path.name)
+        os.replace(temporary, self.path / name)
+        sync(self.path)
         folders = step_folders(self.path)  # the last may be damaged ones, later than `latest`
         named = ["best", "latest"] + ["step_0000000"] * self.keep_first
         kept = {path.resolve() for path in (*folders[-self.o.keep :], *map(self.path.joinpath, named))}
-        for path in folders:
-            if path.resolve() not in kept:
-                shutil.rmtree(path)
-
-
-def link(path, name):
-    """Make the link `name` beside path point at it, in one atomic step."""
-    temporary = path.parent / f".{name}.tmp"
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(path.name)
-    os.replace(temporary, path.parent / name)
-    sync(path.parent)
+        for folder in folders:
+            if folder.resolve() not in kept:
+                shutil.rmtree(folder)
 
 
 class Guard:
