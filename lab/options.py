@@ -112,8 +112,7 @@ def inside(value, interval):
 
 class _Parser(argparse.ArgumentParser):
     def __init__(self, **how):
-        prog = os.path.basename(sys.argv[0])
-        super().__init__(prog=prog, allow_abbrev=False, formatter_class=_formatter, **how)
+        super().__init__(prog=Path(sys.argv[0]).name, allow_abbrev=False, formatter_class=_formatter, **how)
 
     def error(self, message):
         raise UserError(f"{message} (see python {self.prog} --help)")
