@@ -53,7 +53,7 @@ def lines(path, seconds, once):
                 if not line.endswith(b"\n"):  # it is being written
                     break
                 position += len(line)
-                yield line.decode("utf-8")
+                yield line.decode("utf-8", "replace")
         if once:
             return
         time.sleep(seconds)
