@@ -41,6 +41,7 @@ class Document:
     ids: list
     trained: list  # of bools
     values: dict = field(default_factory=dict)  # {name: one number per id}
+    goes_on: bool = False  # from its prompt: the last document before it in its row that does not go on
 
 
 def get(record, key):
@@ -106,23 +107,28 @@ class Batch:
     doc_start: object  # (B, T) int32: position of the first token of each token's document
     values: dict  # {name: (B, T) float32: at each target the number of the token predicted there, else 0}
     trained: int  # how many tokens are trained on
+    prompts: tuple = ()  # if documents go on from prompts: where each token's begins and ends, (B, T) int32
 
     def micro_batches(self, rows, device):
         """Yield Batches of so many rows at a time, as tensors on the device; those without a target are left
         out.
+
+        A GPU gets rows of one length. On a CPU what stands after their last target is cut off.
         """
 
         def move(array):
-            tensor = torch.from_numpy(np.ascontiguousarray(array))
+            tensor = torch.from_numpy(np.ascontiguousarray(array[some]))
             return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
         for i in range(0, len(self.tokens), rows):
-            some = slice(i, i + rows)
-            trained = int((self.targets[some] != IGNORE).sum())
-            if trained:
-                arrays = [move(array[some]) for array in (self.tokens, self.targets, self.doc_start)]
-                values = {name: move(array[some]) for name, array in self.values.items()}
-                yield Batch(*arrays, values, trained)
+            trained = (self.targets[i : i + rows] != IGNORE).nonzero()
+            if len(trained[0]):
+                columns = trained[1].max() + 1 if device.type == "cpu" else None
+                some = slice(i, i + rows), slice(columns)
+                arrays = [move(array) for array in (self.tokens, self.targets, self.doc_start)]
+                values = {name: move(array) for name, array in self.values.items()}
+                prompts = tuple(move(array) for array in self.prompts)
+                yield Batch(*arrays, values, len(trained[0]), prompts)
 
 
 def check_length(document, row_tokens, what="a document"):
@@ -151,25 +157,56 @@ def pack(documents, row_tokens, pad_id):
     return fill(rows, row_tokens, pad_id)
 
 
+def pack_groups(groups, row_tokens, pad_id):
+    """Groups of documents that go on from one prompt, [(prompt's ids, documents)] → Batch (rows, row_tokens).
+
+    A prompt stands once before as many of its documents as the row holds; the others follow in the next row,
+    after the prompt again. Prompt p of 3 with documents of 2, 2 and 3 tokens, rows of 8:
+
+        | p p p 1 1 2 2 · |  | p p p 3 3 3 · · |
+
+    No prompt and document may be longer than a row together.
+    """
+    rows, room = [], 0
+    for prompt, documents in groups:
+        opening, here = Document(prompt, [False] * len(prompt)), False  # whether it is in the last row
+        for document in documents:
+            if len(document.ids) + (0 if here else len(prompt)) > room:
+                rows.append([])
+                room, here = row_tokens, False
+            if not here:
+                rows[-1].append(opening)
+                room, here = room - len(prompt), True
+            rows[-1].append(document)
+            room -= len(document.ids)
+    return fill(rows, row_tokens, pad_id)
+
+
 def fill(rows, row_tokens, pad_id):
     """Rows of documents → Batch. Padding is a document of its own and never a target."""
     shape = (len(rows), row_tokens)
     tokens, targets = np.full(shape, pad_id, np.int64), np.full(shape, IGNORE, np.int64)
     doc_start = np.zeros(shape, np.int32)
-    values = {name: np.zeros(shape, np.float32) for name in (rows[0][0].values if rows else ())}
+    prompt_start, prompt_end = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+    values = {name: np.zeros(shape, np.float32) for name in (rows[0][-1].values if rows else ())}
     for r, documents in enumerate(rows):
-        at = 0
+        at, prompt = 0, (0, 0)
         for document in documents:
             end = at + len(document.ids)
             tokens[r, at:end], doc_start[r, at:end] = document.ids, at
+            if document.goes_on:
+                prompt_start[r, at:end], prompt_end[r, at:end] = prompt
+            else:
+                prompt = at, end
             trained = np.array(document.trained[1:], bool)
-            predicting = slice(at, end - 1)  # position t predicts the token at t + 1
+            predicting = slice(at, at + len(trained))  # position t predicts the token at t + 1
             targets[r, predicting] = np.where(trained, document.ids[1:], IGNORE)
-            for name, array in values.items():
-                array[r, predicting] = np.where(trained, document.values[name][1:], 0.0)
+            for name, numbers in document.values.items():
+                values[name][r, predicting] = np.where(trained, numbers[1:], 0.0)
             at = end
         doc_start[r, at:] = at
-    return Batch(tokens, targets, doc_start, values, int((targets != IGNORE).sum()))
+    prompts = (prompt_start, prompt_end) if prompt_end.any() else ()
+    return Batch(tokens, targets, doc_start, values, int((targets != IGNORE).sum()), prompts)
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -46,11 +46,8 @@ def _rows(base, index, stride, D: constexpr):
 @triton.jit
 def _load(base, index, T, stride, D: constexpr, MASKED: constexpr):
     """The vectors (N, D) at these positions; MASKED: 0 for those beyond the end."""
-    if MASKED:
-        x = tl.load(_rows(base, index, stride, D), mask=(index < T)[:, None], other=0.0)
-    else:
-        x = tl.load(_rows(base, index, stride, D))
-    return x
+    at = _rows(base, index, stride, D)
+    return tl.load(at, mask=(index < T)[:, None], other=0.0) if MASKED else tl.load(at)
 
 
 @triton.jit
@@ -113,10 +110,8 @@ def _attend(state, queries, keys, low, high, D: constexpr, N: constexpr, MASKED:
         k, v = _load(k_base, columns, T, stride, D, MASKED), _load(v_base, columns, T, stride, D, MASKED)
         s = _scores(q, k, rows, columns, start, T, D, MASKED)
         new = tl.maximum(m, tl.max(s, 1))
-        if MASKED:  # a query that saw nothing yet: any finite maximum will do
-            shift = tl.where(new == float("-inf"), 0.0, new)
-        else:
-            shift = new
+        # a query that saw nothing yet: any finite maximum will do
+        shift = tl.where(new == float("-inf"), 0.0, new) if MASKED else new
         p = tl.exp2(s - shift[:, None])
         fade = tl.exp2(m - shift)
         total = total * fade + tl.sum(p, 1)
@@ -130,10 +125,8 @@ def _forward(q, k, v, doc_start, out, lse, T, H, K, D: constexpr, M: constexpr, 
     rows, row, head, shared, statistics = _query_block(T, H, K, D, M)
     inside = rows < T
     start = tl.load(doc_start + row + rows, mask=inside, other=0)
-    queries, keys = (
-        (_load(q + head, rows, T, H * D, D, True), rows, start),
-        (k + shared, v + shared, T, K * D),
-    )
+    queries = _load(q + head, rows, T, H * D, D, True), rows, start
+    keys = k + shared, v + shared, T, K * D
     bounds, state = _key_bounds(doc_start + row, T, M, N), _nothing(M, D)
     for part in tl.static_range(3):
         state = _attend(state, queries, keys, bounds[part], bounds[part + 1], D, N, part != 1)
@@ -246,11 +239,9 @@ def _see_all(state, q, keys, D: constexpr, M: constexpr, N: constexpr):
 
 
 @triton.jit
-def _decode_prompt(
-    q, k, v, lengths, bounds, state, stride, head_stride, H, K, D: constexpr, M: constexpr, N: constexpr
-):
+def _decode_prompt(q, k, v, lengths, bounds, state, stride, H, K, D: constexpr, M: constexpr, N: constexpr):
     p, kv, heads = tl.program_id(0), tl.program_id(1), H // K
-    base, j = p.to(tl.int64) * stride + kv * head_stride, tl.arange(0, M)
+    base, j = (p.to(tl.int64) * K + kv) * stride, tl.arange(0, M)
     end, keys = tl.load(bounds + p + 1), (k + base, v + base, tl.load(lengths + p), D)
     for row in range(tl.load(bounds + p), end, M // heads):
         inside = (j // heads < M // heads) & (row + j // heads < end)
@@ -263,11 +254,9 @@ def _decode_prompt(
 
 
 @triton.jit
-def _decode_own(
-    q, k, v, filled, state, out, stride, head_stride, H, K, D: constexpr, M: constexpr, N: constexpr
-):
+def _decode_own(q, k, v, filled, state, out, stride, H, K, D: constexpr, M: constexpr, N: constexpr):
     r, kv, heads = tl.program_id(0), tl.program_id(1), H // K
-    base, j = r.to(tl.int64) * stride + kv * head_stride, tl.arange(0, M)
+    base, j = (r.to(tl.int64) * K + kv) * stride, tl.arange(0, M)
     inside, index = j < heads, r * H + kv * heads + j
     queries = tl.load(_rows(q, index, D, D), mask=inside[:, None], other=0.0)
     acc = tl.load(_rows(state, index, 2 * D, D), mask=inside[:, None], other=0.0)
@@ -309,43 +298,36 @@ def _run(kind, q, *tensors):
     """
     key = kind, _shape(q, tensors[0])
     if key not in _chosen:
-        _chosen[key] = _tune(kind, q, *tensors) if q.is_cuda else CONFIGS[kind][0]
+        _chosen[key] = _tune(*key, q, *tensors) if q.is_cuda else CONFIGS[kind][0]
     _launch(kind, _chosen[key], q, *tensors)
 
 
-def _tune(kind, q, *tensors):
-    shape = _shape(q, tensors[0])
+def _tune(kind, shape, q, *tensors):
     faults = {config: fault(compare, kind, config, shape, q.device) for config in CONFIGS[kind]}
     right = [config for config in faults if not faults[config]]
     if not right:
         why = "; ".join(f"{config}: {text}" for config, text in faults.items())
-        raise UserError(
-            f"the Triton kernel {kind} works here in no configuration: use --attention sdpa ({why})"
-        )
-    if len(right) == 1:
-        return right[0]
+        raise UserError(f"Triton's {kind} works here in no configuration: use --attention sdpa ({why})")
 
     def milliseconds(config):
         return do_bench(lambda: _launch(kind, config, q, *tensors), warmup=5, rep=20, return_mode="median")
 
-    return min(right, key=milliseconds)
+    return min(right, key=milliseconds) if len(right) > 1 else right[0]
 
 
 @torch.library.custom_op("lab::flash_forward", mutates_args=())
-def flash_forward(
-    q: Tensor, k: Tensor, v: Tensor, doc_start: Tensor, doc_end: Tensor
-) -> tuple[Tensor, Tensor]:
+def flash_forward(q: Tensor, k: Tensor, v: Tensor, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
     """→ out (B, T, H, D) and lse (B, H, T) in base 2."""
-    B, T, H, _ = q.shape
-    out, lse = torch.empty_like(q), torch.empty(B, H, T, device=q.device, dtype=torch.float32)
-    _run("forward", q, k, v, doc_start, out, lse)
+    out, lse = _results(q)
+    _run("forward", q, k, v, start, out, lse)
     return out, lse
 
 
 @flash_forward.register_fake
-def _(q, k, v, doc_start, doc_end):
-    B, T, H, _ = q.shape
-    return torch.empty_like(q), torch.empty(B, H, T, device=q.device, dtype=torch.float32)
+def _results(q, *_):
+    """Room for out and lse; to torch.compile, what they look like."""
+    B, T, H = q.shape[:3]
+    return torch.empty_like(q), q.new_empty(B, H, T, dtype=torch.float32)
 
 
 @torch.library.custom_op("lab::flash_backward", mutates_args=())
@@ -359,9 +341,7 @@ def flash_backward(
     return dq, dk, dv
 
 
-@flash_backward.register_fake
-def _(do, q, k, v, doc_start, doc_end, out, lse):
-    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+flash_backward.register_fake(lambda do, q, k, v, *_: tuple(map(torch.empty_like, (q, k, v))))
 
 
 def _save(ctx, inputs, output):
@@ -395,7 +375,8 @@ def flash_decode(q, own, prompt, lengths, rows, group, filled):
         (_decode_prompt, P, DECODE[0], prompt, (lengths, bounds, state)),
         (_decode_own, R, DECODE[1], own, (filled, state, out)),
     ):
-        sizes = *cache.stride()[1:3], H, K, D, max(M, triton.next_power_of_2(H // K)), N
+        # the stride is that from head to head: a cache may have more columns, prompts and rows than are seen
+        sizes = cache.stride(2), H, K, D, max(M, triton.next_power_of_2(H // K)), N
         kernel[programs, K](q, *cache, *tensors, *sizes, num_warps=warps, num_stages=stages)
     return out
 
@@ -479,10 +460,7 @@ def why_not(device, D, dtype):
         return f"{WIDTH_LIMIT}, not {D}"
     shape = 4, 2, D, True, 256, dtype
     for kind, configs in CONFIGS.items():
-        for config in configs:
-            if not (why := fault(compare, kind, config, shape, device)):
-                break
-        else:
+        if all(why := fault(compare, kind, config, shape, device) for config in configs):
             return f"{kind}: {why}"
     why = fault(compare_decoding, shape, device)
     return why and f"decoding: {why}"

@@ -52,22 +52,17 @@ class ModelConfig:
         return self.hidden_size // self.num_attention_heads
 
 
-class RMSNorm(nn.Module):
-    def __init__(self, size, eps):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
+class RMSNorm(nn.RMSNorm):
+    """In float32, whatever comes in."""
 
     def forward(self, x):
-        return F.rms_norm(x.float(), x.shape[-1:], self.weight.float(), self.eps).to(x.dtype)
+        return super().forward(x.float()).to(x.dtype)
 
 
 def rotary(positions, head_dim, theta):
     """cos and sin of the rotary angles, (B, T, 1, D) each, for positions (B, T) (Su et al. 2021, eq. 34)."""
-    frequency = theta ** (
-        -torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
-    )
-    angle = positions[:, :, None, None].float() * frequency  # (B, T, 1, D/2)
+    exponent = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
+    angle = positions[:, :, None, None].float() * theta**-exponent  # (B, T, 1, D/2)
     angle = torch.cat((angle, angle), -1)
     return angle.cos(), angle.sin()
 
@@ -94,8 +89,8 @@ class Attention(nn.Module):
 
     def forward(self, x, cos, sin, attend):
         B, T, _ = x.shape
-        projections = (self.q_proj, self.k_proj, self.v_proj)
-        q, k, v = (project(x).view(B, T, -1, self.head_dim) for project in projections)  # (B, T, H or K, D)
+        # (B, T, H or K, D)
+        q, k, v = (f(x).view(B, T, -1, self.head_dim) for f in (self.q_proj, self.k_proj, self.v_proj))
         return self.o_proj(attend(rotate(q, cos, sin), rotate(k, cos, sin), v).reshape(B, T, -1))  # (B, T, C)
 
 
@@ -123,21 +118,16 @@ class Layer(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
-class Body(nn.Module):
-    def __init__(self, config):
-        super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-
-
 class Qwen2(nn.Module):
     def __init__(self, config, backend=BACKENDS["sdpa"]):
         super().__init__()
         self.config, self.backend = config, backend
         # of matrix products in the layers; weights, sums, norms and logits stay float32
         self.compute_dtype = torch.float32
-        self.model = Body(config)
+        embed = nn.Embedding(config.vocab_size, config.hidden_size)
+        layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.model = nn.ModuleDict(dict(embed_tokens=embed, layers=layers, norm=norm))
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight

@@ -9,14 +9,16 @@ import random
 import sys
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import groupby
 
 from lab.device import DeviceOptions, run_torch_script, setup
 from lab.options import UserError, colour, opt, parse_options, printable, stream_key
 
 import torch
 
+from attention import Layout
 from checkpoint import load_checkpoint
-from data import IGNORE, Document, pack, prompt_text, to_document
+from data import IGNORE, Document, pack, pack_groups, prompt_text, to_document
 from datagen import Mixture
 from sampler import generate
 from verify import Verdict, explain, verify
@@ -113,19 +115,22 @@ def check_room(model, tokenizer, problems, max_new_tokens):
 
 
 def pack_rollouts(rollouts, row_tokens, pad_id):
-    """Rollouts → Batch whose targets are the completions, with `old_logp` and `advantage` beside them."""
-    documents = []
-    for rollout in rollouts:
-        ids, n = rollout.prompt_ids + rollout.completion_ids, len(rollout.completion_ids)
-        before = [0.0] * len(rollout.prompt_ids)
-        values = {"old_logp": before + rollout.old_logp, "advantage": before + [rollout.advantage] * n}
-        documents.append(Document(ids, [False] * len(before) + [True] * n, values))
-    return pack_whole(documents, row_tokens, pad_id)
+    """Rollouts → Batch whose targets are the completions, with `old_logp` and `advantage` beside them.
 
-
-def pack_whole(documents, row_tokens, pad_id):
-    """Documents → Batch whose rows are longer than row_tokens where the longest document is."""
-    return pack(documents, max([row_tokens, *(len(document.ids) for document in documents)]), pad_id)
+    Each row holds a prompt once for all samples of it there. Its last token stands before each of them
+    again: it is what predicts their first.
+    """
+    groups, longest = [], row_tokens
+    for prompt_ids, group in groupby(rollouts, lambda rollout: rollout.prompt_ids):
+        documents = []
+        for rollout in group:
+            n, old_logp = len(rollout.completion_ids), [0.0, *rollout.old_logp]
+            values = {"old_logp": old_logp, "advantage": [0.0] + [rollout.advantage] * n}
+            ids, trained = [*prompt_ids[-1:], *rollout.completion_ids], [False] + [True] * n
+            documents.append(Document(ids, trained, values, goes_on=True))
+            longest = max(longest, len(prompt_ids) + n)
+        groups.append((prompt_ids[:-1], documents))
+    return pack_groups(groups, longest, pad_id)
 
 
 def token_logps(model, micro, temperature):
@@ -133,7 +138,7 @@ def token_logps(model, micro, temperature):
     entropy's sum there.
     """
     mask = micro.targets != IGNORE
-    logits = model.logits(micro.tokens, micro.doc_start, mask).float()  # (N, V)
+    logits = model.logits(micro.tokens, Layout.of(micro.doc_start, *micro.prompts), mask).float()  # (N, V)
     logp = torch.log_softmax(logits / temperature, -1)
     chosen = logp.gather(-1, micro.targets[mask][:, None])[:, 0]
     entropy = -(logp.detach().exp() * logp.detach()).sum()
@@ -147,7 +152,8 @@ def held_out_nll(model, tokenizer, problems, row_tokens=2048, rows=4):
     for problem in problems:
         documents[problem.op].append(to_document(problem, tokenizer, solution_only=True))
     for op in sorted(documents):
-        batch, total = pack_whole(documents[op], row_tokens, tokenizer.pad_id), 0.0
+        longest = max(row_tokens, *(len(document.ids) for document in documents[op]))
+        batch, total = pack(documents[op], longest, tokenizer.pad_id), 0.0
         for micro in batch.micro_batches(rows, device):
             mean = model(micro.tokens, micro.doc_start, micro.targets, loss_only=True)[1]
             total += float(mean) * micro.trained

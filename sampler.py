@@ -56,32 +56,25 @@ def generate(model, prompts, *, indices=None, progress=None, **sampling):
     o = Sampling(**sampling)
     if not prompts or min(map(len, prompts)) == 0:
         raise UserError("nothing to sample: there is no prompt, or an empty one")
-    width, context = max(map(len, prompts)), model.config.max_position_embeddings
-    if width + o.max_new_tokens > context:
-        raise UserError(
-            f"{width} tokens of a prompt and {o.max_new_tokens} new ones exceed the context of {context}"
-        )
+    W, S, context = max(map(len, prompts)), o.max_new_tokens, model.config.max_position_embeddings
+    if context < W + S:
+        raise UserError(f"{W} tokens of a prompt and {S} new ones exceed the context of {context}")
     indices = range(len(prompts)) if indices is None else indices
-    n, G = len(prompts) * o.group_size, o.group_size
-    out = Samples([None] * n, [None] * n, [False] * n)
+    G, samples = o.group_size, [None] * (len(prompts) * o.group_size)
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     batches = balanced(by_length, max(1, o.batch_size // G))
-    decoder = Decoder(model, o, max(map(len, batches)), width)
-    with tqdm(total=n, desc=progress, unit="sample", leave=False, disable=progress is None) as bar:
+    decoder = Decoder(model, o, max(map(len, batches)), W)
+    with tqdm(total=len(samples), desc=progress, unit="sample", leave=False, disable=progress is None) as bar:
         for batch in batches:
-            uniforms = uniform_numbers(o.seed, [indices[i] for i in batch], G, o.max_new_tokens)
+            uniforms = uniform_numbers(o.seed, [indices[i] for i in batch], G, S)
             decoder.prefill([prompts[i] for i in batch], uniforms)
             decoder.decode_batch(bar)
-            ids, logprobs = (x[: len(uniforms)].cpu().numpy() for x in (decoder.ids, decoder.logprobs))
-            stops = ids == o.stop_id
-            finished = stops.any(1)
-            lengths = np.where(finished, stops.argmax(1) + 1, o.max_new_tokens)
-            for row, length in enumerate(lengths):
-                sample = batch[row // G] * G + row % G
-                out.ids[sample] = ids[row, :length].tolist()
-                out.logprobs[sample] = logprobs[row, :length].tolist()
-                out.finished[sample] = bool(finished[row])
-    return out
+            numbers = [i * G + g for i in batch for g in range(G)]  # a smaller batch leaves rows unused
+            for number, ids, logprobs in zip(numbers, decoder.ids.tolist(), decoder.logprobs.tolist()):
+                finished = o.stop_id in ids
+                length = ids.index(o.stop_id) + 1 if finished else S
+                samples[number] = ids[:length], logprobs[:length], finished
+    return Samples(*map(list, zip(*samples)))
 
 
 def balanced(items, most):
@@ -108,10 +101,9 @@ class Decoder:
 
     def __init__(self, model, sampling, prompts, width):
         """For batches of at most `prompts` prompts of at most `width` tokens. sampling: as `Sampling`."""
-        self.device, config = next(model.parameters()).device, model.config
+        self.sampling, self.device, config = sampling, next(model.parameters()).device, model.config
         self.graphed = takes_graphs(self.device)
         self.model = with_cast_weights(model) if self.graphed else model
-        self.sampling = sampling
         rows, columns = prompts * sampling.group_size, sampling.max_new_tokens
         layers, heads, D = config.num_hidden_layers, config.num_key_value_heads, config.head_dim
         cached = model.compute_dtype if self.graphed else torch.float32
@@ -135,7 +127,7 @@ class Decoder:
         """Keep keys and values of prompts (lists of ids); sample each row's first token. uniforms (R, S)."""
         tokens = [torch.tensor(ids) for ids in prompts]
         tokens = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True).to(self.device)  # (P, W)
-        (P, W), G = tokens.shape, self.sampling.group_size
+        (P, W), G, device = tokens.shape, self.sampling.group_size, self.device
         self.shape = tuple(self.prompt.shape[2:5:2]) if self.graphed else (P, W)
         self.asked = None  # for the flags of stopped rows, by the last look
         self.live = np.arange(P * G)  # `rows`, on the host
@@ -146,11 +138,10 @@ class Decoder:
         self.at.zero_()
         for part in balanced(range(P), max(1, PREFILL_TOKENS // W)):
             some = slice(part.start, part.stop)
-            positions = torch.arange(W, device=self.device).expand(len(part), W)
+            positions = torch.arange(W, device=device).expand(len(part), W)
             with self.model.autocast():
                 x = self.model.hidden(tokens[some], positions, self._layers(self._within_prompts, some))
-                last = x[torch.arange(len(part), device=self.device), self.lengths[some] - 1]
-                logits = self.model.head(last)
+                logits = self.model.head(x[torch.arange(len(part), device=device), self.lengths[some] - 1])
             self._sample(logits.repeat_interleave(G, 0), self.rows[part.start * G : part.stop * G])
 
     def decode_batch(self, bar):
@@ -172,9 +163,8 @@ class Decoder:
             return self.stopped.cpu().numpy()
         if column % LOOK_EVERY:
             return None
-        before, event = self.asked, torch.cuda.Event()
-        self.asked = self.stopped.to("cpu", non_blocking=True, copy=True), event  # into pinned memory
-        event.record()
+        before, flags = self.asked, self.stopped.to("cpu", non_blocking=True, copy=True)  # in pinned memory
+        self.asked = flags, torch.cuda.current_stream().record_event()
         if before is None:
             return None
         before[1].synchronize()
@@ -183,10 +173,8 @@ class Decoder:
     def step(self, column):
         """Write this column of every row that is still in the batch."""
         self.at.fill_(column)
-        n, window = (
-            len(self.live),
-            self.model.backend.decode_window(column, self.sampling.max_new_tokens, self.device),
-        )
+        n, columns = len(self.live), self.sampling.max_new_tokens
+        window = self.model.backend.decode_window(column, columns, self.device)
         if not self.graphed:
             return self._next_token(n, window)
         if (n, window) not in self.graphs:
@@ -197,14 +185,12 @@ class Decoder:
         """Before a column is written: let rows go that have stopped, if the others fit a smaller bucket."""
         done = stopped[self.live]
         n = next(size for size in reversed(self.buckets) if size >= len(done) - done.sum())
-        if n >= len(self.live):
-            return
-        stay = np.sort(np.argsort(done, kind="stable")[:n])  # all that go on; stopped ones fill the bucket
-        moved = torch.from_numpy(stay).to(self.device)
-        self.live = self.live[stay]
-        for layer in self.own:
-            layer[:, :n, :, : column - 1] = layer[:, moved, :, : column - 1]
-        self.rows[:n] = self.rows[moved]
+        if n < len(self.live):
+            stay = np.sort(np.argsort(done, kind="stable")[:n])  # all that go on; stopped ones fill up
+            self.live, moved = self.live[stay], torch.from_numpy(stay).to(self.device)
+            for layer in self.own:
+                layer[:, :n, :, : column - 1] = layer[:, moved, :, : column - 1]
+            self.rows[:n] = self.rows[moved]
 
     def _next_token(self, n, window):
         """Column `at` of the first n rows, from the one before. Doing it twice changes nothing."""
@@ -232,10 +218,9 @@ class Decoder:
 
     def _sample(self, logits, rows):
         """A token of each row from its logits, into its place."""
-        at, o = self.at.expand(len(rows)), self.sampling
-        token, logp = sample_tokens(logits, o.temperature, o.top_p, self.uniforms[rows, at])
-        self.ids[rows, at] = token
-        self.logprobs[rows, at] = logp
+        place, o = (rows, self.at.expand(len(rows))), self.sampling
+        token, self.logprobs[place] = sample_tokens(logits, o.temperature, o.top_p, self.uniforms[place])
+        self.ids[place] = token
         self.stopped[rows] |= token == o.stop_id
 
 
@@ -280,13 +265,9 @@ def with_cast_weights(model):
 def capture(work, others):
     """`work` as a CUDA graph that shares the memory of the others.
 
-    It is done once before, off the main stream: a capture must find everything set up.
+    It is done once before: a capture, which has a stream of its own, must find everything set up.
     """
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        work()
-    torch.cuda.current_stream().wait_stream(stream)
+    work()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, pool=next(iter(others.values())).pool() if others else None):
         work()

@@ -25,7 +25,7 @@ from verify import REWARDS
 PRESETS = {
     "tiny": dict(
         mixture=f"op 5-6; {TINY_WORLD}", steps=32, prompts=32, group=8, minibatch=16, max_new_tokens=200,
-        lr=1e-4, row_tokens=1536, micro_batch_size=8, sample_rows=256),
+        lr=1e-4, row_tokens=1536, micro_batch_size=1, replicas=2, sample_rows=256),
     "small": dict(
         mixture="op 11-14; template zoo, school, festival", prompts=128, group=8, minibatch=64, lr=1e-5),
     "paper": dict(mixture="op 11-14", sample_rows=2048),
@@ -167,8 +167,20 @@ class GRPO(Training):
         for begin in range(0, o.prompts, o.minibatch):
             chosen = range(begin, begin + o.minibatch)
             stats.append(self.learn([r for i, r in enumerate(rollouts) if self.mine[i // o.group] in chosen]))
-        means = {f"train/{name}": sum(s[name] for s in stats) / len(stats) for name in stats[0]}
-        values = {**self.totals(rollouts, rewards), **means, **extra, "train/skipped": self.guard.skipped}
+        sums = {  # over all samples of this process
+            "reward": float(rewards.sum()),
+            "pass@1": sum(r.verdict.correct for r in rollouts),
+            "answer": sum(r.verdict.answer_correct for r in rollouts),
+            "process": sum(r.verdict.process for r in rollouts),
+            "faithful": sum(r.verdict.faithful for r in rollouts),
+            "finished": sum(r.finished for r in rollouts),
+            "length": sum(len(r.completion_ids) for r in rollouts),
+            "zero_variance": o.group * float((rewards == rewards[:, :1]).all(1).sum()),
+        }
+        totals = zip(sums, self.processes.sum(list(sums.values())))
+        values = {f"rollout/{name}": total / (o.prompts * o.group) for name, total in totals}
+        values |= {f"train/{name}": sum(s[name] for s in stats) / len(stats) for name in stats[0]}
+        values |= {**extra, "train/skipped": self.guard.skipped}
         values |= {"time/sample": sampled - clock, "time/update": time.perf_counter() - sampled}
         shown = {"reward": "rollout/reward", "kl": "train/kl", "length": "rollout/length"}
         return values, {name: f"{values[key]:.4g}" for name, key in shown.items()}
@@ -178,42 +190,30 @@ class GRPO(Training):
 
         Without a KL, a solution of advantage 0 has no gradient: its tokens count, but are not computed.
         """
-        o, names = self.o, ("loss", "entropy", "clip_fraction", "approx_kl", "ratio", "kl")
-        totals = dict.fromkeys(names, 0.0)
+        o = self.o
         used = [r for r in rollouts if r.advantage or self.reference is not None]
         lengths = [sum(len(r.completion_ids) for r in part) for part in (rollouts, used)]
         count, computed = self.processes.sum(lengths)
         batch = pack_rollouts(used, o.row_tokens, self.tokenizer.pad_id)
-        for micro in batch.micro_batches(o.micro_batch_size, self.device):
-            logp, entropy = token_logps(self.model, micro, o.temperature)
+
+        def score(model, micro):
+            logp, entropy = token_logps(model, micro, o.temperature)
             with torch.no_grad():
                 ref_logp = self.reference and token_logps(self.reference, micro, o.temperature)[0]
             old_logp, advantage = micro.values["old_logp"], micro.values["advantage"]
             knobs = dict(count=count, clip_ratio=o.clip_ratio, dual_clip=o.dual_clip, kl_coef=o.kl)
             loss, stats = grpo_loss(logp, old_logp, ref_logp, advantage, micro.targets != IGNORE, **knobs)
             loss.backward()
-            for name, value in {**stats, "entropy": entropy, "loss": loss.detach()}.items():
-                totals[name] += value  # no number is asked for before the end: a GPU would be waited for
+            return {**stats, "entropy": entropy, "loss": loss.detach()}
+
+        parts = self.replicas.map(score, batch.micro_batches(o.micro_batch_size, self.device))
+        names = ("loss", "entropy", "clip_fraction", "approx_kl", "ratio", "kl")
+        totals = {name: sum(part.get(name, 0.0) for part in parts) for name in names}
         self.updates += 1
         loss, norm = self.update(totals.pop("loss"), min(1.0, self.updates / max(1, o.warmup_steps)))
         sums = self.processes.sum([float(total) for total in totals.values()])
         means = {name: total / max(1, computed) for name, total in zip(totals, sums)}
         return {"loss": loss, "grad_norm": norm, **means}
-
-    def totals(self, rollouts, rewards):
-        """Means over all samples of the step, of all processes."""
-        sums = {
-            "reward": float(rewards.sum()),
-            "pass@1": sum(r.verdict.correct for r in rollouts),
-            "answer": sum(r.verdict.answer_correct for r in rollouts),
-            "process": sum(r.verdict.process for r in rollouts),
-            "faithful": sum(r.verdict.faithful for r in rollouts),
-            "finished": sum(r.finished for r in rollouts),
-            "length": sum(len(r.completion_ids) for r in rollouts),
-            "zero_variance": self.o.group * float((rewards == rewards[:, :1]).all(1).sum()),
-        }
-        means = [total / (self.o.prompts * self.o.group) for total in self.processes.sum(list(sums.values()))]
-        return {f"rollout/{name}": mean for name, mean in zip(sums, means)}
 
     def pass_rates(self, problems):
         """The share of `select_samples` tries at each problem that are correct."""

@@ -25,8 +25,9 @@ from training import Training, TrainingOptions, run_training
 PRESETS = {
     "tiny": dict(
         mixture=f"op 2-4; {TINY_WORLD}; tokens 9M", solution_only=True, vocab_size=600, hidden_size=128,
-        layers=4, heads=4, kv_heads=4, local_heads=True, intermediate_size=384, context=1024, rows=1,
-        row_tokens=1536, optimizer="muon", lr=1e-3, min_lr=1e-4, muon_lr=0.003, warmup=0.02, eval_every=1000),
+        layers=4, heads=4, kv_heads=4, local_heads=True, intermediate_size=384, context=1024, rows=2,
+        row_tokens=768, micro_batch_size=1, replicas=2, optimizer="muon", lr=1e-3, min_lr=1e-4,
+        muon_lr=0.003, warmup=0.02, eval_every=1000),
     "small": dict(
         mixture="op 2-10; template zoo, school, festival; tokens 500M", solution_only=True, hidden_size=512,
         layers=6, heads=8, kv_heads=2, local_heads=True, intermediate_size=1536, rows=32, micro_batch_size=16,
@@ -148,14 +149,17 @@ class Pretraining(Training):
 
         One global count of trained tokens divides the loss, so micro-batches and processes change nothing.
         """
-        o, loss = self.o, 0.0
+        o = self.o
         batch, self.cursors = next(self.batches)
         count = self.processes.sum([batch.trained])[0]
-        for micro in batch.micro_batches(o.micro_batch_size or o.rows, self.device):
-            mean = self.model(micro.tokens, micro.doc_start, micro.targets, loss_only=True)[1]
+
+        def learn(model, micro):
+            mean = model(micro.tokens, micro.doc_start, micro.targets, loss_only=True)[1]
             part = mean * (micro.trained / count)
             part.backward()
-            loss += part.detach()
+            return part.detach()
+
+        loss = sum(self.replicas.map(learn, batch.micro_batches(o.micro_batch_size or o.rows, self.device)))
         factor = learning_rate(self.step, self.steps, o)
         loss, norm = self.update(loss, factor)
         rate = self.step_tokens / (time.perf_counter() - self.clock)

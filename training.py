@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from lab.cost import describe_cost
 from lab.device import Processes, setup
 from lab.options import FINISHED, STOPPED, UserError, opt
+from lab.replicas import Replicas
 from lab.runs import Guard, Run, RunOptions, parse_run_options
 
 import torch
@@ -83,6 +84,7 @@ class Training:
             for model in filter(None, (self.model, self.reference)):
                 model.compile_layers()
         saved = self.saved or {"step": 0, "guard": {}}
+        self.replicas = Replicas(self.model, self.o.replicas if self.device.type == "cpu" else 1)
         self.step, self.guard = saved["step"], Guard(self.o.max_bad_steps, **saved["guard"])
         if self.saved:
             self.start.load_optimizers(self.optimizers)

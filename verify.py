@@ -23,7 +23,6 @@ from collections import Counter
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
-from string import ascii_letters
 
 from lab.options import CheckedOptions, UserError, opt, parse_options, printable, read_jsonl, run_script
 from lab.options import colour as on_terminal
@@ -32,22 +31,24 @@ MAX_TEXT = 1 << 15  # characters; no prompt and solution are a third as long
 MAX_NUMBER = 10**15  # a larger number is not computed with
 # Mersenne primes: a value modulo their product is a value in three fields, at a point of its own in each.
 MODULUS = (2**61 - 1) * (2**89 - 1) * (2**107 - 1)
-LETTERS = frozenset(ascii_letters)
+LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
 UNKNOWN = "we don't know its value yet but will find it out later"
+X = {"x": ((1, 0), 0)}  # the unknown as a form, whatever quantity it is (nobody looks at this formula)
 
 # Every pattern is matched against text whose runs of white space are single spaces, so none can backtrack
 # far.
 TAGS = re.compile(r"\[(?:BOS|EOS|PAD)\]")
-DEFINE = re.compile(r"\bDefine\b")
+DEFINE = re.compile(r"Define(?<=\bDefine)\b")  # it begins with its letters: those are found fast
 HEAD = re.compile(r" ?([^=;]{1,200}?) as ([A-Za-z]) ?(;?)(?![A-Za-z])")
 STOP = re.compile(r"\.(?!\S)")  # the point of 3.5 ends no sentence
 # A number with what is glued to it (3.5 and 4x are one piece, and no number), a word, or any other character.
 PIECE = re.compile(r"[0-9][0-9A-Za-z]*(?:[.,][0-9A-Za-z]+)*|[A-Za-z']+|[^ ]")
+# The same, but words that follow each other are one piece, with the mark before them.
+PHRASE = re.compile(rf"(?:[.,:;] )?[A-Za-z][A-Za-z']+(?:[.,:;]? [A-Za-z][A-Za-z']+)*|{PIECE.pattern}")
 RELATION = re.compile("[=≠≈≡≤≥＝]")
-CLAIM = re.compile("Answer:|<answer>")
 # The whole claim: nothing else may stand beside the integer, and a tag must be closed.
 ANSWER = re.compile(r"Answer: ?(-?[0-9]{1,15})(?:\.(?!\S)| ?(?=<|\Z))|<answer> ?(-?[0-9]{1,15}) ?</answer>")
-END = re.compile(r"Answer:|<answer>|</solution>|\Z")  # from here on only the answer may stand
+CLAIM = re.compile(rf"{ANSWER.pattern}|Answer:|<answer>")  # or what is none, though it begins like one
 TAIL = re.compile(rf"(?: ?(?:{ANSWER.pattern}|</solution>))* ?")
 
 
@@ -74,9 +75,15 @@ class ParsedSolution:
     answer: int | None = None
     errors: list = field(default_factory=list)  # kinds, in order of appearance
     plans: list = field(default_factory=list)  # "To find X we need A, B.": (X, [A, B])
-    # equations after the last step: {tokens of a side: form or None}
+    # equations after the last step: {a side, a space between its tokens: value or None}
     closing: list = field(default_factory=list)
     hidden: list = field(default_factory=list)  # steps after </solution>: they count only against it
+
+    def refuse(self, flaw, kind):
+        """Note an error if there is a flaw → flaw."""
+        if flaw:
+            self.errors.append(kind)
+        return flaw
 
 
 @dataclass(slots=True)
@@ -98,8 +105,8 @@ class Verdict:
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Expressions. A value is (a, b, formula): a*x + b at the problem's numbers, and what it is at the fixed
-# point.
+# Expressions. A value is (form, formula): the form (a, b) is a*x + b at the problem's numbers, the formula is
+# what it is at the fixed point.
 
 
 @lru_cache(maxsize=1 << 14)
@@ -111,28 +118,27 @@ def coordinate(name):
 @lru_cache(maxsize=1 << 14)
 def number(token):
     """The value of a token that is a number of at most 15 digits, else None."""
-    whole = token.isascii() and token.isdecimal() and len(token) <= 15
-    return (0, int(token), int(token)) if whole else None
+    return ((0, int(token)), int(token)) if re.fullmatch("[0-9]{1,15}", token) else None
 
 
 def apply(op, u, v):
     """u op v for values; None where it is no form with bounded integers (x*x, an inexact quotient, too
-    large).
+    large), or one of them is None.
     """
-    (a, b, r), (c, d, s) = u, v
+    if u is None or v is None:
+        return None
+    ((a, b), r), ((c, d), s) = u, v
     if op == "+":
         a, b, r = a + c, b + d, r + s
     elif op == "-":
         a, b, r = a - c, b - d, r - s
-    elif op == "*":
-        if a and c:
-            return None
+    elif op == "*" and not (a and c):
         a, b, r = a * d + c * b, b * d, r * s
-    else:
-        if c or not d or a % d or b % d or math.gcd(s, MODULUS) > 1:
-            return None
+    elif op == "/" and not (c or not d or a % d or b % d or math.gcd(s, MODULUS) > 1):
         a, b, r = a // d, b // d, r * pow(s, -1, MODULUS)
-    return (a, b, r % MODULUS) if abs(a) <= MAX_NUMBER and abs(b) <= MAX_NUMBER else None
+    else:
+        return None
+    return ((a, b), r % MODULUS) if max(abs(a), abs(b)) <= MAX_NUMBER else None
 
 
 # "0-" is a minus before an operand: a token that no text has
@@ -141,49 +147,56 @@ PRECEDENCE = {"(": 0, ")": 1, "+": 1, "-": 1, "*": 2, "/": 2, "0-": 3}
 
 def evaluate(tokens, values):
     """Value of an expression, by two stacks (no recursion), or None. values: {letter: value or None}."""
-    operands, operators, expect_operand = [], ["("], True
+    operands, operators, after_operand = [], ["("], False
     for token in (*tokens, ")"):
-        if expect_operand:
-            if token == "(" or (token == "-" and operators[-1] != "0-"):
-                operators.append("0-" if token == "-" else token)
-                continue
-            operands.append(values.get(token) or number(token))
-            if operands[-1] is None:
-                return None
-            expect_operand = False
-            continue
         level = PRECEDENCE.get(token)
-        if not level:
+        if token == "-" and not after_operand and operators[-1] != "0-":  # -v is 0 - v
+            operands.append(number("0"))
+            operators.append("0-")
+        elif after_operand != bool(level):  # operand after operand, or operator after operator
             return None
-        while operators and PRECEDENCE[operators[-1]] >= level:
-            op, v = operators.pop(), operands.pop()
-            operands.append(apply("-", (0, 0, 0), v) if op == "0-" else apply(op, operands.pop(), v))
-            if operands[-1] is None:
+        elif level is None:
+            operands.append(values.get(token) or number(token))
+            after_operand = True
+        else:
+            while after_operand and operators and PRECEDENCE[operators[-1]] >= level:
+                operands[-2:] = [apply(operators.pop()[-1], *operands[-2:])]
+            after_operand = token == ")"
+            if not after_operand:
+                operators.append(token)
+            elif not operators or operators.pop() != "(":
                 return None
-        if token != ")":
-            operators.append(token)
-            expect_operand = True
-        elif not operators or operators.pop() != "(":
-            return None
-    return None if operators or expect_operand else operands[0]
+    return None if operators else operands[0]
 
 
-def normal_form(value):
-    """The tokens of a form as it is written: 4, x, 3*x, x + 4, 3*x - 2, 4 - 2*x, -2*x, -x - 1."""
-    a, b = value
-    if not a:
-        return ["-", str(-b)] if b < 0 else [str(b)]
-    ax = ["x"] if abs(a) == 1 else [str(abs(a)), "*", "x"]
-    if a < 0 < b:  # the positive term comes first
-        return [str(b), "-", *ax]
-    ax = ["-", *ax] if a < 0 else ax
-    return [*ax, "+" if b > 0 else "-", str(abs(b))] if b else ax
+def read_sides(equation):
+    """Text of an equation → [(tokens of a side with a space between them, its letters, its value, where x is
+    the unknown, if it has no other letters)]. Sides recur (`12`, `a + b`): if short they are remembered.
+    """
+    return [*map(_side if len(equation) <= 200 else _side.__wrapped__, equation.split("="))]
 
 
-def show(value):
+@lru_cache(maxsize=1 << 14)
+def _side(text):
+    tokens = PIECE.findall(text)
+    letters = LETTERS.intersection(tokens)
+    return " ".join(tokens), letters, evaluate(tokens, X) if letters <= X.keys() else None
+
+
+@lru_cache(maxsize=1 << 14)
+def normal_form(form):
+    """A form as it is written, a space between its tokens: 4, x, 3 * x - 2, - x - 1; the positive term comes
+    first: 4 - 2 * x.
+    """
+    a, b = form
+    ax = "x" if abs(a) == 1 else f"{abs(a)} * x"
+    signed = [f"{'-' if n < 0 else '+'} {term}" for n, term in ((a, ax), (b, abs(b))) if n]
+    return " ".join(sorted(signed, key=lambda term: term[0])).removeprefix("+ ") or "0"  # "+" before "-"
+
+
+def show(form):
     """A form as one writes it: 3*x + 4."""
-    tokens = ["nothing that computes"] if value is None else normal_form(value)
-    return "".join(f" {t} " if t in "+-" and i else t for i, t in enumerate(tokens))
+    return re.sub("^- ", "-", normal_form(form).replace(" * ", "*")) if form else "nothing that computes"
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -212,84 +225,72 @@ class _Reader:
 
     def __init__(self, text):
         self.parsed = ParsedSolution()
-        self.errors = self.parsed.errors
+        self.steps = self.parsed.steps
         self.values = {}  # letter → value or None
         self.sources = {}  # letter → the names it stands for
         self.unknown = None  # "x", once it is defined as such
         solution, _, after = text.partition("</solution>")
-        end = END.search(text).start()
-        self._refuse("<" in text[:end] or "solution>" in after or "question>" in after, "nested_tags")
-        self._refuse(not TAIL.fullmatch(text, end), "text_after_answer")
-        self._answer(text)
+        # From here on only the answer may stand.
+        end = min(len(text.partition(mark)[0]) for mark in ("Answer:", "<answer>", "</solution>"))
+        self.parsed.refuse("<" in text[:end] or "solution>" in after or "question>" in after, "nested_tags")
+        self.parsed.refuse(not TAIL.fullmatch(text, end), "text_after_answer")
+        # All that claims to be the answer is the same integer.
+        answers = {claim.lastindex and int(claim[claim.lastindex]) for claim in CLAIM.finditer(text, end)}
+        self.parsed.answer = min(answers) if len(answers) == 1 else None
+        kind = "bad_answer" if None in answers else "two_answers" if answers else "no_answer"
+        self.parsed.refuse(self.parsed.answer is None, kind)
         *outside, last = self._definitions(text[:end])
         self._closing(last)
-        self._refuse(any(RELATION.search(piece) for piece in (*outside, text[end:])), "stray_equation")
-        for sentence in (sentence for piece in (*outside, last) for sentence in STOP.split(piece)):
-            name, need, parents = sentence.partition("To find ")[2].partition(" we need ")
-            if need:
-                self.parsed.plans.append((name.strip(), [parent.strip() for parent in parents.split(",")]))
+        self.parsed.refuse(RELATION.search("".join((*outside, text[end:]))), "stray_equation")
+        sentences = [s for piece in (*outside, last) if "To find " in piece for s in STOP.split(piece)]
+        plans = [sentence.partition("To find ")[2].partition(" we need ") for sentence in sentences]
+        self.parsed.plans = [
+            (name, re.split(" ?, ?", parents.strip())) for name, need, parents in plans if need
+        ]
         # Definitions after the answer are definitions; those after </solution> can only contradict.
         self._definitions(solution[end:])
-        n = len(self.parsed.steps)
+        self.steps = self.parsed.hidden
         self._definitions(after)
-        self.parsed.steps, self.parsed.hidden = self.parsed.steps[:n], self.parsed.steps[n:]
-
-    def _refuse(self, flaw, kind):
-        if flaw:
-            self.errors.append(kind)
-
-    def _answer(self, text):
-        """The answer, if all that claim to be one are the same integer."""
-        claims = [ANSWER.match(text, claim.start()) for claim in CLAIM.finditer(text)]
-        answers = {claim and int(claim[claim.lastindex]) for claim in claims}
-        if len(answers) == 1 and None not in answers:
-            self.parsed.answer = answers.pop()
-        else:
-            self.errors.append("bad_answer" if None in answers else "two_answers" if answers else "no_answer")
 
     def _definitions(self, text):
         """Read every `Define` sentence → the pieces of text before, between and after them."""
         first, *pieces = DEFINE.split(text)
-        outside = [first]
-        for piece in pieces:
-            stop = STOP.search(piece)
-            self._refuse(stop is None, "punctuation")
-            self._step(piece[: stop.start()] if stop else piece)
-            outside.append(piece[stop.end() :] if stop else "")
-        return outside
+        halves = [STOP.split(piece, maxsplit=1) for piece in pieces]
+        for sentence, *after in halves:
+            self.parsed.refuse(not after, "punctuation")
+            self._step(sentence)
+        return [first, *("".join(after) for _, *after in halves)]
 
     def _step(self, sentence):
         """Read one sentence after `Define`, add its Step, and bind its letters."""
-        sound = len(self.errors)
+        sound = len(self.parsed.errors)
         head = HEAD.match(sentence)
-        if head is None:
-            return self.errors.append("not_a_definition")
+        if self.parsed.refuse(head is None, "not_a_definition"):
+            return
         name, var = head[1].strip(), head[2]
-        self._refuse(not head[3], "punctuation")
+        self.parsed.refuse(not head[3], "punctuation")
         *clauses, last = sentence[head.end() :].split(";")
         definitions = []  # of var: (value, parents)
         if last.strip() == UNKNOWN and not clauses:
-            self._refuse(var != "x", "unknown_not_x")
+            self.parsed.refuse(var != "x", "unknown_not_x")
             self.unknown = var
-            definitions.append(((1, 0, coordinate(name)), frozenset()))
+            definitions.append((((1, 0), coordinate(name)), frozenset()))
         else:
             for clause in (*clauses, last.lstrip().removeprefix("so ")):
                 left, value, parents = self._equation(clause)
                 if left == var:
                     definitions.append((value, parents))
                 elif left is not None:
-                    self._refuse(left in self.values or definitions, "reused_letter")
+                    self.parsed.refuse(left in self.values or definitions, "reused_letter")
                     self.values[left], self.sources[left] = value, parents
-        if len(definitions) != 1:
-            self.errors.append("defined_twice" if definitions else "not_defined")
+        self.parsed.refuse(len(definitions) != 1, "defined_twice" if definitions else "not_defined")
         # Two definitions that differ define nothing: who hedges is wrong.
-        agree = len({(value and value[:2], parents) for value, parents in definitions}) == 1
+        agree = len({(value and value[0], parents) for value, parents in definitions}) == 1
         value, parents = definitions[0] if agree else (None, frozenset())
-        self._refuse(var in self.values, "reused_letter")
-        self.values[var] = value and (*value[:2], coordinate(name))
-        self.sources[var] = frozenset((name,))
-        faithful = len(self.errors) == sound
-        self.parsed.steps.append(Step(name, var, parents, value and value[:2], faithful, value and value[2]))
+        form, formula = value or (None, None)
+        self.parsed.refuse(var in self.values, "reused_letter")
+        self.values[var], self.sources[var] = value and (form, coordinate(name)), frozenset((name,))
+        self.steps.append(Step(name, var, parents, form, len(self.parsed.errors) == sound, formula))
 
     def _equation(self, clause):
         """`v = a + b = 3 + 4 = 7` → (letter or None, value, parents). Its form is the last that can be
@@ -297,64 +298,64 @@ class _Reader:
         error. Each expression of letters stands there with their values put in too; what else stands there is
         the value, which comes last.
         """
-        left, *parts = [PIECE.findall(part) for part in clause.split("=")]
-        if not parts or len(left) != 1 or left[0] not in LETTERS:
-            self.errors.append("not_an_equation")
+        left, *sides = read_sides(clause)
+        if self.parsed.refuse(not sides or left[0] not in LETTERS, "not_an_equation"):
             return None, None, frozenset()
-        computed = [evaluate(part, self.values) for part in parts]
-        letters = [{t for t in part if t in LETTERS} for part in parts]
-        if any(used - {self.unknown} for used in letters):
+        mentions = [letters for _, letters, _ in sides]
+        if self.unknown and any(letters - {self.unknown} for letters in mentions):
             # Beside letters, `2*x + 3` is a value, no mention of x.
-            letters = [used if used - {self.unknown} else () for used in letters]
-        sources = [self.sources.get(t) for t in set().union(*letters)]
-        self._refuse(None in sources, "undefined_letter")
+            mentions = [letters if letters - {self.unknown} else () for letters in mentions]
+        sources = [self.sources.get(t) for t in set().union(*mentions)]
+        self.parsed.refuse(None in sources, "undefined_letter")
         parents = frozenset().union(*filter(None, sources))
-        value = next((v for v in reversed(computed) if v), None)
-        if None in computed:
-            self.errors.append("not_computable")
-            numbers = filter(None, map(number, reversed(PIECE.findall(clause))))
-            return left[0], value or next(numbers, None), parents  # its last number, if nothing computes
-        formulas = {v[2] for v, used in zip(computed, letters) if used} or {value[2]}
-        self._refuse(any(v[:2] != value[:2] for v in computed) or len(formulas) > 1, "untrue")
-        written = normal_form(value[:2])
-        expected, found, plain = {tuple(written)}, set(), set()
-        for part, used in zip(parts, letters):
-            bare = tuple(t for t in part if t not in "()")
+        values = [self._value(*side, used) for side, used in zip(sides, mentions)]
+        if self.parsed.refuse(None in values, "not_computable"):  # its last number, if nothing computes
+            known = (*map(number, PIECE.findall(clause)), *(self._value(*side) for side in sides))
+            return left[0], [None, *filter(None, known)][-1], parents
+        form, formula = values[-1]
+        expected, found, plain, formulas = {normal_form(form)}, set(), set(), set()
+        for (side, _, _), used, value in zip(sides, mentions, values):
+            bare = side.replace("( ", "").replace(" )", "") if "(" in side else side
             found.add(bare)
             if used:
-                put_in = (normal_form(self.values[t][:2]) if t in LETTERS else (t,) for t in bare)
-                expected.add(tuple(t for tokens in put_in for t in tokens))
+                words = [normal_form(self.values[t][0]) if t in LETTERS else t for t in bare.split()]
+                expected.add(" ".join(words))
+                formulas.add(value[1])
             else:
                 plain.add(bare)
-        self._refuse(parts[-1] != written or not plain <= expected <= found, "bad_substitution")
-        return left[0], (*value[:2], formulas.pop()), parents
+        self.parsed.refuse({value[0] for value in values} != {form} or len(formulas) > 1, "untrue")
+        self.parsed.refuse(side != normal_form(form) or not plain <= expected <= found, "bad_substitution")
+        return left[0], (form, formulas.pop() if formulas else formula), parents
+
+    def _value(self, side, letters, value, named=True):
+        """Value of a side as read_sides gives it; only its form counts if it names no quantity."""
+        x = self.values.get("x")
+        steady = not letters or (letters == X.keys() and not named and x and x[0] == (1, 0))
+        return value if steady else self.values.get(side) or evaluate(side.split(), self.values)
 
     def _closing(self, text):
         """Read the equations in the English after the last definition. One ends at a word, at a mark between
         clauses, or where operand follows operand; any other character belongs to it, which does not compute
         then.
         """
-        run, after_operand = [], False
-        for token in (*PIECE.findall(text), "."):
+        pieces, after_operand = [], False
+        for token in PHRASE.findall(text):
             operand = token in self.values or token[0].isdigit()
-            english = token in ".,:;" or (token[0].isalpha() and not operand)
-            if english or (operand and after_operand):
-                if RELATION.search("".join(run)) or len(run) > 2:  # an expression alone is a broken equation
-                    sides = [tuple(side.split()) for side in " ".join(run).split("=")]
-                    forms = [evaluate(side, self.values) for side in sides]
-                    self.parsed.closing.append({s: v and v[:2] for s, v in zip(sides, forms)})
-                run = []
-            if not english:
-                run.append(token)
+            english = token[0] in ".,:;" or (token[0].isalpha() and not operand)
+            between = "; " if operand and after_operand else ""
+            pieces.append(";" if english else between + token)
             after_operand = operand
+        for run in " ".join(pieces).split(";"):
+            if RELATION.search(run) or len(run.split()) > 2:  # an expression alone is a broken equation
+                self.parsed.closing.append({s[0]: self._value(*s, named=False) for s in read_sides(run)})
 
 
 # ------------------------------------------------------------------------------------------------------------
 # Gold
 
 
-def _get(record, key):
-    return record.get(key) if isinstance(record, dict) else getattr(record, key, None)
+def _get(record, *keys):
+    return [record.get(key) if isinstance(record, dict) else getattr(record, key, None) for key in keys]
 
 
 def gold_graph(record):
@@ -362,15 +363,13 @@ def gold_graph(record):
     step of which is then the gold relation. A record with an `answer` alone has an empty graph. UserError for
     anything else.
     """
-    nodes, solution, answer = (_get(record, key) for key in ("nodes", "solution", "answer"))
-    steps = []
-    if isinstance(nodes, (list, tuple)):
-        steps = list(map(_gold_node, nodes))
-        if None in steps:
-            raise UserError(f"item {steps.index(None) + 1} of its `nodes` is not of the schema")
-    elif nodes is None and isinstance(solution, str):
-        steps = _parse_gold(solution).steps
-        answer = _parse_gold(solution).answer if answer is None else answer
+    nodes, solution, answer = _get(record, "nodes", "solution", "answer")
+    steps = [*map(_gold_node, nodes)] if isinstance(nodes, (list, tuple)) else []
+    if None in steps:
+        raise UserError(f"item {steps.index(None) + 1} of its `nodes` is not of the schema")
+    if nodes is None and isinstance(solution, str):
+        parsed = _parse_gold(solution)
+        steps, answer = parsed.steps, parsed.answer if answer is None else answer
     if (not steps and (nodes, solution) != (None, None)) or type(answer) is not int:
         raise UserError("neither `nodes` and `answer` nor `solution` holds a gold graph")
     return {step.name: step for step in steps}, answer
@@ -381,27 +380,29 @@ _parse_gold = lru_cache(maxsize=1 << 12)(parse_solution)  # a group of samples s
 
 def _gold_node(node):
     """One of a record's `nodes` (see datagen.Node) → Step, or None if it is not of the schema."""
-    name, operator, operands = _get(node, "name"), _get(node, "operator"), _get(node, "operands")
-    constant, value = _get(node, "constant"), _get(node, "value")
+    name, signs, operands, constant, value = _get(node, "name", "operator", "operands", "constant", "value")
     form = (0, value) if type(value) is int else value
     if not isinstance(operands, (list, tuple)) or not isinstance(form, (list, tuple)):
         return None
-    integers = (*form, 0 if constant is None else constant)
-    if {*map(type, (name, operator, *operands))} != {str} or [*map(type, integers)] != [int] * 3:
+    texts, integers = (name, signs, *operands), (*form, 0 if constant is None else constant)
+    if {*map(type, texts)} != {str} or [*map(type, integers)] != [int] * 3:
         return None
-    name, operands = " ".join(name.split()), [" ".join(operand.split()) for operand in operands]
-    values = {chr(i): (0, 0, coordinate(operand)) for i, operand in enumerate(operands, 0x4E00)}
-    inner, outer = (operator, "") if constant is None else (operator[:-1], operator[-1:])
-    if inner == "*+" and len(values) % 2 == 0:
-        text = "+".join(map("*".join, zip(*[iter(values)] * 2)))
-    else:
-        text = inner.join(values) if inner in ("", "+", "-") else ""
-    if constant is not None:
-        text = f"({text}) {outer} {constant}"
+    return _gold_step(*form, constant, *texts)
+
+
+@lru_cache(maxsize=1 << 14)  # a group of samples shares its nodes
+def _gold_step(a, b, constant, name, signs, *operands):
+    name, *operands = (" ".join(text.split()) for text in (name, *operands))
+    values = {chr(i): ((0, 0), coordinate(operand)) for i, operand in enumerate(operands, 0x4E00)}
+    inner, outer = (signs, "") if constant is None else (signs[:-1], signs[-1:])
+    texts = {sign: sign.join(values) for sign in ("", "+", "-")}
+    if len(values) % 2 == 0:
+        texts["*+"] = "+".join(map("*".join, zip(*[iter(values)] * 2)))
+    text = f"({texts.get(inner, '')}) {outer} {'' if constant is None else constant}"
     value = evaluate(PIECE.findall(text), values)
-    if (operands, operator, constant) == ([], "", None):  # the unknown, or a number of the text
-        value = (*form, coordinate(name) if form[0] else form[1] % MODULUS)
-    return value and Step(name, "", frozenset(operands), tuple(form), True, value[2])
+    if (operands, signs, constant) == ([], "", None):  # the unknown, or a number of the text
+        value = (None, coordinate(name) if a else b % MODULUS)
+    return value and Step(name, "", frozenset(operands), (a, b), True, value[1])
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -417,35 +418,32 @@ def verify(text, record):
     """
     gold, answer = gold_graph(record)
     parsed = parse_solution(text)
-    errors, nodes = list(parsed.errors), {}
     found = {step.name: step for step in reversed(parsed.steps)}
     different = {(step.name, step.value, step.parents) for step in (*parsed.steps, *parsed.hidden)}
     versions = Counter(name for name, *_ in different)
-    if any(versions[name] > 1 for name in found):
-        errors.append("contradiction")
-    for name, node in gold.items():
-        step = found.get(name)
-        if step is None:
-            nodes[name] = "missing"
-        elif step.value != node.value or step.value is None or versions[name] > 1:
-            nodes[name] = "wrong_value"
-        elif step.parents != node.parents:
-            nodes[name] = "wrong_parents"
-        else:
-            nodes[name] = "ok"
-            if step.formula != node.formula:
-                errors.append("wrong_relation")
-    if any(name not in gold or sorted(gold[name].parents) != sorted(names) for name, names in parsed.plans):
-        errors.append("wrong_plan")
+    parsed.refuse(any(versions[name] > 1 for name in found), "contradiction")
+    nodes = {name: _status(node, found.get(name), versions[name]) for name, node in gold.items()}
+    for name, status in nodes.items():
+        parsed.refuse(status == "ok" and found[name].formula != gold[name].formula, "wrong_relation")
+    plans = [(gold[name].parents if name in gold else (), names) for name, names in parsed.plans]
+    parsed.refuse(any(sorted(parents) != sorted(names) for parents, names in plans), "wrong_plan")
     last = next(reversed(gold.values())).value if gold else None
-    reverse = bool(last and last[0])
-    if (reverse or parsed.closing) and not (reverse and _solves(parsed.closing, last, answer)):
-        errors.append("bad_closing" if parsed.closing else "no_closing")
+    solved = _solves(parsed.closing, last, answer) if last and last[0] else not parsed.closing
+    parsed.refuse(not solved, "bad_closing" if parsed.closing else "no_closing")
     process = sum(status == "ok" for status in nodes.values()) / max(1, len(gold))
     answer_correct = parsed.answer == answer
     correct = answer_correct and process == 1
-    extra = [name for name in reversed(found) if name not in gold]
+    extra, errors = [name for name in reversed(found) if name not in gold], parsed.errors
     return Verdict(answer_correct, process, correct, correct and not errors, nodes, extra, errors, parsed)
+
+
+def _status(node, step, versions):
+    """What became of a gold node: step is the first that defines it, in so many versions in all."""
+    if step is None:
+        return "missing"
+    if step.value != node.value or step.value is None or versions > 1:
+        return "wrong_value"
+    return "ok" if step.parents == node.parents else "wrong_parents"
 
 
 def _solves(closing, last, answer):
@@ -455,14 +453,12 @@ def _solves(closing, last, answer):
     """
     stated = solved = False
     for sides in closing:
-        forms = set(sides.values())
-        if None in forms or len({a * answer + b for a, b in forms}) > 1:
+        forms = {value and value[0] for value in sides.values()}
+        named = len(sides) > 1 and any(side in LETTERS and side != "x" for side in sides)
+        if None in forms or (len(forms) == 1 and not named) or len({a * answer + b for a, b in forms}) > 1:
             return False
-        named = len(sides) > 1 and any(len(side) == 1 and side[0] in LETTERS - {"x"} for side in sides)
-        if len(forms) == 1 and not named:
-            return False
-        stated |= 0 in dict(forms) and any("x" in side and form == last for side, form in sides.items())
-        solved = ("x",) in sides and tuple(normal_form((0, answer))) in sides
+        stated |= 0 in dict(forms) and any("x" in side and value[0] == last for side, value in sides.items())
+        solved = "x" in sides and normal_form((0, answer)) in sides
     return stated and solved
 
 
@@ -502,19 +498,16 @@ def explain(text, record=None, colour=False):
     """
     lines = []
 
-    def say(sign, line):
-        code = {"✓": 32, "✗": 31, "·": 2}[sign]
+    def say(holds, line):
+        sign, code = {True: ("✓", 32), False: ("✗", 31), None: ("·", 2)}[holds]
         line = printable(f"{sign} {line}")
         lines.append(f"\033[{code}m{line}\033[0m" if colour else line)
 
     if record is None:
         parsed = parse_solution(text)
         for s in parsed.steps:
-            say(
-                "✓" if s.faithful else "✗",
-                f"{s.name} = {show(s.value)}   from {sorted(s.parents) or 'the text'}",
-            )
-        say("·", f"answer {parsed.answer}; no gold to compare with: ✓ says that a step is true as written")
+            say(s.faithful, f"{s.name} = {show(s.value)}   from {sorted(s.parents) or 'the text'}")
+        say(None, f"answer {parsed.answer}; no gold to compare with: ✓ says that a step is true as written")
         return "\n".join(lines)
     verdict, (gold, answer) = verify(text, record), gold_graph(record)
     steps = {step.name: step for step in reversed(verdict.parsed.steps)}
@@ -524,15 +517,14 @@ def explain(text, record=None, colour=False):
             "missing": "   never defined",
             "wrong_value": f"   found {show(step.value)}" + ", and another" * (step.value == node.value),
             "wrong_parents": f"   found it from {sorted(step.parents)}, not {sorted(node.parents)}",
+            "other": "   but by another relation, equal by chance",
             "ok": "" if step.faithful else "   but what is written there is not all true",
-        }[status]
-        if status == "ok" and step.formula != node.formula:
-            remark = "   but by another relation, equal by chance"
-        say("✓" if status == "ok" else "✗", f"{name} = {show(node.value)}{remark}")
+        }[status if step.formula == node.formula or status != "ok" else "other"]
+        say(status == "ok", f"{name} = {show(node.value)}{remark}")
     for name in verdict.extra:
-        say("·", f"{name}   not needed")
-    remark = "" if verdict.answer_correct else f"   found {verdict.parsed.answer}"
-    say("✓" if verdict.answer_correct else "✗", f"answer {answer}{remark}")
+        say(None, f"{name}   not needed")
+    found = f"   found {verdict.parsed.answer}" * (not verdict.answer_correct)
+    say(verdict.answer_correct, f"answer {answer}{found}")
     lines.append(f"process {verdict.process:.2f}, correct {verdict.correct}, faithful {verdict.faithful}")
     return "\n".join(lines) + f", errors: {', '.join(dict.fromkeys(verdict.errors)) or 'none'}"
 
@@ -553,7 +545,7 @@ def main(argv=None):
     if o.records is None:
         raise UserError("no records to judge: python verify.py records.jsonl")
     total, rates, counts, shown = 0, Counter(), {"nodes": Counter(), "errors": Counter()}, None
-    for number, record in read_jsonl(o.records):
+    for total, (number, record) in enumerate(read_jsonl(o.records), 1):  # noqa: B007
         text = record.get(o.solution_key)
         try:
             if not isinstance(text, str):
@@ -561,7 +553,6 @@ def main(argv=None):
             verdict = verify(text, record)
         except UserError as error:
             raise UserError(f"{o.records}, line {number}: {error}") from None
-        total += 1
         for kind in ("answer_correct", "process", "correct", "faithful"):
             rates[kind.removesuffix("_correct")] += getattr(verdict, kind)
         counts["nodes"].update(verdict.nodes.values())

@@ -54,6 +54,8 @@ def settings(o):
         preset=o.preset,
         init_from=o.ckpt,
         seed=o.seed,
+        device=o.device,
+        threads=o.threads,
         dtype=o.dtype,
         attention=o.attention,
         eval_problems=1,
@@ -159,7 +161,8 @@ def main(argv=None):
     o = parse_options(Options, argv, description=__doc__)
     if o.ckpt is None:
         raise UserError("no checkpoint: python bench/grpo_speed.py --ckpt out/demo/mid/latest")
-    device, p = setup(o), settings(o)
+    p = settings(o)
+    device = setup(p)
     run, clocks = GRPO(p, device, Processes(device)), Clocks(device)
     gap, samples = log_probability_gaps(run, p)
     rollout.generate = clocks.measure("sampling", rollout.generate)

@@ -1,11 +1,14 @@
-"""Speed of the judge on one core: verdicts per second at op 10, and the slowest long garbage.
+"""Speed of the judge on one core: verdicts per second at op 10, a batch of GRPO, and the slowest long garbage.
 
     python bench/judge_speed.py [--public FILE.jsonl]
 
-CPU time of the process, best of three passes, so that a busy machine changes the numbers little.
+CPU time of the process, best of three passes, so that a busy machine changes the numbers little. The judge
+begins each pass with empty caches.
 """
 
 import json
+import random
+import re
 import sys
 import time
 from dataclasses import dataclass
@@ -44,8 +47,10 @@ class Options(CheckedOptions):
 
 def seconds(work, passes=3):
     """CPU seconds of `work()`, the best of some passes."""
-    times = []
+    times, caches = [], [value for value in vars(judge).values() if hasattr(value, "cache_clear")]
     for _ in range(passes):
+        for cache in caches:
+            cache.cache_clear()
         start = time.process_time()
         work()
         times.append(time.process_time() - start)
@@ -60,16 +65,37 @@ def verdicts_per_second(records):
     )
 
 
+def rename(text, letters, rand):
+    """A solution with other letters, as another sample of its group would have."""
+    new = dict(zip(letters, rand.sample(letters, len(letters))))
+    return re.sub(r"(?<![A-Za-z'])[A-Za-z](?![A-Za-z'])", lambda m: new.get(m[0], m[0]), text)
+
+
+def batch(problems=768, group=8):
+    """[(text, problem)] of op 10, forward and reverse: about 300 tokens a text. x, the unknown, keeps its name."""
+    rand, letters = random.Random(0), datagen.LETTERS.replace("x", "")
+    modes = [datagen.MODES[i % 2] for i in range(problems)]
+    drawn = [datagen.generate(0, i, op=10, mode=mode) for i, mode in enumerate(modes)]
+    return [(rename(p.solution, letters, rand), p) for p in drawn for _ in range(group)]
+
+
 def main(argv=None):
     o = parse_options(Options, argv, description=__doc__.splitlines()[0])
     public = [record for _, record in read_jsonl(o.public) if record.get("op") == 10]
     out = {"public": verdicts_per_second(public * 20)}
-    print(f"public op 10 ({len(public)} records, gold parsed each time): {out['public']:,.0f} verdicts/s")
+    print(
+        f"public op 10 ({len(public)} records, gold from their `solution`): {out['public']:,.0f} verdicts/s"
+    )
     for mode in datagen.MODES:
         for layers in (2, 3):
             problems = [datagen.generate(0, i, op=10, mode=mode, layers=layers) for i in range(500)]
             rate = out[f"{mode}, {layers} layers"] = verdicts_per_second(problems)
             print(f"generated op 10, {mode}, {layers} layers: {rate:,.0f} verdicts/s")
+    pairs = batch()
+    out["batch, seconds"] = seconds(lambda: [judge.verify(text, problem) for text, problem in pairs])
+    characters = sum(len(text) for text, _ in pairs) / len(pairs)
+    took = f"{out['batch, seconds']:.2f} s"
+    print(f"{len(pairs):,} completions of {characters:.0f} characters, 8 of each problem: {took}")
     for size in (judge.MAX_TEXT, 1 << 16):
         slowest = max(
             (seconds(lambda: judge.verify((h + u * size)[:size], problems[0])), h + u)

@@ -10,6 +10,7 @@ from lab.options import CheckedOptions, UserError, opt, run_script
 import torch
 
 DTYPES = ("auto", "float32", "bfloat16")
+THREADS = torch.get_num_threads()
 ATTENTION = ("auto", "triton", "sdpa", "reference")
 
 
@@ -18,6 +19,7 @@ class DeviceOptions(CheckedOptions):
     seed: int = opt(0, "seed of everything drawn", within="[0, 4294967295]")
     device: str = opt("auto", "where to compute", ("auto", "cpu", "cuda", "mps"), free=True)
     threads: int = opt(0, "CPU threads (0: torch's default)", within="[0, 256]", free=True)
+    replicas: int = opt(1, "on a CPU: micro-batches at once, in threads", within="[1, 256]", free=True)
     attention: str = opt("auto", "auto: Triton's kernels on a CUDA GPU, else sdpa", ATTENTION, free=True)
     dtype: str = opt("auto", "of the layers' products (auto: bfloat16 on a CUDA GPU, else float32)", DTYPES)
 
@@ -33,8 +35,7 @@ def setup(o):
         raise UserError(f"device {name} was asked for, but torch sees none here; use --device cpu")
     if name == "cuda":  # one GPU for each process that torchrun starts here
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    if o.threads:
-        torch.set_num_threads(o.threads)
+    torch.set_num_threads(max(1, (o.threads or THREADS) // (o.replicas if name == "cpu" else 1)))
     if name == "cpu" and platform.libc_ver()[0] == "glibc":
         # Giving activations back to the kernel and faulting them in again costs a tenth of a training step.
         for threshold in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
@@ -42,7 +43,7 @@ def setup(o):
     torch.manual_seed(o.seed)
     torch.set_float32_matmul_precision("high")
     if os.environ.get("RANK", "0") == "0":
-        threads = f"{platform.machine()}, {torch.get_num_threads()} threads"
+        threads = f"{platform.machine()}, {o.replicas} x {torch.get_num_threads()} threads"
         what = torch.cuda.get_device_name() if name == "cuda" else threads
         versions = f"torch {torch.__version__}, Python {platform.python_version()}"
         print(f"device {name} ({what}), {versions}, seed {o.seed}")

@@ -143,7 +143,26 @@ def test_micro_batches_are_the_batch():
     assert [len(part.tokens) for part in parts] == [2, 1] and sum(p.trained for p in parts) == (
         batch.targets != data.IGNORE
     ).sum()
-    assert torch.equal(parts[0].tokens, torch.from_numpy(batch.tokens[:2]))
+    T = int((batch.targets[:2] != data.IGNORE).nonzero()[1].max()) + 1  # what follows predicts nothing
+    assert torch.equal(parts[0].tokens, torch.from_numpy(batch.tokens[:2, :T]))
+    assert torch.equal(parts[0].doc_start, torch.from_numpy(batch.doc_start[:2, :T]))
+
+
+def test_a_prompt_stands_once_before_as_many_of_its_documents_as_a_row_holds():
+    def document(n, token):
+        return Document([token] * n, [False] + [True] * (n - 1), {"old_logp": [-1.0] * n}, goes_on=True)
+
+    groups = [([7, 8, 9], [document(2, 1), document(2, 2), document(3, 3)]), ([], [document(2, 4)])]
+    batch = data.pack_groups(groups, 8, 0)
+    assert batch.tokens.tolist() == [[7, 8, 9, 1, 1, 2, 2, 0], [7, 8, 9, 3, 3, 3, 4, 4]]
+    assert batch.doc_start.tolist() == [[0, 0, 0, 3, 3, 5, 5, 7], [0, 0, 0, 3, 3, 3, 6, 6]]
+    start, end = batch.prompts
+    assert not start[0].any() and end.tolist() == [[0, 0, 0, 3, 3, 3, 3, 0], [0, 0, 0, 3, 3, 3, 6, 6]]
+    assert start[1].tolist() == [0, 0, 0, 0, 0, 0, 6, 6]
+    no = data.IGNORE
+    assert batch.targets.tolist() == [[no] * 3 + [1, no, 2, no, no], [no] * 3 + [3, 3, no, 4, no]]
+    assert batch.values["old_logp"].tolist() == (batch.targets != no).astype(float).__neg__().tolist()
+    assert batch.trained == 5
 
 
 def test_changing_one_document_changes_no_other_documents_loss():

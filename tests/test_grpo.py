@@ -1,10 +1,12 @@
 import copy
 import math
+import random
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 from lab.device import Processes
 from lab.options import UserError, stream_key
+from lab.replicas import Replicas
 from lab.runs import Guard
 
 import pytest
@@ -14,7 +16,8 @@ from test_model import randomise
 import datagen
 import sampler
 import train_grpo
-from data import IGNORE
+from attention import BACKENDS
+from data import IGNORE, Document, pack
 from datagen import Mixture
 from model import ModelConfig, Qwen2
 from rollout import Problems, Rollout, pack_rollouts, token_logps
@@ -187,6 +190,7 @@ def learner(model, reference=None, optimizer=None, **options):
     it.o = Options(**{"row_tokens": 64, "kl": 0.1 if reference else 0.0, "lr": 0.1, **options})
     it.model, it.reference, it.device, it.processes = model, reference, torch.device("cpu"), ONE
     it.optimizers = [optimizer or torch.optim.SGD(model.parameters(), lr=0.1)]
+    it.replicas = Replicas(model, it.o.replicas)
     it.tokenizer, it.guard, it.step, it.updates = SimpleNamespace(pad_id=0), Guard(10), 0, 0
     return it
 
@@ -271,6 +275,48 @@ def test_packed_logps_are_those_of_each_sample_alone():
             key = round(s.old_logp[j], 5), round(s.advantage, 5)
             want[key] = float(alone[len(s.prompt_ids) - 1 + j, token].detach())
     assert found == pytest.approx(want, abs=1e-5)
+
+
+@pytest.mark.parametrize("kl", [0.0, 0.1])
+@pytest.mark.parametrize("row_tokens", [20, 43, 400])  # most groups cut, some, none
+@pytest.mark.parametrize("way", ["reference", "sdpa"])
+def test_a_shared_prompt_changes_neither_loss_nor_gradient(way, row_tokens, kl):
+    """Against rows in which every sample stands behind a prompt of its own."""
+    rand, some = random.Random(1), []
+    for p in range(4):
+        prompt = [rand.randrange(4, 30) for _ in range((1, 2, 9, 5)[p])]
+        for _ in range((5, 1, 4, 6)[p]):
+            ids = [rand.randrange(3, 30) for _ in range(rand.randrange(1, 9))]
+            some.append(rollout(prompt, ids, [-3.0 - 0.1 * rand.random() for _ in ids], rand.uniform(-1, 1)))
+
+    def alone():
+        for s in some:
+            before, n = len(s.prompt_ids), len(s.completion_ids)
+            values = {
+                "old_logp": [0.0] * before + s.old_logp,
+                "advantage": [0.0] * before + [s.advantage] * n,
+            }
+            document = Document(s.prompt_ids + s.completion_ids, [False] * before + [True] * n, values)
+            yield from pack([document], 64, 0).micro_batches(9, torch.device("cpu"))
+
+    def loss_and_gradients(micro_batches):
+        model, reference, total = make(), make(1), 0.0
+        model.backend = reference.backend = BACKENDS[way]
+        for micro in micro_batches:
+            mask = micro.targets != IGNORE
+            logp, _ = token_logps(model, micro, 0.9)
+            ref_logp = token_logps(reference, micro, 0.9)[0].detach() if kl else None
+            old_logp, advantage = micro.values["old_logp"], micro.values["advantage"]
+            loss, _ = grpo_loss(logp, old_logp, ref_logp, advantage, mask, count=50, kl_coef=kl)
+            loss.backward()
+            total += loss.detach()
+        return total, [p.grad for p in model.parameters()]
+
+    batch = pack_rollouts(some, row_tokens, 0)
+    tokens = sum(len(s.completion_ids) for s in some)
+    assert batch.trained == tokens and len(batch.tokens) == {20: 8, 43: 3, 400: 1}[row_tokens]
+    shared = loss_and_gradients(batch.micro_batches(2, torch.device("cpu")))
+    torch.testing.assert_close(shared, loss_and_gradients(alone()), atol=2e-6, rtol=1e-4)
 
 
 def test_the_sampling_temperature_is_the_one_that_is_scored():

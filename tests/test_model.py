@@ -1,6 +1,7 @@
 import copy
 import math
 import shutil
+import sys
 import time
 
 from lab.options import UserError
@@ -79,16 +80,19 @@ def test_a_layout_is_worked_out_once_for_all_layers(monkeypatch):
     """Whatever a backend takes from it: made before the layers, and then only read."""
     model = randomise(Qwen2(ModelConfig(97, 64, 112, 3, 4, 2, 256)))
     tokens, doc_start, made = torch.zeros(1, 40, dtype=torch.long), starts([7, 20, 13]), []
-    for name in ("unique_consecutive", "zeros"):
-        work = getattr(torch, name)
+    for module, name in ((torch, "unique_consecutive"), (sys.modules["attention"], "additive")):
+        work = getattr(module, name)
         monkeypatch.setattr(
-            torch, name, lambda *a, work=work, name=name, **k: made.append(name) or work(*a, **k)
+            module, name, lambda *a, work=work, name=name, **k: made.append(name) or work(*a, **k)
         )
     plain = Layout.of(doc_start)
     model(tokens, plain)
     assert made == ["unique_consecutive"]
     model(tokens, Layout(doc_start, plain.positions, doc_start, doc_start))
-    assert made == ["unique_consecutive", "zeros"]
+    assert made == ["unique_consecutive"] * 2
+    model.backend = BACKENDS["reference"]
+    model(tokens, Layout.of(doc_start))
+    assert made[2:] == ["additive"]
     assert plain.bounds is plain.bounds and plain.mask(torch.float64) is plain.mask(torch.float64)
 
 

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT.parent / "shared" / "gsm_infinite" / "sample.jsonl"
 WORLD = "distractors 1-2; literals 1-9; bound 99"
 SMALL = (
-    "--hidden-size 32 --layers 2 --heads 2 --kv-heads 1 --intermediate-size 64 --row-tokens 512 --threads 1"
+    "--hidden-size 32 --layers 2 --heads 2 --kv-heads 1 --intermediate-size 64 --row-tokens 256 --threads 1"
 )
 SMALL = [*SMALL.split(), "--eval-problems", 2, "--max-new-tokens", 40]
 CPU = torch.device("cpu")
@@ -96,7 +96,7 @@ def test_mid_training_grpo_and_evaluation(runs, drawn):
     pretrained = taken(drawn)
     assert set(pretrained) == {"train", "dev"}
     ok("train_pretrain", "--out", runs / "mid", "--init-from", base, "--replay", 0.5, "--mixture", f"op 4; {WORLD}; tokens 3k",
-       "--workers", 0, "--row-tokens", 512, "--threads", 1, "--optimizer", "adamw", "--eval-problems", 2, *seed)  # fmt: skip
+       "--workers", 0, "--row-tokens", 256, "--threads", 1, "--optimizer", "adamw", "--eval-problems", 2, *seed)  # fmt: skip
     assert set(taken(drawn)) == {"mid", "dev"}
     ok("train_grpo", "--init-from", runs / "mid" / "latest", "--out", runs / "rl", "--mixture", f"op 2; {WORLD}", "--steps", 2,
        "--prompts", 4, "--group", 3, "--minibatch", 2, "--max-new-tokens", 30, "--reward", "mixed", "--threads", 1, "--eval-problems", 2,

@@ -75,16 +75,19 @@ def as_on_a_gpu(monkeypatch, model, way, most_columns):
             self.replay = work
             work()
 
-    class Event:
-        def record(self):
-            pass
+    class Stream:
+        """And its events."""
 
-        synchronize = record
+        def record_event(self):
+            return self
+
+        def synchronize(self):
+            pass
 
     captured = []
     monkeypatch.setattr(sampler, "takes_graphs", lambda device: True)
     monkeypatch.setattr(sampler, "capture", lambda work, others: captured.append(work.args) or Graph(work))
-    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
     window = lambda filled, columns, device: min(columns, most_columns)  # noqa: E731
     model.backend = dataclasses.replace(BACKENDS[way], decode_window=window)
     return captured

@@ -32,7 +32,7 @@ from training import Training
 
 ROOT = Path(__file__).parent.parent
 WORLD = "distractors 1-2; literals 1-9; bound 99"
-SMALL = "--hidden-size 32 --layers 2 --heads 2 --kv-heads 1 --intermediate-size 64 --row-tokens 512 --vocab-size 400"
+SMALL = "--hidden-size 32 --layers 2 --heads 2 --kv-heads 1 --intermediate-size 64 --row-tokens 256 --vocab-size 400"
 PRETRAIN = (
     f"--eval-every 5 --log-every 3 --eval-problems 2 --max-new-tokens 40 {SMALL} --threads 1 --workers 0"
 )

@@ -455,8 +455,8 @@ def test_long_garbage_of_any_unit_returns():
 
 def form_of(tokens, **letters):
     """The form of an expression."""
-    found = judge.evaluate(tokens, {letter: (*form, 1) for letter, form in letters.items()})
-    return found and found[:2]
+    found = judge.evaluate(tokens, {letter: (form, 1) for letter, form in letters.items()})
+    return found and found[0]
 
 
 def test_written_form_of_a_value_has_the_positive_term_first():
@@ -472,7 +472,7 @@ def test_written_form_of_a_value_has_the_positive_term_first():
         (-1, -3): "-x - 3",
     }
     for form, text in forms.items():
-        assert judge.normal_form(form) == judge.PIECE.findall(text)
+        assert judge.normal_form(form).split() == judge.PIECE.findall(text) and judge.show(form) == text
         assert form_of(judge.PIECE.findall(text), x=(1, 0)) == form
 
 
@@ -516,34 +516,20 @@ def test_precedence_without_parentheses():
 
 
 def test_rewards_are_the_formulas():
+    def rewards(verdict, alpha):
+        return {kind: reward(verdict, kind, alpha=alpha) for kind in judge.REWARDS}
+
     right = verify(GOLD["solution"], GOLD)
-    assert [reward(right, kind) for kind in ("outcome", "process", "mixed", "strict", "faithful")] == [
-        1,
-        1,
-        1,
-        1,
-        1,
-    ]
-    wrong_step = verify(
-        GOLD["solution"].replace("so k = 3.", "so k = 4."), GOLD
-    )  # one of three nodes, answer still right
+    assert set(rewards(right, 0.2).values()) == {1}
+    # one of three nodes is wrong, the answer still right
+    wrong_step = verify(GOLD["solution"].replace("so k = 3.", "so k = 4."), GOLD)
     assert wrong_step.answer_correct and wrong_step.process == pytest.approx(2 / 3)
-    assert (
-        reward(wrong_step, "outcome") == 1
-        and reward(wrong_step, "strict") == 0
-        and reward(wrong_step, "faithful") == 0
-    )
-    assert reward(wrong_step, "mixed", alpha=0.2) == pytest.approx(0.2 + 0.8 * 2 / 3)
-    assert reward(wrong_step, "gated", alpha=0.2) == pytest.approx(0.2 + 0.8 * 2 / 3)
-    assert reward(wrong_step, "gated", alpha=0.2) == pytest.approx(0.2 + 0.8 * 2 / 3)
-    assert reward(wrong_step, "gated", alpha=0.2) == pytest.approx(0.2 + 0.8 * 2 / 3)
-    assert reward(wrong_step, "gated", alpha=0.2) == pytest.approx(0.2 + 0.8 * 2 / 3)
-    assert reward(wrong_step, "gated", alpha=0.2) == pytest.approx(0.2 + 0.8 * 2 / 3)
+    dense = pytest.approx(0.2 + 0.8 * 2 / 3)
+    some = {"outcome": 1, "process": pytest.approx(2 / 3), "mixed": dense, "gated": dense}
+    assert rewards(wrong_step, 0.2) == {**some, "strict": 0, "faithful": 0}
     wrong_answer = verify(GOLD["solution"].replace("Answer: 9", "Answer: 8"), GOLD)
-    assert (
-        reward(wrong_answer, "mixed", alpha=0.25) == pytest.approx(0.75)
-        and reward(wrong_answer, "strict") == 0
-    )
+    some = {"outcome": 0, "process": 1, "mixed": pytest.approx(0.75), "gated": 0}
+    assert rewards(wrong_answer, 0.25) == {**some, "strict": 0, "faithful": 0}
     with pytest.raises(UserError):
         reward(right, "vibes")
 
@@ -870,6 +856,21 @@ def test_a_record_with_an_answer_alone_has_an_answer_only_verdict():
         and reward(verdict, "outcome") == 1
         and reward(verdict, "strict") == 0
     )
+
+
+def test_what_is_remembered_is_short_and_never_stale():
+    before = judge._side.cache_info().currsize
+    verify(GOLD["solution"].replace("k = 3.", f"k = {'1 + ' * 5000}1."), GOLD)
+    assert judge._side.cache_info().currsize <= before + 12  # short sides of the other equations
+    record = json.loads(json.dumps(GOLD))
+    assert verify(GOLD["solution"], record).faithful
+    record["nodes"][1]["value"] = 7
+    assert verify(GOLD["solution"], record).nodes["b in P"] == "wrong_value"
+    record["nodes"][1].update(value=6, constant=None, operator="")
+    assert verify(GOLD["solution"], record).errors == ["wrong_relation"]
+    record["nodes"][1]["value"] = 6.0
+    with pytest.raises(UserError, match="item 2"):
+        verify(GOLD["solution"], record)
 
 
 def test_odd_text_and_odd_stdout(tmp_path):
