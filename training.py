@@ -42,13 +42,7 @@ class TrainingOptions(RunOptions):
     max_new_tokens: int = opt(512, "longest solution that is sampled, in tokens", within="[1, inf)")
     keep: int = opt(2, "checkpoints to keep, besides the best", within="[1, inf)", free=True)
     log_every: int = opt(1, "steps between lines of metrics.jsonl", within="[1, inf)", free=True)
-    tensorboard: bool = opt(False, "write metrics for TensorBoard too", free=True)
-    wandb: bool = opt(False, "send metrics to Weights & Biases too", free=True)
     dry_run: bool = opt(False, "print parameters, FLOPs, memory and time, and stop", free=True)
-
-    @property
-    def writes(self):
-        return not self.dry_run
 
 
 class Training:
@@ -99,10 +93,9 @@ class Training:
         if self.saved:
             self.start.load_optimizers(self.optimizers)
 
-    def train(self, run):
-        """The loop. Returns whether it reached the end. `run` closes the bar."""
+    def train(self, run, bar):
+        """The loop; bar: a tqdm's. Returns whether it reached the end."""
         o, saved, first = self.o, self.step if self.saved else None, self.processes.first
-        bar = tqdm(total=self.steps, initial=self.step, desc=run.path.name, unit="step", disable=not first)
         while True:
             stopping = run.should_stop()
             due = self.step % o.eval_every == 0 or self.step == self.steps
@@ -172,9 +165,10 @@ def run_training(training, options, presets, description, argv=None):
         print(f"{size:,} parameters, {it.tokenizer.vocab_size} tokens, {it.steps} steps, attention {backend}")
         if it.model.backend_note:
             print(it.model.backend_note)
-    with run:
-        finished = it.train(run)
-    processes.close()
+    shown = dict(total=it.steps, initial=it.step, desc=run.path.name, unit="step")
+    with run, tqdm(**shown, disable=not processes.first) as bar:
+        finished = it.train(run, bar)
+    processes.wait()
     if not finished and processes.first:
         print(f"stopped; continue with: python {sys.argv[0]} --resume --out {run.path}")
     return FINISHED if finished else STOPPED
