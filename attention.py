@@ -121,21 +121,20 @@ def decode_torch(q, own, prompt, lengths, rows, group, filled):
     """Sampling: one query a row, over its prompt's keys, which a group shares, and then its own.
 
     q (R, H, D). own: a list of (2, R, K, C, D), keys and values of each row, one chunk of C columns after the
-    other; the first `filled` columns count. prompt: keys and values (P, K, W, D) of each prompt, of which the
-    first lengths[p] count. rows (R,) int64, ascending: the numbers of these rows among all P * group; number
-    n belongs to prompt n // group. lengths (P,) and filled (1,) are integer tensors, so that a CUDA graph can
-    hold a call. Returns (R, H, D). A group's queries stand together as one matrix product with their prompt's
-    keys, which are read once for all of them.
+    other, finite everywhere; the first `filled` columns count. prompt (2, P, K, W, D): those of each prompt,
+    of which the first lengths[p] count. rows (R,) int64, ascending: the numbers of these rows among all P *
+    group; number n belongs to prompt n // group. lengths (P or more,) and filled (1,) are integer tensors, so
+    that a CUDA graph can hold a call. Returns (R, H, D). A group's queries stand together as one matrix
+    product with their prompt's keys, which are read once for all of them.
     """
-    (R, H, D), (P, K, W) = q.shape, prompt[0].shape[:3]
+    (R, H, D), (P, K, W) = q.shape, prompt.shape[1:4]
 
     def together(x):  # (R, K, H/K, ·) → (P, K, group * H/K, ·)
         x = x if P * group == R else x.new_zeros(P * group, *x.shape[1:]).index_copy_(0, rows, x)
         return x.unflatten(0, (P, group)).transpose(1, 2).flatten(2, 3)
 
     def apart(x):  # and back
-        x = x.unflatten(2, (group, H // K)).transpose(1, 2).flatten(0, 1)
-        return x if P * group == R else x[rows]
+        return x.unflatten(2, (group, H // K)).transpose(1, 2).flatten(0, 1)[rows]
 
     with torch.autocast(q.device.type, enabled=False):
         q = q.float().view(R, K, H // K, D) * D**-0.5
@@ -146,15 +145,14 @@ def decode_torch(q, own, prompt, lengths, rows, group, filled):
         alone = together(torch.cat([q @ k.mT for k in keys], -1)) + additive(column[: sum(sizes)] < filled)
         in_prompt = additive(column[:W] < lengths[:P, None])[:, None, None]  # (P, 1, 1, W)
         scores = torch.cat((together(q) @ prompt_k.mT + in_prompt, alone), -1)  # (P, K, group * H/K, W + own)
-        shared, alone = scores.softmax(-1).split((W, sum(sizes)), -1)
-        alone, out = apart(alone).split(sizes, -1), apart(shared @ prompt_v)
-        return sum((p @ v for p, v in zip(alone, values)), out).reshape(R, H, D)
+        shared, *alone = scores.softmax(-1).split((W, *sizes), -1)
+        return sum((apart(p) @ v for p, v in zip(alone, values)), apart(shared @ prompt_v)).reshape(R, H, D)
 
 
 def chunk_torch(columns, device):
-    """On a CPU so few that all rows' keys in a chunk are close to what the others have written.
+    """Few on a CPU: of the first columns of a long cache it reads short blocks with gaps, 3 times slower.
 
-    A product over the first columns of a long cache reads short blocks with gaps, three times slower.
+    A chunk that has been begun is read whole.
     """
     return min(columns, 32 if device.type == "cpu" else 128)
 
@@ -191,7 +189,7 @@ class Backend:
     prepare: Callable
     attend: Callable  # as `attention`
     decode: Callable  # as `decode_torch`
-    # (columns, device) → columns of a chunk of the cache: few chunks on a GPU, each number needs a graph
+    # (columns, device) → columns of a chunk of the cache; on a GPU each number of chunks needs a graph
     chunk: Callable
 
 

@@ -102,10 +102,9 @@ class Decoder:
 
     def __init__(self, model, sampling, prompts, width):
         """For batches of at most `prompts` prompts of at most `width` tokens. sampling: as `Sampling`."""
-        self.sampling, self.group = sampling, sampling.group_size
-        self.device = next(model.parameters()).device
+        self.sampling, self.device = sampling, next(model.parameters()).device
+        self.group, self.graphed = sampling.group_size, takes_graphs(self.device)
         self.own, self.chunk = [], model.backend.chunk(sampling.max_new_tokens, self.device)
-        self.graphed = takes_graphs(self.device)
         self.model = with_cast_weights(model) if self.graphed else model
         rows, columns = prompts * self.group, sampling.max_new_tokens
         self.cached = model.compute_dtype if self.graphed else torch.float32
@@ -201,15 +200,11 @@ class Decoder:
             for layer in itertools.chain(*self.own):
                 layer[:, :n, :, :column] = layer[:, moved, :, :column]
             self.rows[:n], self.seats[:n] = self.rows[moved], self.seats[moved]
-            if not self.graphed:
-                self.drop_prompts(n)
-
-    def drop_prompts(self, n):
-        """Let prompts go that none of the first n rows has, and the columns that only they filled."""
-        kept, place = (self.seats[:n] // self.group).unique(return_inverse=True)
-        self.seats[:n] = place * self.group + self.seats[:n] % self.group
-        self.lengths[: len(kept)] = self.lengths[kept]
-        self.prompt = self.prompt[:, :, kept, :, : self.lengths[: len(kept)].max()]
+            if not self.graphed:  # so do prompts that no row has left, and the columns that only they filled
+                kept, place = (self.seats[:n] // self.group).unique(return_inverse=True)
+                self.seats[:n] = place * self.group + self.seats[:n] % self.group
+                self.lengths[: len(kept)] = self.lengths[kept]
+                self.prompt = self.prompt[:, :, kept, :, : self.lengths[: len(kept)].max()]
 
     def _next_token(self, n, chunks):
         """Column `at` of the first n rows, from the one before. Doing it twice changes nothing."""

@@ -174,6 +174,26 @@ def test_finished_rows_leave_and_the_others_do_not_notice():
     assert alone.ids == together.ids
 
 
+def test_prompts_leave_with_the_last_of_their_rows(monkeypatch):
+    """And with the longest of them its columns; each row goes on with its own prompt."""
+    prompts, seen, step = sorted(PROMPTS * 3, key=len), set(), sampler.Decoder._next_token
+
+    def record(self, n, chunks):
+        here = {row // 2 for row in self.rows[:n].tolist()}
+        lengths = [len(prompts[row // 2]) for row in self.rows[:n].tolist()]
+        assert self.lengths[self.seats[:n] // 2].tolist() == lengths
+        assert n == 42 or self.prompt.shape[2:5:2] == (len(here), max(lengths))
+        seen.add(self.prompt.shape[2])
+        step(self, n, chunks)
+
+    with monkeypatch.context() as m:
+        m.setattr(sampler.Decoder, "_next_token", record)
+        together = generate(MODEL, prompts, group_size=2, max_new_tokens=120, stop_id=STOP, seed=5)
+    assert 21 in seen and len(seen) > 2
+    alone = generate(MODEL, prompts, group_size=2, max_new_tokens=120, stop_id=STOP, seed=5, batch_size=2)
+    assert alone.ids == together.ids
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("way", ["sdpa", "triton"])
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-3), (torch.bfloat16, 5e-2)])
