@@ -10,6 +10,7 @@ the batch, S columns of their own, L layers, H query heads, K key/value heads, D
 
 import copy
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
@@ -34,6 +35,7 @@ class Sampling(CheckedOptions):
     stop_id: int = opt(-1, "the token that ends a completion (-1: none does)", within="[-1, inf)")
     seed: int = opt(0, "of the random numbers", within="[0, 18446744073709551616)")
     batch_size: int = opt(256, "most rows at once; samples do not depend on it", within="[1, inf)")
+    workers: int = opt(1, "on a CPU: batches at once, in threads; nor on this", within="[1, 256]")
 
 
 @dataclass
@@ -45,7 +47,6 @@ class Samples:
     finished: list  # whether the stop token came before max_new_tokens
 
 
-@torch.inference_mode()
 def generate(model, prompts, *, indices=None, progress=None, **sampling):
     """Sample a group of completions of each prompt (lists of ids) → Samples. sampling: fields of `Sampling`.
 
@@ -63,24 +64,37 @@ def generate(model, prompts, *, indices=None, progress=None, **sampling):
     indices = range(len(prompts)) if indices is None else indices
     G, samples = o.group_size, [None] * (len(prompts) * o.group_size)
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    batches = balanced(by_length, max(1, o.batch_size // G))
-    decoder = Decoder(model, o, max(map(len, batches)), W)
+    workers = o.workers if next(model.parameters()).device.type == "cpu" else 1
+    batches = balanced(by_length, max(1, o.batch_size // G), workers)
     with tqdm(total=len(samples), desc=progress, unit="sample", leave=False, disable=progress is None) as bar:
-        for batch in batches:
-            uniforms = uniform_numbers(o.seed, [indices[i] for i in batch], G, S)
-            decoder.prefill([prompts[i] for i in batch], uniforms)
-            decoder.decode_batch(bar)
-            numbers = [i * G + g for i in batch for g in range(G)]  # a smaller batch leaves rows unused
-            for number, ids, logprobs in zip(numbers, decoder.ids.tolist(), decoder.logprobs.tolist()):
-                finished = o.stop_id in ids
-                length = ids.index(o.stop_id) + 1 if finished else S
-                samples[number] = ids[:length], logprobs[:length], finished
+
+        @torch.inference_mode()
+        def work(batches):
+            decoder = Decoder(model, o, max(map(len, batches)), W)
+            for batch in batches:
+                uniforms = uniform_numbers(o.seed, [indices[i] for i in batch], G, S)
+                decoder.prefill([prompts[i] for i in batch], uniforms)
+                decoder.decode_batch(bar)
+                numbers = [i * G + g for i in batch for g in range(G)]  # a smaller batch leaves rows unused
+                for number, ids, logprobs in zip(numbers, decoder.ids.tolist(), decoder.logprobs.tolist()):
+                    finished = o.stop_id in ids
+                    length = ids.index(o.stop_id) + 1 if finished else S
+                    samples[number] = ids[:length], logprobs[:length], finished
+
+        if workers == 1:
+            work(batches)
+        else:
+            shares = filter(None, (batches[w::workers] for w in range(workers)))
+            with ThreadPoolExecutor(workers) as pool:
+                list(pool.map(work, shares))
     return Samples(*map(list, zip(*samples)))
 
 
-def balanced(items, most):
-    """A list in as few batches of at most `most` as there can be, whose sizes differ by one at most."""
-    n = -(-len(items) // most)
+def balanced(items, most, least=1):
+    """A list in as few batches of at most `most` as there can be, and at least `least`, whose sizes differ by
+    one at most.
+    """
+    n = max(-(-len(items) // most), min(least, len(items)))
     return [items[len(items) * i // n : len(items) * (i + 1) // n] for i in range(n)]
 
 
@@ -154,16 +168,16 @@ class Decoder:
 
     def decode_batch(self, bar):
         """The other tokens, until each row has stopped or is full. bar: counts rows that have finished."""
-        full = bar.n + len(self.live)
+        going = len(self.live)
         for column in range(1, self.sampling.max_new_tokens):
             if (stopped := self.look(column)) is not None:
-                going = int((~stopped[self.live]).sum())
-                bar.update(full - going - bar.n)
+                before, going = going, int((~stopped[self.live]).sum())
+                bar.update(before - going)
                 if not going:
                     break
                 self.drop(stopped, column)
             self.step(column)
-        bar.update(full - bar.n)
+        bar.update(going)
 
     def look(self, column):
         """Which rows have stopped, on the host, or None. A GPU answers the next look: nobody waits for it."""

@@ -142,7 +142,7 @@ class GRPO(Training):
         adamw = dict(lr=o.lr, betas=(0.9, o.beta2), weight_decay=o.weight_decay, fused=True)
         self.optimizers = [torch.optim.AdamW(self.model.parameters(), **adamw)]
         self.begin()
-        limits = dict(max_new_tokens=o.max_new_tokens, batch_size=o.sample_rows)
+        limits = dict(max_new_tokens=o.max_new_tokens, batch_size=o.sample_rows, workers=o.replicas)
         self.sampling = dict(reward=o.reward, alpha=o.alpha, temperature=o.temperature, **limits)
         check_room(self.model, self.tokenizer, self.held_out, o.max_new_tokens)
         saved = self.saved or {"updates": 0, "pool": None, "candidates": 0}

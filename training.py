@@ -119,7 +119,8 @@ class Training:
 
     def evaluate(self, run):
         """NLL and greedy solutions of the problems of split dev, which choose the best checkpoint."""
-        values, text = evaluate_held_out(self.model, self.tokenizer, self.held_out, self.o.max_new_tokens)
+        how = self.o.max_new_tokens, self.o.replicas
+        values, text = evaluate_held_out(self.model, self.tokenizer, self.held_out, *how)
         run.log(self.step, values)
         run.append("samples.txt", f"=== step {self.step}\n{text}")
         found = ((op, values[f"eval/nll_op{op}"], values[f"eval/correct_op{op}"]) for op in self.mixture.ops)

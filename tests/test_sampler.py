@@ -335,3 +335,13 @@ def test_errors(prompts, settings, words):
     with pytest.raises(UserError, match=words) as error:
         generate(MODEL, prompts, **{"max_new_tokens": 10, "stop_id": STOP, **settings})
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("workers", [2, 3, 9])
+def test_samples_do_not_depend_on_how_many_work_at_them(workers):
+    model, prompts = make(), [[5, 6, 7, 8], [9, 4], [11, 3, 5], [8], [7, 7, 7]]
+    how = dict(group_size=3, max_new_tokens=20, stop_id=3, seed=4)
+    alone, shared = generate(model, prompts, **how), generate(model, prompts, workers=workers, **how)
+    assert alone.ids == shared.ids and alone.finished == shared.finished
+    for a, b in zip(alone.logprobs, shared.logprobs):
+        assert a == pytest.approx(b, abs=1e-5)
