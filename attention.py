@@ -42,9 +42,19 @@ class Layout:
 
     @cached_property
     def bounds(self):
-        """First position of each token's document and one past its last, int32 (B, T) each."""
+        """What the Triton kernels take (flash.py says what it is), int32 (2, B, T), with prompts (4, B, T).
+
+        The completions of a prompt have to follow it, with nothing between them.
+        """
         start = self.doc_start.to(torch.int32).contiguous()  # it never falls within a row
-        return start, torch.searchsorted(start, start, right=True, out_int32=True)
+        end = torch.searchsorted(start, start, right=True, out_int32=True)
+        if self.prompt_start is None:
+            return torch.stack((start, end))
+        alone = self.prompt_start == self.prompt_end
+        prompt_start, prompt_end = (start.where(alone, x) for x in (self.prompt_start, self.prompt_end))
+        prompt_start = prompt_start.to(torch.int32)  # a group's is that of its prompt
+        last = torch.searchsorted(prompt_start, prompt_start, right=True, out_int32=True)
+        return torch.stack((start, last.where(alone, end), prompt_start, prompt_end.to(torch.int32)))
 
     @cached_property
     def lengths(self):
@@ -191,9 +201,7 @@ def attend_triton(q, k, v, layout):
     from flash import flash_attention
 
     layout = layout or Layout.of(q.new_zeros(q.shape[:2], dtype=torch.int32))
-    if layout.prompt_start is not None:
-        raise UserError("the Triton kernels cannot let completions share a prompt: use --attention sdpa")
-    return flash_attention(q, k, v, *layout.bounds)
+    return flash_attention(q, k, v, layout.bounds)
 
 
 def decode_triton(q, own, prompt, lengths, rows, group, filled):
