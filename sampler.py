@@ -66,6 +66,7 @@ def generate(model, prompts, *, indices=None, progress=None, **sampling):
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     workers = o.workers if next(model.parameters()).device.type == "cpu" else 1
     batches = balanced(by_length, max(1, o.batch_size // G), workers)
+    shares = [batches[w::workers] for w in range(min(workers, len(batches)))]
     with tqdm(total=len(samples), desc=progress, unit="sample", leave=False, disable=progress is None) as bar:
 
         @torch.inference_mode()
@@ -81,10 +82,9 @@ def generate(model, prompts, *, indices=None, progress=None, **sampling):
                     length = ids.index(o.stop_id) + 1 if finished else S
                     samples[number] = ids[:length], logprobs[:length], finished
 
-        if workers == 1:
+        if len(shares) == 1:  # in this thread, which knows its GPU
             work(batches)
         else:
-            shares = filter(None, (batches[w::workers] for w in range(workers)))
             with ThreadPoolExecutor(workers) as pool:
                 list(pool.map(work, shares))
     return Samples(*map(list, zip(*samples)))

@@ -36,9 +36,7 @@ PRESETS = {
 @dataclass(frozen=True)
 class Options(TrainingOptions):
     out: str = opt("out/grpo", "folder for all that is written", group="run", free=True)
-    init_from: str = opt(
-        "out/base/latest", "checkpoint to start from; also the frozen reference", group="training"
-    )
+    init_from: str = opt("out/base/latest", "checkpoint to start from, and reference", group="training")
     mixture: str = opt("op 11-14", "problems to learn from (split rl): see datagen.Mixture")
     steps: int = opt(100, "GRPO steps", within="[1, inf)", group="rollouts")
     prompts: int = opt(1024, "prompts of a step, P", within="[1, inf)")
@@ -48,23 +46,17 @@ class Options(TrainingOptions):
     sample_rows: int = opt(512, "rows that are sampled together, for memory", within="[1, inf)", free=True)
     reward: str = opt("strict", "see verify.REWARDS", tuple(REWARDS), group="reward and objective")
     alpha: float = opt(0.2, "weight of the outcome in the rewards mixed and gated", within="[0, 1]")
-    advantage: str = opt(
-        "std", "divide by the group's standard deviation, or only subtract the mean", ("std", "mean")
-    )
+    advantage: str = opt("std", "mean: less the group's mean; std: also divided by its", ("std", "mean"))
     minibatch: int = opt(256, "prompts of a minibatch; one optimizer step each", within="[1, inf)")
     clip_ratio: float = opt(0.2, "PPO clip of the probability ratio", within="(0, inf)")
-    dual_clip: float | None = opt(
-        None, "bound of a bad sample's loss when its ratio explodes", within="(1, inf)"
-    )
+    dual_clip: float | None = opt(None, "bound of a bad sample's loss at high ratio", within="(1, inf)")
     kl: float = opt(1e-3, "weight of the KL to the reference", within="[0, inf)")
     lr: float = opt(1e-6, "learning rate (constant after --warmup-steps)", within="(0, 1]")
     warmup_steps: int = opt(0, "optimizer steps with rising learning rate")
     weight_decay: float = opt(0.0, "of AdamW", within="[0, 1]")
     beta2: float = opt(0.999, "of AdamW", within="[0, 1)")
     eval_every: int = opt(50, "steps between checkpoints; each is evaluated on split dev", within="[1, inf)")
-    select: str = opt(
-        "all", "edge: only problems with 0 < pass rate <= bound", ("all", "edge"), group="edge of competence"
-    )
+    select: str = opt("all", "edge: 0 < pass rate <= bound", ("all", "edge"), group="edge of competence")
     select_samples: int = opt(8, "samples per candidate to estimate its pass rate", within="[1, inf)")
     select_bound: float = opt(0.5, "largest pass rate of an edge problem", within="(0, 1]")
     select_pool: int = opt(256, "edge problems to find before each round of training", within="[1, inf)")

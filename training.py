@@ -60,9 +60,7 @@ class Training:
         """folder: the checkpoint of this run to go on from, or None."""
         self.o, self.device, self.processes = o, device, processes
         if o.compile == "always" and device.type != "cuda":  # a CPU's documents would be compiled each step
-            raise UserError(
-                f"--compile always needs a CUDA GPU, and the device is {device.type}: leave it out"
-            )
+            raise UserError(f"--compile always needs a CUDA GPU, the device is {device.type}: leave it out")
         self.mixture = Mixture.parse(o.mixture)
         self.records = tuple(read_records(o.data)) if o.data else ()
         self.held_out = held_out(self.mixture, self.mixture.ops, o.eval_problems, o.seed, "dev")
