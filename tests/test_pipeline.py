@@ -136,7 +136,7 @@ def test_best_is_what_split_dev_says(runs, tmp_path, script):
     values = [{"eval/nll_op2": n, "eval/correct_op2": p, "eval/pass@1": p} for n, p in zip(nll, rising)]
     judged = []
 
-    def evaluated(model, tokenizer, problems, max_new_tokens):
+    def evaluated(model, tokenizer, problems, max_new_tokens, workers):
         judged.append({datagen.split_of(problem) for problem in problems})
         return values[len(judged) - 1], ""
 
