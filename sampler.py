@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from lab.options import CheckedOptions, UserError, opt
+from lab.replicas import shared_threads
 
 import numpy as np
 import torch
@@ -85,7 +86,7 @@ def generate(model, prompts, *, indices=None, progress=None, **sampling):
         if len(shares) == 1:  # in this thread, which knows its GPU
             work(batches)
         else:
-            with ThreadPoolExecutor(workers) as pool:
+            with shared_threads(workers), ThreadPoolExecutor(workers) as pool:
                 list(pool.map(work, shares))
     return Samples(*map(list, zip(*samples)))
 

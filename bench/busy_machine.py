@@ -45,7 +45,7 @@ def measure(seconds, replicas):
 
     from model import ModelConfig, Qwen2
 
-    torch.set_num_threads(2 // replicas)
+    torch.set_num_threads(2)
     replicas = Replicas(Qwen2(ModelConfig(600, 128, 384, 4, 4, 4, 1024)), replicas)
     tokens = torch.randint(600, (2, 768))
     doc_start = (torch.arange(768) // 154 * 154).expand(2, 768)

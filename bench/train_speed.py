@@ -61,11 +61,9 @@ class Contender:
     optimizers: list
     autocast: bool  # ours does it itself
     replicas: Replicas
-    threads: int  # of each replica
 
     def step(self, step):
         """step: the batch, as one pair of micro-batches, and row by row."""
-        torch.set_num_threads(self.threads)
         self.replicas.map(self.learn, step[len(self.replicas.models) > 1])
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
@@ -103,7 +101,7 @@ def load_nanogpt(path):
 
 def contenders(o, p, vocab_size, device):
     """{name: Contender}."""
-    out, gpu, threads = {}, device.type == "cuda", torch.get_num_threads()
+    out, gpu = {}, device.type == "cuda"
     several = 1 if gpu else p.replicas
     config = ModelConfig(
         vocab_size,
@@ -120,8 +118,7 @@ def contenders(o, p, vocab_size, device):
         ours = loss in (loss_on_all, loss_on_solutions)
         autocast = dtype == torch.bfloat16 and not ours
         name = f"{name}, {str(dtype).split('.')[1]}"
-        copies = Replicas(model, replicas), max(1, threads // replicas)
-        out[name] = Contender(model, loss, dtype, optimizers, autocast, *copies)
+        out[name] = Contender(model, loss, dtype, optimizers, autocast, Replicas(model, replicas))
 
     names = ("bfloat16",) if gpu else ("bfloat16", "float32")
     dtypes = [compute_dtype(name, device) for name in names]

@@ -35,7 +35,7 @@ def setup(o):
         raise UserError(f"device {name} was asked for, but torch sees none here; use --device cpu")
     if name == "cuda":  # one GPU for each process that torchrun starts here
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    torch.set_num_threads(max(1, (o.threads or THREADS) // (o.replicas if name == "cpu" else 1)))
+    torch.set_num_threads(o.threads or THREADS)
     if name == "cpu" and platform.libc_ver()[0] == "glibc":
         # Giving activations back to the kernel and faulting them in again costs a tenth of a training step.
         for threshold in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
@@ -43,7 +43,7 @@ def setup(o):
     torch.manual_seed(o.seed)
     torch.set_float32_matmul_precision("high")
     if os.environ.get("RANK", "0") == "0":
-        threads = f"{platform.machine()}, {o.replicas} x {torch.get_num_threads()} threads"
+        threads = f"{platform.machine()}, {torch.get_num_threads()} threads"
         what = torch.cuda.get_device_name() if name == "cuda" else threads
         versions = f"torch {torch.__version__}, Python {platform.python_version()}"
         print(f"device {name} ({what}), {versions}, seed {o.seed}")

@@ -7,6 +7,20 @@ product, which costs most where another process wants the core (bench/RESULTS.md
 
 import copy
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def shared_threads(count):
+    """Within it each of `count` workers computes with its share of torch's threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads // count))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class Replicas:
@@ -30,7 +44,8 @@ class Replicas:
             return [work(self.models[0], item) for item in items]
         items, count = list(items), len(self.models)
         shares = [[(model, item) for item in items[r::count]] for r, model in enumerate(self.models)]
-        done = list(self.pool.map(lambda share: [work(*pair) for pair in share], shares))
+        with shared_threads(count):
+            done = list(self.pool.map(lambda share: [work(*pair) for pair in share], shares))
         for replica in self.models[1:]:
             for total, part in zip(self.models[0].parameters(), replica.parameters()):
                 if part.grad is not None:
