@@ -4,10 +4,11 @@
 
 One factor at a time around the tiny preset, in one replica. Each size is trained in a process of its own,
 which first trains a far smaller one, so that what torch loads is not counted. `tensors` is how far its
-resident memory rises while every large allocation has pages of its own, which return when it is freed: weights,
-gradients, moments, and all that a step holds at once. `resident` is the same as runs allocate
+resident memory rises while every large allocation has pages of its own, which return when it is freed:
+weights, gradients, moments, and all that a step holds at once. `resident` is the same as runs allocate
 (lab.device.keep_freed_memory), in a heap: what glibc cannot use again is in it too. `estimate` is that of
-lab/cost.py, which `--dry-run` prints. In GRPO no token stops, so each solution is as long as it may be.
+lab/cost.py, which `--dry-run` prints. In GRPO no token stops, so each solution is as long as it may be. Of each
+factor the exponent of a fit in logarithms is printed, and how far the logarithms are from it.
 
 Where one machine ends. Memory: no file here splits a model, so weights, gradients, moments and a micro-batch of
 one row must fit one device. Time: several processes share a step's rows, and each sends its gradients once a
@@ -16,8 +17,9 @@ step, by a ring: 2(p − 1)/p · 4 bytes a parameter for p processes. On every n
     torchrun --nnodes 4 --nproc_per_node 8 --rdzv_backend c10d --rdzv_endpoint HOST:29500 \\
         train_pretrain.py --preset paper --out /shared/base
 
-computes what one process would, as long as --out is a folder that all nodes see. Arms and seeds of a study need no
-such network: each is a run of its own, and a Slurm array starts them (75, stopped before the end: submit again):
+computes what one process would, as long as --out is a folder that all nodes see. Arms and seeds of a study
+need no such network: each is a run of its own, and a Slurm array starts them (an exit code of 75: stopped
+before the end, submit it again):
 
     sbatch --array 0-9 --wrap 'python train_pretrain.py --seed $SLURM_ARRAY_TASK_ID \\
         --out /shared/base_$SLURM_ARRAY_TASK_ID --resume-or-start'
@@ -36,7 +38,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from ctypes import CDLL
 from dataclasses import asdict, dataclass, replace
-from itertools import islice, product
+from itertools import islice, pairwise, product
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -50,7 +52,6 @@ import numpy as np
 import train_grpo
 from checkpoint import save_checkpoint
 from datagen import Mixture
-from rollout import roll_out
 from train_pretrain import PRESETS, Pretraining, train_tokenizer
 from train_pretrain import Options as PretrainOptions
 
@@ -58,6 +59,7 @@ M_MMAP_THRESHOLD, MIB, WARM_UP = -3, 2**20, 2
 SIZES = ("hidden_size", "layers", "row_tokens")
 MEASURED = ("seconds", "tokens/s", "estimate MiB", "tensors MiB", "resident MiB")
 GRPO_BASE = dict(group=8, prompts=8, max_new_tokens=64)
+PARTS = ("sample", "update")  # of a GRPO step
 WAYS = (("1 process", 1, 1), ("1 process, 2 replicas", 2, 1), ("2 processes", 1, 2))  # replicas, processes
 
 
@@ -140,68 +142,61 @@ def measure_training(p, steps):
     """Median seconds of a step of train_pretrain.py with these options, its FLOPs, and peak memory."""
     device = setup(p)
     processes = Processes(device)
-    small = replace(p, hidden_size=16, heads=2, kv_heads=2, intermediate_size=16, layers=1)
-    Pretraining(small, device, processes).take_step()
+    small = dict(hidden_size=16, heads=2, kv_heads=2, intermediate_size=16, layers=1)
+    Pretraining(replace(p, **small), device, processes).take_step()
     CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 16)  # pages of their own for 64 KiB and more
     before = resident_memory(peak=False)
-    run, seconds, n = Pretraining(p, device, processes), [], WARM_UP + steps
-    run.batches = iter(list(islice(run.batches, WARM_UP + n)))  # drawn before the clock runs
+    run = Pretraining(p, device, processes)
+    run.batches = iter(list(islice(run.batches, 2 * WARM_UP + steps)))  # drawn before the clock runs
     for _ in range(WARM_UP):
         run.take_step()
     tensors = resident_memory(peak=True) - before
     keep_freed_memory()
     resident_memory(peak=False)
-    for _ in range(n):
-        begin = time.perf_counter()
+    clock = [time.perf_counter()]
+    for _ in range(WARM_UP + steps):
         run.take_step()
-        seconds.append(time.perf_counter() - begin)
+        clock.append(time.perf_counter())
     resident = resident_memory(peak=True) - before
     processes.close()
-    return {
-        **{name: getattr(p, name) for name in SIZES},
-        "seconds": (middle := statistics.median(seconds[WARM_UP:])),
-        "tokens/s": run.step_tokens / middle,
-        "tensors MiB": tensors,
-        "resident MiB": resident,
-        **expected(run, run.step_tokens),
-    }
+    seconds = statistics.median(b - a for a, b in pairwise(clock[WARM_UP:]))
+    sizes, memory = (
+        {name: getattr(p, name) for name in SIZES},
+        {"tensors MiB": tensors, "resident MiB": resident},
+    )
+    speed = {"seconds": seconds, "tokens/s": run.step_tokens / seconds}
+    return {**sizes, **speed, **memory, **expected(run, run.step_tokens)}
 
 
 def expected(run, tokens):
     """What lab/cost.py says of a training run over so many tokens: FLOPs, and memory of a process."""
     work, p = run.work(), run.o
-    return {
-        "parameters": run.model.num_parameters(),
-        "micro_batches": tokens // (work["rows"] * p.row_tokens),
-        "flops": count_flops(run.model, tokens, work["document"], work["passes"]),
-        "estimate MiB": sum(count_memory(run.model, work["rows"] * p.row_tokens)) / MIB,
-    }
+    at_once = work["rows"] * p.row_tokens
+    flops, memory = (
+        count_flops(run.model, tokens, work["document"], work["passes"]),
+        count_memory(run.model, at_once),
+    )
+    counts = {"parameters": run.model.num_parameters(), "micro_batches": tokens // at_once}
+    return {**counts, "flops": flops, "estimate MiB": sum(memory) / MIB}
 
 
 def measure_grpo(p, sizes, steps):
     """Median seconds of sampling and of an update at each of the sizes, of an untrained model."""
     device, rows = setup(p), []
-    it = Pretraining(p, device, Processes(device))
+    base = Pretraining(p, device, Processes(device))
+    given = {name: getattr(p, name) for name in (*asdict(DeviceOptions()), "eval_problems")}
+    given |= {"kl": 1e-3}  # so that solutions of advantage 0, as all of these are, are computed
     with tempfile.TemporaryDirectory() as folder:
-        start = folder + "/start"
-        save_checkpoint(start, it.model, it.tokenizer, {}, {"step": 0})
-        given = {name: getattr(p, name) for name in (*asdict(DeviceOptions()), "eval_problems")}
+        given["init_from"] = folder + "/start"
+        save_checkpoint(folder + "/start", base.model, base.tokenizer, {}, {"step": 0})
         for size in sizes:
-            given |= {**size, "minibatch": size["prompts"], "init_from": start}
+            given |= {**size, "minibatch": size["prompts"]}
             o = train_grpo.Options(**{**train_grpo.PRESETS["tiny"], **given})
-            run, clocks = train_grpo.GRPO(o, device, Processes(device)), []
+            run = train_grpo.GRPO(o, device, Processes(device))
             run.tokenizer.eos_id = -1  # no token stops
-            problems = run.problems.of_step(0, run.mine)
-            for step in range(1 + steps):
-                begin = time.perf_counter()
-                rollouts = roll_out(run.model, run.tokenizer, problems, o.group, (step,), **run.sampling)
-                sampled = time.perf_counter()
-                for i, rollout in enumerate(rollouts):
-                    rollout.advantage = (-1.0) ** i
-                run.learn(rollouts)
-                clocks.append((sampled - begin, time.perf_counter() - sampled))
-            sampling, update = map(statistics.median, zip(*clocks[1:]))
-            rows.append({**size, "sampling": sampling, "update": update})
+            taken = [run.take_step()[0] for _ in range(1 + steps)][1:]
+            medians = {part: statistics.median(t[f"time/{part}"] for t in taken) for part in PARTS}
+            rows.append({**size, **medians})
     return rows
 
 
@@ -235,14 +230,18 @@ def report_paper(run, rows):
     verdict = "within 25%" if abs(ratio - 1) <= 0.25 else "NOT within 25%: lab/cost.py is wrong here"
     print(f"tensors of the largest size: {ratio:.2f} of the estimate, {verdict}")
     print(f"\nthe paper preset, {paper['parameters']:,} parameters and {flops:.3g} FLOPs, on this machine:")
-    rate = matmul_rate(run.device, run.model.compute_dtype)
+    rate, long = (
+        matmul_rate(run.device, run.model.compute_dtype),
+        constant * paper["micro_batches"] + slope * flops,
+    )
     found = {
-        "by these lines": (constant * paper["micro_batches"] + slope * flops, fixed + factor * estimate),
-        "--dry-run": (flops / (EXPECTED * rate), estimate),
+        "by these lines": (long / 3600, (fixed + factor * estimate) / 1024),
+        "--dry-run": (flops / (EXPECTED * rate) / 3600, estimate / 1024),
     }
-    for name, (seconds, size) in found.items():
-        long = f"{seconds / 3600:,.0f} hours, {flops / seconds / rate:.0%} of the matmul rate"
-        print(f"{name:16}{long}; {size / 1024:.1f} GiB of tensors")
+    for name, (hours, gib) in found.items():
+        print(
+            f"{name:16}{hours:,.0f} hours, {flops / hours / 3600 / rate:.0%} of the matmul rate; {gib:.1f} GiB"
+        )
     print(f"each of 32 processes would send {bytes_sent(paper['parameters'], 32) / MIB:,.0f} MiB a step")
     return {"ratio": ratio, "seconds": (constant, slope), "tensors": (fixed, factor), **found}
 
@@ -285,7 +284,7 @@ def main(argv=None):
         found = report(rows, SIZES, MEASURED, ("seconds", "tensors MiB"))
         print("\nGRPO, seconds of a step's two parts")
         grpo = fresh(measure_grpo, tiny, grpo_sizes, o.steps)
-        found |= report(grpo, tuple(GRPO_BASE), *2 * [("sampling", "update")])
+        found |= report(grpo, tuple(GRPO_BASE), PARTS, PARTS)
         rates = report_processes(tiny, o.steps)
     paper = report_paper(Pretraining(paper, device, Processes(device)), rows)
     if o.json:

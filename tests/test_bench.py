@@ -222,10 +222,13 @@ def test_scale_runs(tmp_path, monkeypatch, capsys):
         scale.main(["--layers", "two"])
 
 
-def test_scale_measures_memory_and_two_processes(tmp_path, monkeypatch):
+def test_scale_measures_memory_and_two_processes(tmp_path):
     """The tensors of a step are what lab/cost.py says; a heap holds them and what it cannot use again."""
     base = dict(**train_speed.PRESETS["tiny"], threads=1, workers=0, eval_problems=1)
     p = train_speed.PretrainOptions(**{**base, "replicas": 1, "vocab_size": 300})
+    path = tmp_path / "tokenizer.json"
+    train_speed.train_tokenizer(train_speed.Mixture.parse(p.mixture), (), 300, 0, documents=50).save(path)
+    p = replace(p, tokenizer=str(path))
     row = scale.fresh(scale.measure_training, scale.resized(p, 256, layers=2), 1)
     assert row["tensors MiB"] == pytest.approx(row["estimate MiB"], rel=0.25)
     assert 0.8 < row["resident MiB"] / row["tensors MiB"] < 4
