@@ -160,24 +160,18 @@ def measure_training(p, steps):
     resident = resident_memory(peak=True) - before
     processes.close()
     seconds = statistics.median(b - a for a, b in pairwise(clock[WARM_UP:]))
-    sizes, memory = (
-        {name: getattr(p, name) for name in SIZES},
-        {"tensors MiB": tensors, "resident MiB": resident},
-    )
-    speed = {"seconds": seconds, "tokens/s": run.step_tokens / seconds}
-    return {**sizes, **speed, **memory, **expected(run, run.step_tokens)}
+    found = {name: getattr(p, name) for name in SIZES} | expected(run, run.step_tokens)
+    found |= {"seconds": seconds, "tokens/s": run.step_tokens / seconds}
+    return {**found, "tensors MiB": tensors, "resident MiB": resident}
 
 
 def expected(run, tokens):
     """What lab/cost.py says of a training run over so many tokens: FLOPs, and memory of a process."""
-    work, p = run.work(), run.o
-    at_once = work["rows"] * p.row_tokens
-    flops, memory = (
-        count_flops(run.model, tokens, work["document"], work["passes"]),
-        count_memory(run.model, at_once),
-    )
-    counts = {"parameters": run.model.num_parameters(), "micro_batches": tokens // at_once}
-    return {**counts, "flops": flops, "estimate MiB": sum(memory) / MIB}
+    work, model = run.work(), run.model
+    at_once = work["rows"] * run.o.row_tokens
+    flops = count_flops(model, tokens, work["document"], work["passes"])
+    found = {"parameters": model.num_parameters(), "micro_batches": tokens // at_once, "flops": flops}
+    return {**found, "estimate MiB": sum(count_memory(model, at_once)) / MIB}
 
 
 def measure_grpo(p, sizes, steps):
@@ -230,18 +224,14 @@ def report_paper(run, rows):
     verdict = "within 25%" if abs(ratio - 1) <= 0.25 else "NOT within 25%: lab/cost.py is wrong here"
     print(f"tensors of the largest size: {ratio:.2f} of the estimate, {verdict}")
     print(f"\nthe paper preset, {paper['parameters']:,} parameters and {flops:.3g} FLOPs, on this machine:")
-    rate, long = (
-        matmul_rate(run.device, run.model.compute_dtype),
-        constant * paper["micro_batches"] + slope * flops,
-    )
-    found = {
-        "by these lines": (long / 3600, (fixed + factor * estimate) / 1024),
-        "--dry-run": (flops / (EXPECTED * rate) / 3600, estimate / 1024),
-    }
-    for name, (hours, gib) in found.items():
+    rate, seconds = matmul_rate(run.device, run.model.compute_dtype), constant * paper["micro_batches"]
+    found = {"by these lines": (seconds + slope * flops, fixed + factor * estimate)}
+    found["--dry-run"] = flops / (EXPECTED * rate), estimate
+    for name, (seconds, mib) in found.items():
         print(
-            f"{name:16}{hours:,.0f} hours, {flops / hours / 3600 / rate:.0%} of the matmul rate; {gib:.1f} GiB"
+            f"{name:16}{seconds / 3600:,.0f} hours, {flops / seconds / rate:.0%} of the matmul rate", end=""
         )
+        print(f"; {mib / 1024:.1f} GiB of tensors")
     print(f"each of 32 processes would send {bytes_sent(paper['parameters'], 32) / MIB:,.0f} MiB a step")
     return {"ratio": ratio, "seconds": (constant, slope), "tensors": (fixed, factor), **found}
 

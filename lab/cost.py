@@ -43,6 +43,7 @@ def count_flops(model, tokens, document, passes):
 def count_memory(model, tokens, copies=0):
     """Bytes of tensors: (fp32 weights, gradients and two moments; what a backward pass needs of the tokens).
 
+    Muon keeps one moment of its matrices, so that a little less is taken.
     copies: how many more there are of the weights or gradients: a frozen reference, further replicas.
     """
     return (16 + 4 * copies) * model.num_parameters(), kept_for_backward(model, tokens)

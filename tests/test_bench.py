@@ -146,7 +146,7 @@ def test_data_speed_and_train_speed_run(tmp_path, monkeypatch):
     monkeypatch.setattr(train_speed, "matmul_rate", lambda *arguments: 1e9)
     train_speed.main(["--rounds", "1", "--steps", "1", "--threads", "1", "--json", str(tmp_path / "t.json")])
     rows = json.loads((tmp_path / "t.json").read_text())["rows"]
-    assert [row["name"] for row in rows][:2] == ["ours, bfloat16", "ours, float32"]
+    assert [row["name"] for row in rows][:2] == ["ours, bfloat16", "ours, one replica, bfloat16"]
     assert rows[-1]["name"] == "ours, as the preset trains, float32"
 
 
