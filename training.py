@@ -159,9 +159,8 @@ def run_training(training, options, presets, description, argv=None):
     processes = Processes(device)
     if o.dry_run:
         it = training(o, device, processes)
-        work, at_once = it.work(), len(it.replicas.models)
-        work |= dict(rows=work["rows"] * at_once, row_tokens=o.row_tokens)
-        return describe_cost(it.model, it.steps, copies=at_once - 1 + (it.reference is not None), **work)
+        also = dict(row_tokens=o.row_tokens, replicas=len(it.replicas.models), reference=it.reference)
+        return describe_cost(it.model, it.steps, **also, **it.work())
     run = Run(o, processes, weights_hash(o.init_from))
     it = training(o, device, processes, run.checkpoint)
     run.keep_first = it.reference is not None
