@@ -42,9 +42,19 @@ class Layout:
 
     @cached_property
     def bounds(self):
-        """First position of each token's document and one past its last, int32 (B, T) each."""
+        """What the Triton kernels take (flash.py says what it is), int32 (2, B, T), with prompts (4, B, T).
+
+        The completions of a prompt have to follow it, with nothing between them.
+        """
         start = self.doc_start.to(torch.int32).contiguous()  # it never falls within a row
-        return start, torch.searchsorted(start, start, right=True, out_int32=True)
+        end = torch.searchsorted(start, start, right=True, out_int32=True)
+        if self.prompt_start is None:
+            return torch.stack((start, end))
+        alone = self.prompt_start == self.prompt_end
+        prompt_start, prompt_end = (start.where(alone, x) for x in (self.prompt_start, self.prompt_end))
+        prompt_start = prompt_start.to(torch.int32)  # a group's is that of its prompt
+        last = torch.searchsorted(prompt_start, prompt_start, right=True, out_int32=True)
+        return torch.stack((start, last.where(alone, end), prompt_start, prompt_end.to(torch.int32)))
 
     @cached_property
     def lengths(self):
@@ -143,20 +153,20 @@ def attention(q, k, v, layout=None):
     return sdpa(q, k, v, attn_mask=layout.mask(product_dtype(q))).transpose(1, 2)
 
 
-def decode_torch(q, own, prompt, lengths, rows, group, filled, window):
+def decode_torch(q, own, prompt, lengths, rows, group, filled):
     """Sampling: one query a row, over its prompt's keys, which a group shares, and then its own.
 
-    q (R, H, D). own (2, R, K, S, D): keys and values of each row, of which the first `filled` columns count.
-    prompt (2, P, K, W, D): those of each prompt, of which the first lengths[p] count. rows (R,) int64,
-    ascending: the numbers of these rows among all P * group; number n belongs to prompt n // group. lengths
-    (P,) and filled (1,) are integer tensors, so that a CUDA graph can hold a call; window, an int: columns of
-    `own` to look at, filled or more. Returns (R, H, D). A group's queries stand together as one matrix
+    q (R, H, D). own: a list of (2, R, K, C, D), keys and values of each row, one chunk of C columns after the
+    other, finite everywhere; the first `filled` columns count. prompt (2, P, K, W, D): those of each prompt,
+    of which the first lengths[p] count. rows (R,) int64, ascending: the numbers of these rows among all P *
+    group; number n belongs to prompt n // group. lengths (P or more,) and filled (1,) are integer tensors, so
+    that a CUDA graph can hold a call. Returns (R, H, D). A group's queries stand together as one matrix
     product with their prompt's keys, which are read once for all of them.
     """
     (R, H, D), (P, K, W) = q.shape, prompt.shape[1:4]
 
     def together(x):  # (R, K, H/K, ·) → (P, K, group * H/K, ·)
-        x = x.new_zeros(P * group, *x.shape[1:]).index_copy_(0, rows, x)
+        x = x if P * group == R else x.new_zeros(P * group, *x.shape[1:]).index_copy_(0, rows, x)
         return x.unflatten(0, (P, group)).transpose(1, 2).flatten(2, 3)
 
     def apart(x):  # and back
@@ -164,17 +174,23 @@ def decode_torch(q, own, prompt, lengths, rows, group, filled, window):
 
     with torch.autocast(q.device.type, enabled=False):
         q = q.float().view(R, K, H // K, D) * D**-0.5
-        (k, v), (prompt_k, prompt_v) = own[:, :, :, :window].float(), prompt.float()
-        column = torch.arange(max(W, window), device=q.device)
-        in_prompt = additive(column[:W] < lengths[:, None])[:, None, None]  # (P, 1, 1, W)
-        shared = apart(together(q) @ prompt_k.mT + in_prompt)  # (R, K, H/K, W)
-        scores = torch.cat((shared, q @ k.mT + additive(column[:window] < filled)), -1)
-        shared, alone = scores.softmax(-1).split((W, window), -1)
-        return (apart(together(shared) @ prompt_v) + alone @ v).view(R, H, D)
+        prompt_k, prompt_v = (x.float() for x in prompt)
+        keys, values = zip(*(chunk.float() for chunk in own))  # of each chunk (R, K, C, D)
+        sizes = [k.shape[2] for k in keys]
+        column = torch.arange(max(W, sum(sizes)), device=q.device)
+        alone = together(torch.cat([q @ k.mT for k in keys], -1)) + additive(column[: sum(sizes)] < filled)
+        in_prompt = additive(column[:W] < lengths[:P, None])[:, None, None]  # (P, 1, 1, W)
+        scores = torch.cat((together(q) @ prompt_k.mT + in_prompt, alone), -1)  # (P, K, group * H/K, W + own)
+        shared, *alone = scores.softmax(-1).split((W, *sizes), -1)
+        return sum((apart(p) @ v for p, v in zip(alone, values)), apart(shared @ prompt_v)).reshape(R, H, D)
 
 
-def window_torch(filled, columns, device):
-    return filled if device.type == "cpu" else min(columns, -(-filled // 128) * 128)
+def chunk_torch(columns, device):
+    """Few on a CPU: of the first columns of a long cache it reads short blocks with gaps, 3 times slower.
+
+    A chunk that has been begun is read whole.
+    """
+    return min(columns, 32 if device.type == "cpu" else 128)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -185,15 +201,13 @@ def attend_triton(q, k, v, layout):
     from flash import flash_attention
 
     layout = layout or Layout.of(q.new_zeros(q.shape[:2], dtype=torch.int32))
-    if layout.prompt_start is not None:
-        raise UserError("the Triton kernels cannot let completions share a prompt: use --attention sdpa")
-    return flash_attention(q, k, v, *layout.bounds)
+    return flash_attention(q, k, v, layout.bounds)
 
 
-def decode_triton(q, own, prompt, lengths, rows, group, filled, window):
+def decode_triton(q, own, prompt, lengths, rows, group, filled):
     from flash import flash_decode
 
-    return flash_decode(q.to(own.dtype), own, prompt, lengths, rows, group, filled)
+    return flash_decode(q.to(own[0].dtype), *own, prompt, lengths, rows, group, filled)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -209,16 +223,16 @@ class Backend:
     prepare: Callable
     attend: Callable  # as `attention`
     decode: Callable  # as `decode_torch`
-    # (filled, columns, device) → decode's `window`: few different ones on a GPU, where each needs a graph
-    decode_window: Callable
+    # (columns, device) → columns of a chunk of the cache; on a GPU each number of chunks needs a graph
+    chunk: Callable
 
 
-# Triton's decoding stops by itself where a row ends, and looks at all columns.
+# Triton's decoding stops by itself where a row ends: it takes all columns as one chunk.
 BACKENDS = {b.name: b for b in (
-    Backend("reference", lambda layout, like: layout.mask(like.dtype), reference, decode_torch, window_torch),
-    Backend("sdpa", prepare_sdpa, attention, decode_torch, window_torch),
+    Backend("reference", lambda layout, like: layout.mask(like.dtype), reference, decode_torch, chunk_torch),
+    Backend("sdpa", prepare_sdpa, attention, decode_torch, chunk_torch),
     Backend("triton", lambda layout, like: layout.bounds, attend_triton, decode_triton,
-            lambda filled, columns, device: columns),
+            lambda columns, device: columns),
 )}  # fmt: skip
 
 

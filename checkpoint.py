@@ -69,7 +69,7 @@ def _bytes(tensors):
 
 def weights_hash(path):
     """The hash of a checkpoint's weights, or None if there is no such folder (any more)."""
-    return manifest_hash(path, "weights.pt") if path and (Path(path) / "manifest.json").exists() else None
+    return manifest_hash(path, "weights.pt")
 
 
 def load_checkpoint(path, device, dtype="float32", attention="auto"):

@@ -113,11 +113,16 @@ class Batch:
         """Yield Batches of so many rows at a time, as tensors on the device; those without a target are left
         out.
 
-        A GPU gets rows of one length. On a CPU what stands after their last target is cut off.
+        A GPU gets micro-batches of one shape, for which its code is compiled once: rows of padding make up
+        for missing ones. A CPU gets no more than it needs: what stands after the last target is cut off.
         """
 
-        def move(array):
-            tensor = torch.from_numpy(np.ascontiguousarray(array[some]))
+        def move(array, padding=0):
+            array = array[some]
+            if device.type == "cuda" and len(array) < rows:
+                missing = np.full((rows - len(array), array.shape[1]), padding, array.dtype)
+                array = np.concatenate((array, missing))
+            tensor = torch.from_numpy(np.ascontiguousarray(array))
             return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
         for i in range(0, len(self.tokens), rows):
@@ -125,7 +130,7 @@ class Batch:
             if len(trained[0]):
                 columns = trained[1].max() + 1 if device.type == "cpu" else None
                 some = slice(i, i + rows), slice(columns)
-                arrays = [move(array) for array in (self.tokens, self.targets, self.doc_start)]
+                arrays = move(self.tokens), move(self.targets, IGNORE), move(self.doc_start)
                 values = {name: move(array) for name, array in self.values.items()}
                 prompts = tuple(move(array) for array in self.prompts)
                 yield Batch(*arrays, values, len(trained[0]), prompts)

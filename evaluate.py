@@ -29,7 +29,7 @@ from verify import explain, pass_at_k
 JUDGED = ("correct", "answer", "faithful")
 PRESETS = {
     "tiny": dict(mixture=f"op 2-8; {TINY_WORLD}", bands="id=2-4,edge=5-6,hard=7-8", problems=100, samples=8,
-                 k="1,8", max_new_tokens=256, sample_rows=256),
+                 k="1,8", max_new_tokens=256, sample_rows=256, replicas=2),
     "small": dict(mixture="op 2-20; template zoo, school, festival", samples=32, k="1,8,32"),
     "paper": dict(sample_rows=2048),
 }  # fmt: skip
@@ -151,7 +151,7 @@ def judge(checkpoint, problems, numbers, o):
     """
     model, tokenizer, op = checkpoint.model, checkpoint.tokenizer, problems[0].op
     how = dict(temperature=o.temperature, top_p=o.top_p, max_new_tokens=o.max_new_tokens)
-    how |= dict(batch_size=o.sample_rows, progress=f"op {op}")
+    how |= dict(batch_size=o.sample_rows, progress=f"op {op}", workers=o.replicas)
     rollouts = roll_out(model, tokenizer, problems, o.samples, (o.seed, "evaluation"), numbers, **how)
     verdicts, errors = [rollout.verdict for rollout in rollouts], Counter()
     for verdict in verdicts:  # each kind once; no set: its order would depend on the hash seed

@@ -79,23 +79,20 @@ def json_files(checkpoint):
     layers, std = config.num_hidden_layers, config.initializer_range
     ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_id") for kind in ("bos", "eos", "pad")}
     return {
-        "config.json": {
-            "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", **asdict(config),
+        "config.json": {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", **asdict(config),
             "initializer_range": std or config.hidden_size**-0.5,
             "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
             "hidden_act": "silu", "attention_dropout": 0.0, "use_sliding_window": False,
             "sliding_window": None, "max_window_layers": layers, "layer_types": ["full_attention"] * layers,
             "use_cache": True, "dtype": "float32", "torch_dtype": "float32", **ids,
-            KEY: {"initializer_range": std, "options": checkpoint.options, "state": checkpoint.state},
-        },
+            KEY: {"initializer_range": std, "options": checkpoint.options, "state": checkpoint.state}},
         "tokenizer.json": tokenizer_json(tokenizer),
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.max_position_embeddings,
             **{f"{kind}_token": name for kind, name in zip(("pad", "unk", "bos", "eos"), SPECIALS)},
             # transformers 5 has every qwen2 model split words in Qwen's way, whatever tokenizer.json says,
             # unless there is an auto_map; an empty one names no code, and tokenizer.json is used
-            "clean_up_tokenization_spaces": False, "auto_map": {"AutoTokenizer": ["", ""]},
-        },
+            "clean_up_tokenization_spaces": False, "auto_map": {"AutoTokenizer": ["", ""]}},
         "generation_config.json": {**ids, "do_sample": False},
     }  # fmt: skip
 
@@ -104,19 +101,16 @@ def tokenizer_json(tokenizer):
     """Our tokenizer as the tokenizers library's: the same pre-tokens, and bytes as characters."""
     ranks = {token.decode("latin-1").translate(CHARACTERS): i for token, i in tokenizer.ranks.items()}
     special = dict(single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
+    words = {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated", "invert": False}
+    as_bytes = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     return {
         "version": "1.0", "truncation": None, "padding": None,
         "added_tokens": [{"id": i, "content": name, **special} for i, name in enumerate(SPECIALS)],
-        "normalizer": None, "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
-            {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated", "invert": False},
-            {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}]},
-        "post_processor": None, "decoder": {
-            "type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
-        "model": {
-            "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+        "normalizer": None, "pre_tokenizer": {"type": "Sequence", "pretokenizers": [words, as_bytes]},
+        "post_processor": None, "decoder": {**as_bytes, "add_prefix_space": True, "use_regex": True},
+        "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
             "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": True,
-            "vocab": tokenizer.special_ids | ranks,
-            "merges": [split(token, ranks) for token in list(ranks)[256:]]},
+            "vocab": tokenizer.special_ids | ranks, "merges": [split(t, ranks) for t in list(ranks)[256:]]},
     }  # fmt: skip
 
 
@@ -155,14 +149,13 @@ def import_(folder, tokenizer_path=None):
     from safetensors.torch import load_file
 
     try:
-        content, weights = read_json(folder / "config.json"), {}
+        content = read_json(folder / "config.json")
         own = content.get(KEY, {})
         config = read_config(content, own)
         tokenizer = Tokenizer.load(tokenizer_path) if tokenizer_path else read_tokenizer(folder)
         if tokenizer.vocab_size > config.vocab_size:
             raise UserError(f"the tokenizer has {tokenizer.vocab_size} tokens, the model {config.vocab_size}")
-        for path in sorted(folder.glob("*.safetensors")):
-            weights |= load_file(path)
+        weights = {k: v for file in sorted(folder.glob("*.safetensors")) for k, v in load_file(file).items()}
         if config.tie_word_embeddings and "model.embed_tokens.weight" in weights:  # the head need not be
             weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
         model = new_model(config, torch.device("cpu"), weights=weights)

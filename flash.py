@@ -4,13 +4,22 @@
 block size by block size.
 
 Shapes: B rows, T positions, S cache columns, H query heads, K key/value heads, D head width.
-q, out, do, dq (B, T, H, D); k, v, dk, dv (B, T, K, D); lse, delta (B, H, T) fp32.
+q, out, do, dq (B, T, H, D); k, v, dk, dv (B, T, K, D); lse, delta (B, H, T) fp32; bounds (2 or 4, B, T) int.
 Scores are kept in base 2: p = exp2(s·log2 e/√D − lse).
 
 Documents cost nothing to skip: a query at position i sees keys from doc_start[i] to i. Both bounds grow with
-i, so a block of queries visits the key blocks from its first query's start to its last query, and a block of
-keys the query blocks from its first key to the end of its last key's document. Blocks in between that every
-query sees whole need no mask: each program goes through three ranges of blocks, of which the second is that.
+i, so a block of queries visits the key blocks from its first query's start to its last query. Blocks in
+between that every query sees whole need no mask: each program goes through three ranges of blocks, of which
+the second is that. The other way round, key j is seen by the queries from j to the one before key_end[j]: the
+end of its document.
+
+A completion that shares a prompt also sees the keys [prompt_start[i], prompt_end[i]) of that prompt, which
+stands before the completions in their row. Both are doc_start[i] where there is no prompt, so that they grow
+with i as well, and a block of queries visits its first query's prompt, again masked, whole and masked, and
+then the documents, without the other completions in between. A prompt's key_end is that of its last
+completion.
+
+`bounds` is doc_start and key_end, and, only where prompts are shared, prompt_start and prompt_end.
 """
 
 import functools
@@ -56,12 +65,29 @@ def _store(base, index, T, stride, D: constexpr, x):
 
 
 @triton.jit
-def _scores(q, k, rows, columns, start, T, D: constexpr, MASKED: constexpr):
+def _key_block(keys, at, D: constexpr, N: constexpr, MASKED: constexpr):
+    """Positions (N,), keys and values (N, D) of the block that begins `at`.
+
+    With prompts, `at` does not count the blocks that are left out.
+    """
+    k, v, T, stride, prompts = keys
+    if prompts is not None:
+        at += tl.where(at >= prompts[1], prompts[2], 0)
+    columns = at + tl.arange(0, N)
+    return columns, _load(k, columns, T, stride, D, MASKED), _load(v, columns, T, stride, D, MASKED)
+
+
+@triton.jit
+def _scores(q, k, rows, columns, start, keys, D: constexpr, MASKED: constexpr):
     """Scores in base 2, (M, N), −inf where the query (row) may not see the key (column)."""
     s = tl.dot(q, tl.trans(k), input_precision="ieee") * (D**-0.5 * LOG2E)
     if MASKED:
-        seen = (columns[None, :] <= rows[:, None]) & (columns[None, :] >= start[:, None])
-        s = tl.where(seen & (columns[None, :] < T), s, float("-inf"))
+        seen, T, prompts = columns[None, :] <= rows[:, None], keys[2], keys[4]
+        if prompts is None:
+            seen = seen & (columns[None, :] >= start[:, None]) & (columns[None, :] < T)
+        else:
+            seen = seen & (rows[:, None] < tl.load(prompts[0] + columns, mask=columns < T, other=0)[None, :])
+        s = tl.where(seen, s, float("-inf"))
     return s
 
 
@@ -75,18 +101,31 @@ def _query_block(T, H, K, D: constexpr, M: constexpr):
 
 
 @triton.jit
-def _key_bounds(doc_start, T, M: constexpr, N: constexpr):
-    """Of this program's queries: low ≤ whole ≤ diagonal ≤ high.
+def _key_ranges(bounds, prompts, row, T, H, M: constexpr, N: constexpr):
+    """Of this program's queries: low ≤ whole ≤ diagonal ≤ high, and None.
 
     Keys from low on are masked by documents, from whole on seen by every query, from diagonal on masked by
-    the diagonal.
+    the diagonal. With prompts two ranges come before, the prompt's masked and its whole blocks; the keys from
+    its last block to low are left out; and None is what `_key_block` and `_scores` take: key_end, where these
+    keys begin, and how many they are.
     """
     first = tl.program_id(0) * M
     high = tl.minimum(first + M, T)
-    low = tl.load(doc_start + first) // N * N
+    low = tl.load(bounds + row + first) // N * N
     diagonal = tl.maximum(first // N * N, low)
-    whole = tl.minimum((tl.load(doc_start + high - 1) + N - 1) // N * N, diagonal)
-    return low, whole, diagonal, high
+    whole = tl.minimum((tl.load(bounds + row + high - 1) + N - 1) // N * N, diagonal)
+    if prompts is None:
+        return (low, whole, diagonal, high), None
+    else:
+        size = tl.num_programs(1) // H * T  # B * T
+        begin, end = tl.load(prompts + row + first), tl.load(prompts + size + row + first)
+        stop = tl.minimum((end + N - 1) // N * N, low)  # a block of both is visited as the document's
+        inner = tl.minimum((begin + N - 1) // N * N, stop)
+        same = tl.load(prompts + size + row + high - 1) == end  # every query has this prompt
+        outer = tl.where(same, tl.maximum(end // N * N, inner), inner)
+        skip = low - stop
+        ranges = begin // N * N, inner, outer, whole - skip, diagonal - skip, high - skip
+        return ranges, (bounds + size + row, stop, skip)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -104,11 +143,9 @@ def _attend(state, queries, keys, low, high, D: constexpr, N: constexpr, MASKED:
     """Take the keys of [low, high) into a running softmax."""
     acc, m, total = state
     q, rows, start = queries
-    k_base, v_base, T, stride = keys
     for at in range(low, high, N):
-        columns = at + tl.arange(0, N)
-        k, v = _load(k_base, columns, T, stride, D, MASKED), _load(v_base, columns, T, stride, D, MASKED)
-        s = _scores(q, k, rows, columns, start, T, D, MASKED)
+        columns, k, v = _key_block(keys, at, D, N, MASKED)
+        s = _scores(q, k, rows, columns, start, keys, D, MASKED)
         new = tl.maximum(m, tl.max(s, 1))
         # a query that saw nothing yet: any finite maximum will do
         shift = tl.where(new == float("-inf"), 0.0, new) if MASKED else new
@@ -121,15 +158,15 @@ def _attend(state, queries, keys, low, high, D: constexpr, N: constexpr, MASKED:
 
 
 @triton.jit
-def _forward(q, k, v, doc_start, out, lse, T, H, K, D: constexpr, M: constexpr, N: constexpr):
+def _forward(q, k, v, bounds, out, lse, T, H, K, prompts, D: constexpr, M: constexpr, N: constexpr):
     rows, row, head, shared, statistics = _query_block(T, H, K, D, M)
     inside = rows < T
-    start = tl.load(doc_start + row + rows, mask=inside, other=0)
+    start = tl.load(bounds + row + rows, mask=inside, other=0)
     queries = _load(q + head, rows, T, H * D, D, True), rows, start
-    keys = k + shared, v + shared, T, K * D
-    bounds, state = _key_bounds(doc_start + row, T, M, N), _nothing(M, D)
-    for part in tl.static_range(3):
-        state = _attend(state, queries, keys, bounds[part], bounds[part + 1], D, N, part != 1)
+    ranges, prompts = _key_ranges(bounds, prompts, row, T, H, M, N)
+    keys, state = (k + shared, v + shared, T, K * D, prompts), _nothing(M, D)
+    for part in tl.static_range(len(ranges) - 1):
+        state = _attend(state, queries, keys, ranges[part], ranges[part + 1], D, N, part % 2 == 0)
     acc, m, total = state
     total = tl.where(inside, total, 1.0)
     _store(out + head, rows, T, H * D, D, acc / total[:, None])
@@ -144,38 +181,36 @@ def _forward(q, k, v, doc_start, out, lse, T, H, K, D: constexpr, M: constexpr, 
 @triton.jit
 def _attend_dq(dq, queries, keys, low, high, D: constexpr, N: constexpr, MASKED: constexpr):
     q, do, rows, start, lse, delta = queries
-    k_base, v_base, T, stride = keys
     for at in range(low, high, N):
-        columns = at + tl.arange(0, N)
-        k, v = _load(k_base, columns, T, stride, D, MASKED), _load(v_base, columns, T, stride, D, MASKED)
-        p = tl.exp2(_scores(q, k, rows, columns, start, T, D, MASKED) - lse[:, None])
+        columns, k, v = _key_block(keys, at, D, N, MASKED)
+        p = tl.exp2(_scores(q, k, rows, columns, start, keys, D, MASKED) - lse[:, None])
         dp = tl.dot(do, tl.trans(v), input_precision="ieee")
         dq = tl.dot((p * (dp - delta[:, None])).to(k.dtype), k, dq, input_precision="ieee")
     return dq
 
 
 @triton.jit
-def _dq(q, k, v, doc_start, out, do, lse, delta, dq, T, H, K, D: constexpr, M: constexpr, N: constexpr):
+def _dq(q, k, v, bounds, out, do, lse, delta, dq, T, H, K, prompts, D: constexpr, M: constexpr, N: constexpr):
     rows, row, head, shared, statistics = _query_block(T, H, K, D, M)
     inside = rows < T
-    start = tl.load(doc_start + row + rows, mask=inside, other=0)
+    start = tl.load(bounds + row + rows, mask=inside, other=0)
     upstream = _load(do + head, rows, T, H * D, D, True)
     result = _load(out + head, rows, T, H * D, D, True)
     d = tl.sum(upstream.to(tl.float32) * result.to(tl.float32), 1)  # Σ p·dp, since out = Σ p·v
     tl.store(delta + statistics + rows, d, mask=inside)
     normaliser = tl.load(lse + statistics + rows, mask=inside, other=0.0)
     queries = _load(q + head, rows, T, H * D, D, True), upstream, rows, start, normaliser, d
-    keys, bounds = (k + shared, v + shared, T, K * D), _key_bounds(doc_start + row, T, M, N)
-    acc = tl.zeros((M, D), tl.float32)
-    for part in tl.static_range(3):
-        acc = _attend_dq(acc, queries, keys, bounds[part], bounds[part + 1], D, N, part != 1)
+    ranges, prompts = _key_ranges(bounds, prompts, row, T, H, M, N)
+    keys, acc = (k + shared, v + shared, T, K * D, prompts), tl.zeros((M, D), tl.float32)
+    for part in tl.static_range(len(ranges) - 1):
+        acc = _attend_dq(acc, queries, keys, ranges[part], ranges[part + 1], D, N, part % 2 == 0)
     _store(dq + head, rows, T, H * D, D, acc * D**-0.5)
 
 
 @triton.jit
 def _attend_dkdv(grads, keys, queries, low, high, D: constexpr, M: constexpr, MASKED: constexpr):
     dk, dv = grads
-    k, v, columns = keys
+    k, v, columns, end = keys
     q_base, do_base, doc_start, lse, delta, T, stride = queries
     for at in range(low, high, M):
         rows = at + tl.arange(0, M)
@@ -187,8 +222,12 @@ def _attend_dkdv(grads, keys, queries, low, high, D: constexpr, M: constexpr, MA
         # (N, M): no first operand of a dot is transposed
         s = tl.dot(k, tl.trans(q), input_precision="ieee") * (D**-0.5 * LOG2E)
         if MASKED:
-            start = tl.load(doc_start + rows, mask=inside, other=0)
-            seen = (columns[:, None] <= rows[None, :]) & (columns[:, None] >= start[None, :])
+            seen = columns[:, None] <= rows[None, :]
+            if end is None:
+                start = tl.load(doc_start + rows, mask=inside, other=0)
+                seen = seen & (columns[:, None] >= start[None, :])
+            else:
+                seen = seen & (rows[None, :] < end[:, None])
             s = tl.where(seen, s, float("-inf"))
         p = tl.exp2(s - normaliser[None, :])
         dv = tl.dot(p.to(do.dtype), do, dv, input_precision="ieee")
@@ -199,25 +238,30 @@ def _attend_dkdv(grads, keys, queries, low, high, D: constexpr, M: constexpr, MA
 
 @triton.jit
 def _dkdv(
-    q, k, v, doc_start, doc_end, do, lse, delta, dk, dv, T, H, K, D: constexpr, M: constexpr, N: constexpr
+    q, k, v, bounds, do, lse, delta, dk, dv, T, H, K, prompts, D: constexpr, M: constexpr, N: constexpr
 ):
     first, b, kv = tl.program_id(0) * N, tl.program_id(1) // K, tl.program_id(1) % K
     row = b.to(tl.int64) * T
     columns, head = first + tl.arange(0, N), (row * K + kv) * D
-    keys = _load(k + head, columns, T, K * D, D, True), _load(v + head, columns, T, K * D, D, True), columns
-    # low ≤ whole ≤ part ≤ high: masked by the diagonal; queries that see every key; queries of the last keys'
-    # document alone
+    key, value = _load(k + head, columns, T, K * D, D, True), _load(v + head, columns, T, K * D, D, True)
+    key_end = bounds + tl.num_programs(1) // K * T + row
+    if prompts is None:  # key_end never falls
+        end, high, every = None, tl.load(key_end + tl.minimum(first + N, T) - 1), tl.load(key_end + first)
+    else:
+        end = tl.load(key_end + tl.minimum(columns, T - 1))
+        high, every = tl.max(end, 0), tl.min(end, 0)
+    keys = key, value, columns, end
+    # low ≤ whole ≤ last ≤ high: masked by the diagonal; queries that see every key; those that see some
     low = first // M * M
-    high = tl.load(doc_end + row + tl.minimum(first + N, T) - 1)
     whole = tl.minimum((first + N - 1 + M - 1) // M * M, high)
-    last = tl.maximum(tl.load(doc_end + row + first) // M * M, whole)
-    bounds, grads = (low, whole, last, high), (tl.zeros((N, D), tl.float32), tl.zeros((N, D), tl.float32))
+    last = tl.maximum(every // M * M, whole)
+    ranges, grads = (low, whole, last, high), (tl.zeros((N, D), tl.float32), tl.zeros((N, D), tl.float32))
     for g in range(H // K):
         h = kv * (H // K) + g
         head_q, statistics = (row * H + h) * D, (b * H + h).to(tl.int64) * T
-        queries = q + head_q, do + head_q, doc_start + row, lse + statistics, delta + statistics, T, H * D
+        queries = q + head_q, do + head_q, bounds + row, lse + statistics, delta + statistics, T, H * D
         for part in tl.static_range(3):
-            grads = _attend_dkdv(grads, keys, queries, bounds[part], bounds[part + 1], D, M, part != 1)
+            grads = _attend_dkdv(grads, keys, queries, ranges[part], ranges[part + 1], D, M, part != 1)
     _store(dk + head, columns, T, K * D, D, grads[0] * D**-0.5)
     _store(dv + head, columns, T, K * D, D, grads[1])
 
@@ -242,7 +286,7 @@ def _see_all(state, q, keys, D: constexpr, M: constexpr, N: constexpr):
 def _decode_prompt(q, k, v, lengths, bounds, state, stride, H, K, D: constexpr, M: constexpr, N: constexpr):
     p, kv, heads = tl.program_id(0), tl.program_id(1), H // K
     base, j = (p.to(tl.int64) * K + kv) * stride, tl.arange(0, M)
-    end, keys = tl.load(bounds + p + 1), (k + base, v + base, tl.load(lengths + p), D)
+    end, keys = tl.load(bounds + p + 1), (k + base, v + base, tl.load(lengths + p), D, None)
     for row in range(tl.load(bounds + p), end, M // heads):
         inside = (j // heads < M // heads) & (row + j // heads < end)
         index = (row + j // heads) * H + kv * heads + j % heads  # of a row and head
@@ -262,7 +306,7 @@ def _decode_own(q, k, v, filled, state, out, stride, H, K, D: constexpr, M: cons
     acc = tl.load(_rows(state, index, 2 * D, D), mask=inside[:, None], other=0.0)
     m = tl.load(state + index * 2 * D + D, mask=inside, other=float("-inf"))
     total = tl.load(state + index * 2 * D + D + 1, mask=inside, other=0.0)
-    keys = k + base, v + base, tl.load(filled).to(tl.int32), D
+    keys = k + base, v + base, tl.load(filled).to(tl.int32), D, None
     acc, m, total = _see_all((acc, m, total), queries, keys, D, M, N)
     tl.store(_rows(out, index, D, D), (acc / total[:, None]).to(out.dtype.element_ty), mask=inside[:, None])
 
@@ -276,19 +320,20 @@ RESULTS = {"forward": ("out", "lse"), "dq": ("delta", "dq"), "dkdv": ("dk", "dv"
 _chosen = {}  # (kernel, shape) → the fastest configuration that is right
 
 
-def _shape(q, k):
-    """What a configuration is chosen for: (H, K, D, aligned, size, dtype).
+def _shape(q, k, v, bounds, *_):
+    """What a configuration is chosen for: (H, K, D, aligned, size, dtype, prompts).
 
-    aligned: whether 16 divides T, which the compiler makes use of.
+    aligned: whether 16 divides T, which the compiler makes use of. prompts: whether completions share them.
     """
     T, H, D = q.shape[1:]
-    return H, k.shape[2], D, T % 16 == 0, triton.next_power_of_2(T), q.dtype
+    return H, k.shape[2], D, T % 16 == 0, triton.next_power_of_2(T), q.dtype, len(bounds) == 4
 
 
-def _launch(kind, config, q, k, *tensors):
+def _launch(kind, config, q, k, v, bounds, *tensors):
     (B, T, H, D), K, (M, N, warps, stages) = q.shape, k.shape[2], config
     grid = (triton.cdiv(T, N), B * K) if kind == "dkdv" else (triton.cdiv(T, M), B * H)
-    KERNELS[kind][grid](q, k, *tensors, T, H, K, D=D, M=M, N=N, num_warps=warps, num_stages=stages)
+    arguments = T, H, K, bounds[2:] if len(bounds) == 4 else None, D, M, N
+    KERNELS[kind][grid](q, k, v, bounds, *tensors, *arguments, num_warps=warps, num_stages=stages)
 
 
 def _run(kind, q, *tensors):
@@ -296,7 +341,7 @@ def _run(kind, q, *tensors):
 
     Off a GPU, where time means nothing, in the first.
     """
-    key = kind, _shape(q, tensors[0])
+    key = kind, _shape(q, *tensors)
     if key not in _chosen:
         _chosen[key] = _tune(*key, q, *tensors) if q.is_cuda else CONFIGS[kind][0]
     _launch(kind, _chosen[key], q, *tensors)
@@ -316,10 +361,10 @@ def _tune(kind, shape, q, *tensors):
 
 
 @torch.library.custom_op("lab::flash_forward", mutates_args=())
-def flash_forward(q: Tensor, k: Tensor, v: Tensor, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
+def flash_forward(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor) -> tuple[Tensor, Tensor]:
     """→ out (B, T, H, D) and lse (B, H, T) in base 2."""
     out, lse = _results(q)
-    _run("forward", q, k, v, start, out, lse)
+    _run("forward", q, k, v, bounds, out, lse)
     return out, lse
 
 
@@ -332,12 +377,12 @@ def _results(q, *_):
 
 @torch.library.custom_op("lab::flash_backward", mutates_args=())
 def flash_backward(
-    do: Tensor, q: Tensor, k: Tensor, v: Tensor, doc_start: Tensor, doc_end: Tensor, out: Tensor, lse: Tensor
+    do: Tensor, q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, out: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """→ dq, dk, dv."""
     dq, dk, dv, delta = (torch.empty_like(x) for x in (q, k, v, lse))
-    _run("dq", q, k, v, doc_start, out, do, lse, delta, dq)
-    _run("dkdv", q, k, v, doc_start, doc_end, do, lse, delta, dk, dv)
+    _run("dq", q, k, v, bounds, out, do, lse, delta, dq)
+    _run("dkdv", q, k, v, bounds, do, lse, delta, dk, dv)
     return dq, dk, dv
 
 
@@ -349,20 +394,20 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, do, _):
-    return *flash_backward(do.contiguous(), *ctx.saved_tensors), None, None
+    return *flash_backward(do.contiguous(), *ctx.saved_tensors), None
 
 
 flash_forward.register_autograd(_backward, setup_context=_save)
 
 
-def flash_attention(q, k, v, doc_start, doc_end):
-    """attention.attention on these kernels. doc_start, doc_end: Layout.bounds, int32 (B, T).
+def flash_attention(q, k, v, bounds):
+    """attention.attention on these kernels. bounds: those of the Layout.
 
     Raises UserError for a head width they cannot do.
     """
     if q.shape[-1] not in WIDTHS:
         raise UserError(f"{WIDTH_LIMIT}, not {q.shape[-1]}: use --attention sdpa")
-    return flash_forward(q.contiguous(), k.contiguous(), v.contiguous(), doc_start, doc_end)[0]
+    return flash_forward(q.contiguous(), k.contiguous(), v.contiguous(), bounds)[0]
 
 
 def flash_decode(q, own, prompt, lengths, rows, group, filled):
@@ -386,7 +431,7 @@ def flash_decode(q, own, prompt, lengths, rows, group, filled):
 # formula before it is trusted.
 
 
-def formula(q, k, v, do, doc_start):
+def formula(q, k, v, do, key_end):
     """The kernels' arguments and results by name, written out in q's dtype (Dao et al. 2022, appendix B.2).
 
     No autograd: kernels are tuned, and so checked, within an operator's backward, where nothing is recorded.
@@ -394,7 +439,7 @@ def formula(q, k, v, do, doc_start):
     (T, H, D), K = q.shape[1:], k.shape[2]
     keys, values = (x.repeat_interleave(H // K, 2) for x in (k, v))  # (B, T, H, D)
     position = torch.arange(T, device=q.device)
-    hidden = (position > position[:, None]) | (position < doc_start[:, :, None])  # (B, T, T)
+    hidden = (position > position[:, None]) | (position[:, None] >= key_end[:, None])  # (B, T, T)
     s = torch.einsum("bthd,bshd->bhts", q, keys) * D**-0.5
     s = s.masked_fill(hidden[:, None], float("-inf"))
     lse, p = s.logsumexp(-1), s.softmax(-1)
@@ -408,28 +453,33 @@ def formula(q, k, v, do, doc_start):
 
 
 def compare(kind, config, shape, device):
-    """Run a kernel in this configuration on four small documents → pairs of a result and what it should be.
+    """Run a kernel in this configuration on a few documents → pairs of a result and what it should be.
 
-    shape: as of `_shape`.
+    shape: as of `_shape`; with prompts the second document is that of the three after it.
     """
-    H, K, D, aligned, _, dtype = shape
-    generator, lengths = torch.Generator(device).manual_seed(0), [50, 1, 130, 27 if aligned else 20]
-    example = [torch.randn(1, sum(lengths), h, D, generator=generator, device=device) for h in (H, K, K, H)]
-    lengths = torch.tensor(lengths, device=device)
+    H, K, D, aligned, _, dtype, prompts = shape
+    lengths = [20, 300, 70, 1, 334] if prompts else [50, 1, 130]
+    lengths = torch.tensor([*lengths, 27 if aligned else 20], device=device)
+    size, generator = int(lengths.sum()), torch.Generator(device).manual_seed(0)
+    example = [torch.randn(1, size, h, D, generator=generator, device=device) for h in (H, K, K, H)]
     end = lengths.cumsum(0).repeat_interleave(lengths)[None]
     start = end - lengths.repeat_interleave(lengths)
-    exact = formula(*(x.to(dtype).double() for x in example), start)
+    bounds = [start, end]
+    if prompts:
+        alone = (start < 320) | (start == 725)
+        bounds = [start, end.where(start != 20, 725), start.where(alone, 20), start.where(alone, 320)]
+    exact = formula(*(x.to(dtype).double() for x in example), bounds[1])
     dtypes = {"lse": torch.float32, "delta": torch.float32}
     given = {name: x.to(dtypes.get(name, dtype)).contiguous() for name, x in exact.items()}
     given |= {name: torch.full_like(given[name], math.nan) for name in RESULTS[kind]}
-    given |= {"doc_start": start.int(), "doc_end": end.int()}
+    given["bounds"] = torch.stack(bounds).int()
     _launch(kind, config, *(given[name] for name in KERNELS[kind].arg_names if name in given))
     return [(given[name], exact[name]) for name in RESULTS[kind]]
 
 
 def compare_decoding(shape, device):
     """The same of decoding: three rows of two prompts."""
-    H, K, D, _, _, dtype = shape
+    H, K, D, _, _, dtype, _ = shape
     P, G, W, S, filled, rows = 2, 2, 70, 40, 33, torch.tensor([0, 1, 3], device=device)
     generator, sizes = torch.Generator(device).manual_seed(0), ((3, H, D), (2, 3, K, S, D), (2, P, K, W, D))
     q, own, prompt = (torch.randn(size, generator=generator, device=device).to(dtype) for size in sizes)
@@ -458,9 +508,10 @@ def why_not(device, D, dtype):
     """Why the kernels cannot be used on this device for heads of this width, in one line, or ""."""
     if D not in WIDTHS:
         return f"{WIDTH_LIMIT}, not {D}"
-    shape = 4, 2, D, True, 256, dtype
-    for kind, configs in CONFIGS.items():
-        if all(why := fault(compare, kind, config, shape, device) for config in configs):
-            return f"{kind}: {why}"
-    why = fault(compare_decoding, shape, device)
+    shapes = [(4, 2, D, True, 256, dtype, prompts) for prompts in (False, True)]
+    for shape in shapes:
+        for kind, configs in CONFIGS.items():
+            if all(why := fault(compare, kind, config, shape, device) for config in configs):
+                return f"{kind}: {why}"
+    why = fault(compare_decoding, shapes[0], device)
     return why and f"decoding: {why}"

@@ -4,33 +4,14 @@ import io
 from base64 import b64encode
 from html import escape
 from itertools import cycle
+from pathlib import Path
+from string import Template
 
 from lab.options import UserError, write_atomic
 
 from verify import explain, verify
 
-PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Evaluation</title>
-<style>body{{font:15px/1.5 system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em}}
-table{{border-collapse:collapse}}th{{cursor:pointer}}img{{max-width:100%}}
-td,th{{padding:.2em .7em;border-bottom:1px solid #ccc;text-align:left;vertical-align:top}}
-pre{{white-space:pre-wrap;margin:0;font-size:13px}}
-.good{{color:#17702a}}.bad{{color:#b3261e}}.extra{{color:#777}}</style>
-<h1>Evaluation</h1><p>{caption}</p>{table}<p>{figure}</p><h2>Solutions, judged step by step</h2>
-<p>The first try at some problems of each number of operations. Show
-<select id="which"><option value="">all</option>{options}</select>; click a heading to sort.</p>
-<table id="solutions"><thead><tr><th>checkpoint<th>op<th>verdict<th>process<th>problem and solution</thead>
-<tbody>{rows}</tbody></table>
-<script>
-const body = document.querySelector("#solutions tbody"), rows = [...body.rows];
-const text = (row, i) => row.cells[i].textContent;
-const compare = new Intl.Collator("en", {{numeric: true}}).compare;
-document.querySelectorAll("#solutions th").forEach((th, i) => th.onclick = () => {{
-  th.up = -(th.up ?? -1);
-  body.append(...rows.sort((a, b) => th.up * compare(text(a, i), text(b, i))));
-}});
-document.querySelector("#which").onchange = e =>
-  rows.forEach(r => r.hidden = e.target.value && text(r, 2) != e.target.value);
-</script></html>"""
+PAGE = Path(__file__).with_name("docs") / "page.html"
 IMAGE = '<img alt="pass@1 by operations, pass@k by k" src="data:image/png;base64,{}">'
 CLASSES = {"✓": "good", "✗": "bad", "·": "extra"}  # of a line of `explain`, by how it begins
 
@@ -61,7 +42,8 @@ def write_report(path, caption, table, png, tries):
     figure = IMAGE.format(b64encode(png).decode()) if png else ""
     options = "".join(f"<option>{kind}</option>" for kind in sorted(kinds))
     parts = dict(table=f"<table>{''.join(lines)}</table>", figure=figure, options=options, rows="".join(rows))
-    write_atomic(path, PAGE.format(caption=escape(caption), **parts))
+    page = Template(PAGE.read_text(encoding="utf-8"))
+    write_atomic(path, page.substitute(caption=escape(caption), **parts))
     print(f"report: {path}")
 
 

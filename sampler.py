@@ -9,6 +9,8 @@ the batch, S columns of their own, L layers, H query heads, K key/value heads, D
 """
 
 import copy
+import itertools
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,7 +20,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-PREFILL_TOKENS = 1 << 16  # of prompts that go through the model at once
+PREFILL_TOKENS = 1 << 11, 1 << 16  # of prompts that go through the model at once: on a CPU, on a GPU
 LOOK_EVERY = 8  # steps between looks at which rows have finished, on a GPU
 
 
@@ -33,6 +35,7 @@ class Sampling(CheckedOptions):
     stop_id: int = opt(-1, "the token that ends a completion (-1: none does)", within="[-1, inf)")
     seed: int = opt(0, "of the random numbers", within="[0, 18446744073709551616)")
     batch_size: int = opt(256, "most rows at once; samples do not depend on it", within="[1, inf)")
+    workers: int = opt(1, "on a CPU: batches at once, in threads; nor on this", within="[1, 256]")
 
 
 @dataclass
@@ -44,7 +47,6 @@ class Samples:
     finished: list  # whether the stop token came before max_new_tokens
 
 
-@torch.inference_mode()
 def generate(model, prompts, *, indices=None, progress=None, **sampling):
     """Sample a group of completions of each prompt (lists of ids) → Samples. sampling: fields of `Sampling`.
 
@@ -62,24 +64,37 @@ def generate(model, prompts, *, indices=None, progress=None, **sampling):
     indices = range(len(prompts)) if indices is None else indices
     G, samples = o.group_size, [None] * (len(prompts) * o.group_size)
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    batches = balanced(by_length, max(1, o.batch_size // G))
-    decoder = Decoder(model, o, max(map(len, batches)), W)
+    workers = o.workers if next(model.parameters()).device.type == "cpu" else 1
+    batches = balanced(by_length, max(1, o.batch_size // G), workers)
+    shares = [batches[w::workers] for w in range(min(workers, len(batches)))]
     with tqdm(total=len(samples), desc=progress, unit="sample", leave=False, disable=progress is None) as bar:
-        for batch in batches:
-            uniforms = uniform_numbers(o.seed, [indices[i] for i in batch], G, S)
-            decoder.prefill([prompts[i] for i in batch], uniforms)
-            decoder.decode_batch(bar)
-            numbers = [i * G + g for i in batch for g in range(G)]  # a smaller batch leaves rows unused
-            for number, ids, logprobs in zip(numbers, decoder.ids.tolist(), decoder.logprobs.tolist()):
-                finished = o.stop_id in ids
-                length = ids.index(o.stop_id) + 1 if finished else S
-                samples[number] = ids[:length], logprobs[:length], finished
+
+        @torch.inference_mode()
+        def work(batches):
+            decoder = Decoder(model, o, max(map(len, batches)), W)
+            for batch in batches:
+                uniforms = uniform_numbers(o.seed, [indices[i] for i in batch], G, S)
+                decoder.prefill([prompts[i] for i in batch], uniforms)
+                decoder.decode_batch(bar)
+                numbers = [i * G + g for i in batch for g in range(G)]  # a smaller batch leaves rows unused
+                for number, ids, logprobs in zip(numbers, decoder.ids.tolist(), decoder.logprobs.tolist()):
+                    finished = o.stop_id in ids
+                    length = ids.index(o.stop_id) + 1 if finished else S
+                    samples[number] = ids[:length], logprobs[:length], finished
+
+        if len(shares) == 1:  # in this thread, which knows its GPU
+            work(batches)
+        else:
+            with ThreadPoolExecutor(workers) as pool:
+                list(pool.map(work, shares))
     return Samples(*map(list, zip(*samples)))
 
 
-def balanced(items, most):
-    """A list in as few batches of at most `most` as there can be, whose sizes differ by one at most."""
-    n = -(-len(items) // most)
+def balanced(items, most, least=1):
+    """A list in as few batches of at most `most` as there can be, and at least `least`, whose sizes differ by
+    one at most.
+    """
+    n = max(-(-len(items) // most), min(least, len(items)))
     return [items[len(items) * i // n : len(items) * (i + 1) // n] for i in range(n)]
 
 
@@ -101,16 +116,14 @@ class Decoder:
 
     def __init__(self, model, sampling, prompts, width):
         """For batches of at most `prompts` prompts of at most `width` tokens. sampling: as `Sampling`."""
-        self.sampling, self.device, config = sampling, next(model.parameters()).device, model.config
-        self.graphed = takes_graphs(self.device)
+        self.sampling, self.device = sampling, next(model.parameters()).device
+        self.group, self.graphed = sampling.group_size, takes_graphs(self.device)
+        self.own, self.chunk = [], model.backend.chunk(sampling.max_new_tokens, self.device)
         self.model = with_cast_weights(model) if self.graphed else model
-        rows, columns = prompts * sampling.group_size, sampling.max_new_tokens
-        layers, heads, D = config.num_hidden_layers, config.num_key_value_heads, config.head_dim
-        cached = model.compute_dtype if self.graphed else torch.float32
+        rows, columns = prompts * self.group, sampling.max_new_tokens
+        self.cached = model.compute_dtype if self.graphed else torch.float32
         exact = torch.float32 if self.device.type == "mps" else torch.float64
         with self.device:
-            self.prompt = torch.zeros(layers, 2, prompts, heads, width, D, dtype=cached)  # (L, 2, P, K, W, D)
-            self.own = torch.zeros(layers, 2, rows, heads, columns, D, dtype=cached)  # (L, 2, R, K, S, D)
             self.ids = torch.zeros(rows, columns, dtype=torch.long)
             self.logprobs = torch.zeros(rows, columns)
             self.uniforms = torch.zeros(rows, columns, dtype=exact)
@@ -118,44 +131,53 @@ class Decoder:
             self.lengths = torch.zeros(prompts, dtype=torch.int32)  # of the prompts
             self.at = torch.zeros(1, dtype=torch.long)  # the column that is written
             self.rows = torch.zeros(rows, dtype=torch.long)  # the numbers of the rows in the batch, ascending
+            self.seats = torch.zeros(rows, dtype=torch.long)  # the same, counting the prompts in the cache
         self.graphs = {}
+        if self.graphed:
+            self.prompt = self.cache(prompts, width)
         self.buckets = [rows]
         while self.buckets[-1] > 8:
             self.buckets.append(max(8, self.buckets[-1] * 3 // 4 // 8 * 8))
 
     def prefill(self, prompts, uniforms):
         """Keep keys and values of prompts (lists of ids); sample each row's first token. uniforms (R, S)."""
-        tokens = [torch.tensor(ids) for ids in prompts]
-        tokens = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True).to(self.device)  # (P, W)
-        (P, W), G, device = tokens.shape, self.sampling.group_size, self.device
-        self.shape = tuple(self.prompt.shape[2:5:2]) if self.graphed else (P, W)
+        P, G, W = len(prompts), self.group, max(map(len, prompts))
+        if not self.graphed:
+            self.prompt, self.own = self.cache(P, W), []
         self.asked = None  # for the flags of stopped rows, by the last look
         self.live = np.arange(P * G)  # `rows`, on the host
-        self.rows[: P * G] = torch.arange(P * G)
+        self.rows[: P * G] = self.seats[: P * G] = torch.arange(P * G)
         self.lengths[:P] = torch.tensor([len(ids) for ids in prompts])
         self.uniforms[: P * G] = torch.from_numpy(uniforms).to(self.uniforms.dtype)
         self.stopped.zero_()
         self.at.zero_()
-        for part in balanced(range(P), max(1, PREFILL_TOKENS // W)):
-            some = slice(part.start, part.stop)
-            positions = torch.arange(W, device=device).expand(len(part), W)
+        for part in balanced(range(P), max(1, PREFILL_TOKENS[self.graphed] // W)):
+            some, tokens = slice(part.start, part.stop), [torch.tensor(prompts[i]) for i in part]
+            tokens = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True).to(self.device)
+            positions = torch.arange(tokens.shape[1], device=self.device).expand(tokens.shape)
             with self.model.autocast():
-                x = self.model.hidden(tokens[some], positions, self._layers(self._within_prompts, some))
-                logits = self.model.head(x[torch.arange(len(part), device=device), self.lengths[some] - 1])
+                x = self.model.hidden(tokens, positions, self._layers(self._within_prompts, some))
+                logits = self.model.head(x[range(len(part)), self.lengths[some] - 1])
             self._sample(logits.repeat_interleave(G, 0), self.rows[part.start * G : part.stop * G])
+
+    def cache(self, items, columns):
+        """Zeros for keys and values of prompts or rows, (L, 2, items, K, columns, D)."""
+        c = self.model.config
+        shape = c.num_hidden_layers, 2, items, c.num_key_value_heads, columns, c.head_dim
+        return torch.zeros(shape, dtype=self.cached, device=self.device)
 
     def decode_batch(self, bar):
         """The other tokens, until each row has stopped or is full. bar: counts rows that have finished."""
-        full = bar.n + len(self.live)
+        going = len(self.live)
         for column in range(1, self.sampling.max_new_tokens):
             if (stopped := self.look(column)) is not None:
-                going = int((~stopped[self.live]).sum())
-                bar.update(full - going - bar.n)
+                before, going = going, int((~stopped[self.live]).sum())
+                bar.update(before - going)
                 if not going:
                     break
                 self.drop(stopped, column)
             self.step(column)
-        bar.update(full - bar.n)
+        bar.update(going)
 
     def look(self, column):
         """Which rows have stopped, on the host, or None. A GPU answers the next look: nobody waits for it."""
@@ -173,13 +195,14 @@ class Decoder:
     def step(self, column):
         """Write this column of every row that is still in the batch."""
         self.at.fill_(column)
-        n, columns = len(self.live), self.sampling.max_new_tokens
-        window = self.model.backend.decode_window(column, columns, self.device)
+        n, chunks = len(self.live), -(-column // self.chunk)
+        if chunks > len(self.own):
+            self.own.append(self.cache(len(self.rows) if self.graphed else n, self.chunk))
         if not self.graphed:
-            return self._next_token(n, window)
-        if (n, window) not in self.graphs:
-            self.graphs[n, window] = capture(partial(self._next_token, n, window), self.graphs)
-        self.graphs[n, window].replay()
+            return self._next_token(n, chunks)
+        if (n, chunks) not in self.graphs:
+            self.graphs[n, chunks] = capture(partial(self._next_token, n, chunks), self.graphs)
+        self.graphs[n, chunks].replay()
 
     def drop(self, stopped, column):
         """Before a column is written: let rows go that have stopped, if the others fit a smaller bucket."""
@@ -188,33 +211,39 @@ class Decoder:
         if n < len(self.live):
             stay = np.sort(np.argsort(done, kind="stable")[:n])  # all that go on; stopped ones fill up
             self.live, moved = self.live[stay], torch.from_numpy(stay).to(self.device)
-            for layer in self.own:
-                layer[:, :n, :, : column - 1] = layer[:, moved, :, : column - 1]
-            self.rows[:n] = self.rows[moved]
+            for layer in itertools.chain(*self.own):
+                layer[:, :n, :, :column] = layer[:, moved, :, :column]
+            self.rows[:n], self.seats[:n] = self.rows[moved], self.seats[moved]
+            if not self.graphed:  # so do prompts that no row has left, and the columns that only they filled
+                kept, place = (self.seats[:n] // self.group).unique(return_inverse=True)
+                self.seats[:n] = place * self.group + self.seats[:n] % self.group
+                self.lengths[: len(kept)] = self.lengths[kept]
+                self.prompt = self.prompt[:, :, kept, :, : self.lengths[: len(kept)].max()]
 
-    def _next_token(self, n, window):
+    def _next_token(self, n, chunks):
         """Column `at` of the first n rows, from the one before. Doing it twice changes nothing."""
-        rows, before = self.rows[:n], self.at - 1
-        positions = self.lengths[rows // self.sampling.group_size] + before
+        rows, seats, before = self.rows[:n], self.seats[:n], self.at - 1
+        positions = self.lengths[seats // self.group] + before
         with self.model.autocast():
-            attend = self._layers(self._over_the_cache, rows, window)
+            attend = self._layers(self._over_the_cache, seats, chunks)
             x = self.model.hidden(self.ids[rows, before.expand(n)][:, None], positions[:, None], attend)
             logits = self.model.head(x[:, 0])
         self._sample(logits, rows)
 
     def _layers(self, attend, *arguments):
-        return [partial(attend, layer, *arguments) for layer in range(len(self.own))]
+        return [partial(attend, layer, *arguments) for layer in range(len(self.prompt))]
 
     def _within_prompts(self, layer, some, q, k, v):  # (P, W, H or K, D)
         """Causal attention; what pads a prompt stands after it, so nobody sees it."""
         self.prompt[layer, :, some, :, : k.shape[1]] = torch.stack((k, v)).transpose(2, 3)
         return self.model.backend.attend(q, k, v, None)
 
-    def _over_the_cache(self, layer, rows, window, q, k, v):  # (R, 1, H or K, D)
-        (P, W), own = self.shape, self.own[layer, :, : len(rows)]
-        own.index_copy_(3, self.at - 1, torch.stack((k, v)).transpose(2, 3).to(own.dtype))
-        prompt, lengths, G = self.prompt[layer, :, :P, :, :W], self.lengths[:P], self.sampling.group_size
-        return self.model.backend.decode(q[:, 0], own, prompt, lengths, rows, G, self.at, window)
+    def _over_the_cache(self, layer, seats, chunks, q, k, v):  # (R, 1, H or K, D)
+        own = [chunk[layer, :, : len(seats)] for chunk in self.own[:chunks]]
+        new = torch.stack((k, v)).transpose(2, 3).to(self.cached)  # (2, R, K, 1, D)
+        own[-1].index_copy_(3, (self.at - 1) % self.chunk, new)
+        known = self.prompt[layer], self.lengths, seats, self.group, self.at
+        return self.model.backend.decode(q[:, 0], own, *known)
 
     def _sample(self, logits, rows):
         """A token of each row from its logits, into its place."""
@@ -233,12 +262,12 @@ def sample_tokens(logits, temperature, top_p, uniform):
     if temperature == 0:
         token = logp.argmax(-1)
     else:
-        p = logp.to(uniform.dtype).exp()
+        p = logp.exp()
         if top_p < 1:
             ranked, index = p.sort(-1, descending=True)
             beyond = ranked.cumsum(-1) - ranked >= top_p  # tokens that the likelier ones already make up for
             p = p.masked_fill(torch.zeros_like(beyond).scatter(-1, index, beyond), 0.0)
-        cumulative = p.cumsum(-1)
+        cumulative = p.cumsum(-1, dtype=uniform.dtype)
         below_one = uniform.clamp(max=1 - torch.finfo(uniform.dtype).eps)  # float32 rounds some up to 1
         token = torch.searchsorted(cumulative, (below_one * cumulative[:, -1])[:, None], right=True)[:, 0]
     return token, logp.gather(-1, token[:, None])[:, 0]

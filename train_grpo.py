@@ -27,17 +27,16 @@ PRESETS = {
         mixture=f"op 5-6; {TINY_WORLD}", steps=32, prompts=32, group=8, minibatch=16, max_new_tokens=200,
         lr=1e-4, row_tokens=1536, micro_batch_size=1, replicas=2, sample_rows=256),
     "small": dict(
-        mixture="op 11-14; template zoo, school, festival", prompts=128, group=8, minibatch=64, lr=1e-5),
-    "paper": dict(mixture="op 11-14", sample_rows=2048),
+        mixture="op 11-14; template zoo, school, festival", prompts=128, group=8, minibatch=64, lr=1e-5,
+        micro_batch_size=16, compile="auto"),
+    "paper": dict(mixture="op 11-14", micro_batch_size=16, sample_rows=2048, compile="auto"),
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Options(TrainingOptions):
     out: str = opt("out/grpo", "folder for all that is written", group="run", free=True)
-    init_from: str = opt(
-        "out/base/latest", "checkpoint to start from; also the frozen reference", group="training"
-    )
+    init_from: str = opt("out/base/latest", "checkpoint to start from, and reference", group="training")
     mixture: str = opt("op 11-14", "problems to learn from (split rl): see datagen.Mixture")
     steps: int = opt(100, "GRPO steps", within="[1, inf)", group="rollouts")
     prompts: int = opt(1024, "prompts of a step, P", within="[1, inf)")
@@ -47,23 +46,17 @@ class Options(TrainingOptions):
     sample_rows: int = opt(512, "rows that are sampled together, for memory", within="[1, inf)", free=True)
     reward: str = opt("strict", "see verify.REWARDS", tuple(REWARDS), group="reward and objective")
     alpha: float = opt(0.2, "weight of the outcome in the rewards mixed and gated", within="[0, 1]")
-    advantage: str = opt(
-        "std", "divide by the group's standard deviation, or only subtract the mean", ("std", "mean")
-    )
+    advantage: str = opt("std", "mean: less the group's mean; std: also divided by its", ("std", "mean"))
     minibatch: int = opt(256, "prompts of a minibatch; one optimizer step each", within="[1, inf)")
     clip_ratio: float = opt(0.2, "PPO clip of the probability ratio", within="(0, inf)")
-    dual_clip: float | None = opt(
-        None, "bound of a bad sample's loss when its ratio explodes", within="(1, inf)"
-    )
+    dual_clip: float | None = opt(None, "bound of a bad sample's loss at high ratio", within="(1, inf)")
     kl: float = opt(1e-3, "weight of the KL to the reference", within="[0, inf)")
     lr: float = opt(1e-6, "learning rate (constant after --warmup-steps)", within="(0, 1]")
     warmup_steps: int = opt(0, "optimizer steps with rising learning rate")
     weight_decay: float = opt(0.0, "of AdamW", within="[0, 1]")
     beta2: float = opt(0.999, "of AdamW", within="[0, 1)")
     eval_every: int = opt(50, "steps between checkpoints; each is evaluated on split dev", within="[1, inf)")
-    select: str = opt(
-        "all", "edge: only problems with 0 < pass rate <= bound", ("all", "edge"), group="edge of competence"
-    )
+    select: str = opt("all", "edge: 0 < pass rate <= bound", ("all", "edge"), group="edge of competence")
     select_samples: int = opt(8, "samples per candidate to estimate its pass rate", within="[1, inf)")
     select_bound: float = opt(0.5, "largest pass rate of an edge problem", within="(0, 1]")
     select_pool: int = opt(256, "edge problems to find before each round of training", within="[1, inf)")
@@ -141,7 +134,7 @@ class GRPO(Training):
         adamw = dict(lr=o.lr, betas=(0.9, o.beta2), weight_decay=o.weight_decay, fused=True)
         self.optimizers = [torch.optim.AdamW(self.model.parameters(), **adamw)]
         self.begin()
-        limits = dict(max_new_tokens=o.max_new_tokens, batch_size=o.sample_rows)
+        limits = dict(max_new_tokens=o.max_new_tokens, batch_size=o.sample_rows, workers=o.replicas)
         self.sampling = dict(reward=o.reward, alpha=o.alpha, temperature=o.temperature, **limits)
         check_room(self.model, self.tokenizer, self.held_out, o.max_new_tokens)
         saved = self.saved or {"updates": 0, "pool": None, "candidates": 0}

@@ -31,8 +31,9 @@ PRESETS = {
     "small": dict(
         mixture="op 2-10; template zoo, school, festival; tokens 500M", solution_only=True, hidden_size=512,
         layers=6, heads=8, kv_heads=2, local_heads=True, intermediate_size=1536, rows=32, micro_batch_size=16,
-        row_tokens=2048, optimizer="muon", lr=1e-3, min_lr=1e-4, muon_lr=5e-3),
-    "paper": dict(mixture="op 2-10; template zoo:0.99, school:0.01; tokens 10B", micro_batch_size=16),
+        row_tokens=2048, optimizer="muon", lr=1e-3, min_lr=1e-4, muon_lr=5e-3, compile="auto"),
+    "paper": dict(
+        mixture="op 2-10; template zoo:0.99, school:0.01; tokens 10B", micro_batch_size=16, compile="auto"),
 }  # fmt: skip
 
 

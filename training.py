@@ -21,6 +21,8 @@ from data import read_records, to_document
 from datagen import Mixture, held_out
 from rollout import evaluate_held_out
 
+COMPILE = ("never", "auto", "always")
+
 
 @dataclass(frozen=True)
 class TrainingOptions(RunOptions):
@@ -29,7 +31,7 @@ class TrainingOptions(RunOptions):
     data: str | None = opt(None, "train on the records of this JSONL file instead")
     row_tokens: int = opt(2048, "tokens of a row, T; several documents share one", within="[64, inf)")
     micro_batch_size: int = opt(4, "rows of a micro-batch, for memory", within="[1, inf)", free=True)
-    compile: bool = opt(False, "have torch.compile fuse the layers (on a CUDA GPU)", free=True)
+    compile: str = opt("never", "fuse layers by torch.compile (auto: on a CUDA GPU)", COMPILE, free=True)
     lr: float = opt(2e-4, "learning rate of AdamW", within="(0, 1]")
     weight_decay: float = opt(0.1, "of AdamW, on matrices", within="[0, 1]")
     beta2: float = opt(0.95, "of AdamW", within="[0, 1)")
@@ -40,13 +42,7 @@ class TrainingOptions(RunOptions):
     max_new_tokens: int = opt(512, "longest solution that is sampled, in tokens", within="[1, inf)")
     keep: int = opt(2, "checkpoints to keep, besides the best", within="[1, inf)", free=True)
     log_every: int = opt(1, "steps between lines of metrics.jsonl", within="[1, inf)", free=True)
-    tensorboard: bool = opt(False, "write metrics for TensorBoard too", free=True)
-    wandb: bool = opt(False, "send metrics to Weights & Biases too", free=True)
     dry_run: bool = opt(False, "print parameters, FLOPs, memory and time, and stop", free=True)
-
-    @property
-    def writes(self):
-        return not self.dry_run
 
 
 class Training:
@@ -63,8 +59,8 @@ class Training:
     def __init__(self, o, device, processes, folder=None):
         """folder: the checkpoint of this run to go on from, or None."""
         self.o, self.device, self.processes = o, device, processes
-        if o.compile and device.type != "cuda":  # a CPU's documents would be compiled anew each step
-            raise UserError(f"--compile is for a CUDA GPU, and the device is {device.type}: leave it out")
+        if o.compile == "always" and device.type != "cuda":  # a CPU's documents would be compiled each step
+            raise UserError(f"--compile always needs a CUDA GPU, the device is {device.type}: leave it out")
         self.mixture = Mixture.parse(o.mixture)
         self.records = tuple(read_records(o.data)) if o.data else ()
         self.held_out = held_out(self.mixture, self.mixture.ops, o.eval_problems, o.seed, "dev")
@@ -86,7 +82,7 @@ class Training:
         if max(self.lengths) > context:
             have = f"a problem and its solution have {max(self.lengths)} tokens, the context only {context}"
             raise UserError(f"{have}: raise --context, or choose shorter problems")
-        if self.o.compile:
+        if self.o.compile != "never" and self.device.type == "cuda":
             for model in filter(None, (self.model, self.reference)):
                 model.compile_layers()
         saved = self.saved or {"step": 0, "guard": {}}
@@ -95,10 +91,9 @@ class Training:
         if self.saved:
             self.start.load_optimizers(self.optimizers)
 
-    def train(self, run):
-        """The loop. Returns whether it reached the end. `run` closes the bar."""
+    def train(self, run, bar):
+        """The loop; bar: a tqdm's. Returns whether it reached the end."""
         o, saved, first = self.o, self.step if self.saved else None, self.processes.first
-        bar = tqdm(total=self.steps, initial=self.step, desc=run.path.name, unit="step", disable=not first)
         while True:
             stopping = run.should_stop()
             due = self.step % o.eval_every == 0 or self.step == self.steps
@@ -122,7 +117,8 @@ class Training:
 
     def evaluate(self, run):
         """NLL and greedy solutions of the problems of split dev, which choose the best checkpoint."""
-        values, text = evaluate_held_out(self.model, self.tokenizer, self.held_out, self.o.max_new_tokens)
+        how = self.o.max_new_tokens, self.o.replicas
+        values, text = evaluate_held_out(self.model, self.tokenizer, self.held_out, *how)
         run.log(self.step, values)
         run.append("samples.txt", f"=== step {self.step}\n{text}")
         found = ((op, values[f"eval/nll_op{op}"], values[f"eval/correct_op{op}"]) for op in self.mixture.ops)
@@ -169,9 +165,10 @@ def run_training(training, options, presets, description, argv=None):
         print(f"{size:,} parameters, {it.tokenizer.vocab_size} tokens, {it.steps} steps, attention {backend}")
         if it.model.backend_note:
             print(it.model.backend_note)
-    with run:
-        finished = it.train(run)
-    processes.close()
+    shown = dict(total=it.steps, initial=it.step, desc=run.path.name, unit="step")
+    with run, tqdm(**shown, disable=not processes.first) as bar:
+        finished = it.train(run, bar)
+    processes.wait()
     if not finished and processes.first:
         print(f"stopped; continue with: python {sys.argv[0]} --resume --out {run.path}")
     return FINISHED if finished else STOPPED

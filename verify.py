@@ -244,9 +244,8 @@ class _Reader:
         self.parsed.refuse(RELATION.search("".join((*outside, text[end:]))), "stray_equation")
         sentences = [s for piece in (*outside, last) if "To find " in piece for s in STOP.split(piece)]
         plans = [sentence.partition("To find ")[2].partition(" we need ") for sentence in sentences]
-        self.parsed.plans = [
-            (name, re.split(" ?, ?", parents.strip())) for name, need, parents in plans if need
-        ]
+        plans = [(name, parents.strip()) for name, need, parents in plans if need]
+        self.parsed.plans = [(name, re.split(" ?, ?", parents)) for name, parents in plans]
         # Definitions after the answer are definitions; those after </solution> can only contradict.
         self._definitions(solution[end:])
         self.steps = self.parsed.hidden

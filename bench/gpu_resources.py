@@ -29,16 +29,18 @@ from triton.compiler import ASTSource  # noqa: E402
 
 import flash  # noqa: E402
 
-KERNELS = {name: (flash.KERNELS[name], configs) for name, configs in flash.CONFIGS.items()}
-KERNELS |= {
-    "decode, prompt": (flash._decode_prompt, flash.DECODE[:1]),
-    "decode, own": (flash._decode_own, flash.DECODE[1:]),
-}
+# (name, kernel, configurations, whether completions share prompts)
+KERNELS = [(name, flash.KERNELS[name], configs, False) for name, configs in flash.CONFIGS.items()]
+KERNELS += [(f"{name}, prompts", kernel, configs, True) for name, kernel, configs, _ in KERNELS]
+KERNELS += [
+    ("decode, prompt", flash._decode_prompt, flash.DECODE[:1], False),
+    ("decode, own", flash._decode_own, flash.DECODE[1:], False),
+]
 TYPES = {
-    "*i32": "doc_start doc_end lengths bounds",
+    "*i32": "bounds prompts lengths",
     "*i64": "filled",
     "*fp32": "lse delta state",
-    "i32": "T H K stride head_stride",
+    "i32": "T H K stride",
 }
 
 
@@ -49,18 +51,18 @@ class Options(CheckedOptions):
     dtype: str = opt("bf16", "bf16, fp16 or fp32", ("bf16", "fp16", "fp32"))
 
 
-def compile_one(kernel, config, o):
+def compile_one(kernel, config, prompts, o):
     """→ Triton's compiled kernel, specialised as for lengths and strides that 16 divides."""
     constants = {"D": o.width, "M": config[0], "N": config[1]}
+    if not prompts and "prompts" in kernel.arg_names:
+        constants["prompts"] = None
     types = {name: kind for kind, names in TYPES.items() for name in names.split()}
     signature = {
         name: "constexpr" if name in constants else types.get(name, "*" + o.dtype)
         for name in kernel.arg_names
     }
     place = kernel.arg_names.index
-    aligned = [
-        name for name, kind in signature.items() if kind[0] == "*" or name in ("T", "stride", "head_stride")
-    ]
+    aligned = [name for name, kind in signature.items() if kind[0] == "*" or name in ("T", "stride")]
     values = {(place(name),): value for name, value in constants.items()}
     source = ASTSource(
         kernel, signature, values, {(place(name),): [["tt.divisibility", 16]] for name in aligned}
@@ -74,11 +76,11 @@ def main(argv=None):
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     print(f"Triton {triton.__version__}, sm_{o.arch}, D={o.width}, {o.dtype}")
     print(
-        f"{'kernel':16}{'queries, keys, warps, stages':30}{'registers':>10}{'spilled':>10}{'shared KB':>11}{'wgmma':>7}"
+        f"{'kernel':18}{'queries, keys, warps, stages':30}{'registers':>10}{'spilled':>10}{'shared KB':>11}{'wgmma':>7}"
     )
-    for name, (kernel, configs) in KERNELS.items():
+    for name, kernel, configs, prompts in KERNELS:
         for config in configs:
-            compiled = compile_one(kernel, config, o)
+            compiled = compile_one(kernel, config, prompts, o)
             with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
                 file.write(compiled.asm["cubin"])
                 file.flush()
@@ -88,7 +90,7 @@ def main(argv=None):
             registers, spilled = (int(re.search(rf"{what}:(\d+)", usage)[1]) for what in ("REG", "STACK"))
             wgmma = "yes" if "wgmma" in compiled.asm["ptx"] else "no"
             print(
-                f"{name:16}{config!s:30}{registers:10}{spilled:10}{compiled.metadata.shared / 1024:11.0f}{wgmma:>7}"
+                f"{name:18}{config!s:30}{registers:10}{spilled:10}{compiled.metadata.shared / 1024:11.0f}{wgmma:>7}"
             )
 
 

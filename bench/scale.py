@@ -6,7 +6,7 @@ One factor at a time around the tiny preset, in one replica. Each size is traine
 which first trains a far smaller one, so that what torch loads is not counted. `tensors` is how far its
 resident memory rises while every large allocation has pages of its own, which return when it is freed:
 weights, gradients, moments, and all that a step holds at once. `resident` is the same as runs allocate
-(lab.device.keep_freed_memory), in a heap: what glibc cannot use again is in it too. `estimate` is that of
+(lab.device.setup), in a heap: what glibc cannot use again is in it too. `estimate` is that of
 lab/cost.py, which `--dry-run` prints. In GRPO no token stops, so each solution is as long as it may be. Of each
 factor the exponent of a fit in logarithms is printed, and how far the logarithms are from it.
 
@@ -44,10 +44,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from lab.cost import EXPECTED, count_flops, count_memory, matmul_rate
-from lab.device import DeviceOptions, Processes, keep_freed_memory, run_torch_script, setup
+from lab.device import DeviceOptions, Processes, run_torch_script, setup
 from lab.options import UserError, flag, opt, parse_options, write_atomic
 
 import numpy as np
+import torch
 
 import train_grpo
 from checkpoint import save_checkpoint
@@ -151,14 +152,16 @@ def measure_training(p, steps):
     for _ in range(WARM_UP):
         run.take_step()
     tensors = resident_memory(peak=True) - before
-    keep_freed_memory()
+    setup(p)  # which has glibc keep what is freed, in its heap
     resident_memory(peak=False)
     clock = [time.perf_counter()]
     for _ in range(WARM_UP + steps):
         run.take_step()
         clock.append(time.perf_counter())
     resident = resident_memory(peak=True) - before
-    processes.close()
+    if processes.size > 1:
+        processes.wait()
+        torch.distributed.destroy_process_group()
     seconds = statistics.median(b - a for a, b in pairwise(clock[WARM_UP:]))
     found = {name: getattr(p, name) for name in SIZES} | expected(run, run.step_tokens)
     found |= {"seconds": seconds, "tokens/s": run.step_tokens / seconds}

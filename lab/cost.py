@@ -1,6 +1,6 @@
 """What a training run would take, without running it."""
 
-import time
+import timeit
 
 import torch
 
@@ -56,31 +56,22 @@ def kept_for_backward(model, tokens):
     Counted on two short rows, and carried on in a straight line: all of it grows with the tokens, since a
     fused attention keeps no scores.
     """
-    short, long = 64, 128
-    a, b = (kept_of_row(model, n) for n in (short, long))
-    return round(a + (b - a) / (long - short) * (tokens - short))
+    a, b = (kept_of_row(model, n) for n in (64, 128))
+    return round(a + (b - a) / 64 * (tokens - 64))
 
 
 def kept_of_row(model, tokens):
-    kept, row = {}, torch.zeros(1, tokens, dtype=torch.long, device=next(model.parameters()).device)
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-
-    def keep(tensor):
-        if (place := tensor.untyped_storage().data_ptr()) not in weights:  # nor is a transposed one new
-            kept[place] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = model(row, targets=row, loss_only=True)[1]
-    del loss
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    kept, row = [], torch.zeros(1, tokens, dtype=torch.long, device=next(model.parameters()).device)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        model(row, targets=row, loss_only=True)
+    places = {storage.data_ptr(): storage.nbytes() for storage in (t.untyped_storage() for t in kept)}
+    weights = {
+        p.untyped_storage().data_ptr() for p in model.parameters()
+    }  # of which some are transposed views
+    return sum(size for place, size in places.items() if place not in weights)
 
 
 def matmul_rate(device, dtype, n=2048):
     """Measured FLOP/s of a large square product, the best of ten."""
-    a, best = torch.randn(n, n, device=device).to(dtype), 0.0
-    for _ in range(10):
-        start = time.perf_counter()
-        float((a @ a)[0, 0])
-        best = max(best, 2 * n**3 / (time.perf_counter() - start))
-    return best
+    a = torch.randn(n, n, device=device).to(dtype)
+    return 2 * n**3 / min(timeit.repeat(lambda: float((a @ a)[0, 0]), number=1, repeat=10))

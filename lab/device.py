@@ -37,7 +37,9 @@ def setup(o):
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     torch.set_num_threads(max(1, (o.threads or THREADS) // (o.replicas if name == "cpu" else 1)))
     if name == "cpu" and platform.libc_ver()[0] == "glibc":
-        keep_freed_memory()
+        # Giving activations back to the kernel and faulting them in again costs a tenth of a training step.
+        for threshold in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+            ctypes.CDLL(None).mallopt(threshold, 1 << 30)
     torch.manual_seed(o.seed)
     torch.set_float32_matmul_precision("high")
     if os.environ.get("RANK", "0") == "0":
@@ -48,24 +50,14 @@ def setup(o):
     return torch.device(name)
 
 
-def keep_freed_memory():
-    """Giving activations back to the kernel and faulting them in again costs a tenth of a CPU's training
-    step.
-    """
-    libc, M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = ctypes.CDLL(None), -1, -3
-    libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
-    libc.mallopt(M_TRIM_THRESHOLD, 1 << 30)
-
-
 def compute_dtype(name, device):
     """What the layers' matrix products are taken in: "auto" is bfloat16 on a CUDA GPU, float32 elsewhere.
 
     A CPU with avx512_bf16 or AMX trains half again as fast in bfloat16, but the tiny preset learns less in it
     (bench/RESULTS.md).
     """
-    if name == "auto":
-        name = "bfloat16" if device.type == "cuda" else "float32"
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+    auto = "bfloat16" if device.type == "cuda" else "float32"
+    return getattr(torch, auto if name == "auto" else name)
 
 
 def run_torch_script(main):
@@ -76,8 +68,7 @@ def run_torch_script(main):
             return main()
         except (MemoryError, RuntimeError) as error:  # on a CPU torch's has no type of its own
             if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error):
-                lower = "lower --micro-batch-size or --sample-rows, which change no result"
-                raise UserError(f"out of memory: {lower}") from None
+                raise UserError("out of memory: lower --micro-batch-size or --sample-rows") from None
             raise
         finally:
             # after an error: left to the interpreter's end, gloo's threads may abort the process
@@ -95,12 +86,9 @@ class Processes:
     def __init__(self, device):
         self.device = device
         self.rank, self.size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.first = self.rank == 0
         if self.size > 1 and not torch.distributed.is_initialized():
             torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-
-    @property
-    def first(self):
-        return self.rank == 0
 
     def share(self, n):
         """This process's part of n things, a range; the parts in order are the whole."""
@@ -123,17 +111,15 @@ class Processes:
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         if self.size > 1:
             gradients = [p.grad for p in model.parameters()]
-            flat = torch.cat([g.reshape(-1) for g in gradients])
+            flat = torch.nn.utils.parameters_to_vector(gradients)
             torch.distributed.all_reduce(flat)
-            for g, total in zip(gradients, flat.split([g.numel() for g in gradients])):
-                g.copy_(total.view_as(g))
+            torch.nn.utils.vector_to_parameters(flat, gradients)
 
     def gather(self, value):
         """What each process has, in order of rank → list, the same in each."""
-        if self.size == 1:
-            return [value]
-        values = [None] * self.size
-        torch.distributed.all_gather_object(values, value)
+        values = [value] * self.size
+        if self.size > 1:
+            torch.distributed.all_gather_object(values, value)
         return values
 
     def agree(self, value, what):
@@ -142,7 +128,7 @@ class Processes:
         if any(other != values[0] for other in values):
             raise UserError(f"the processes do not see the same {what}: {values}; do they share --out?")
 
-    def close(self):
+    def wait(self):
+        """For all of them: the first process hosts the meeting place, and must not leave early."""
         if self.size > 1:
-            torch.distributed.barrier()  # the first process hosts the meeting place: it must not leave early
-            torch.distributed.destroy_process_group()
+            torch.distributed.barrier()

@@ -8,11 +8,11 @@ An option is a field of a frozen dataclass, `lr: float = opt(2e-4, "peak learnin
 import argparse
 import dataclasses
 import json
-import math
 import os
 import re
 import sys
 import typing
+from contextlib import contextmanager
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -33,14 +33,13 @@ def run_script(main):
             raise UserError("stdout is closed: there is nowhere to write to")
         code = main()
         sys.stdout.flush()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = USER_ERROR
     except BrokenPipeError:  # `… | head` closed the pipe: not an error of ours
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = FINISHED
-    except OSError as error:  # a full disk under a redirected stdout, a read-only folder
-        print(f"error: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
+    except (UserError, OSError) as error:
+        if isinstance(error, OSError):  # a full disk under a redirected stdout, a read-only folder
+            error = f"{error.filename or 'output'}: {error.strerror}"
+        print(f"error: {error}", file=sys.stderr)
         code = USER_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -105,16 +104,15 @@ def check(field, value):
 
 
 def inside(value, interval):
-    """Whether a number is in an interval written as in mathematics: "[0, 1)"."""
+    """Whether a number is in an interval written as in mathematics: "[0, 1)". NaN is in none."""
     low, high = (float(bound) for bound in interval[1:-1].split(","))
-    above = value >= low if interval[0] == "[" else value > low
-    below = value <= high if interval[-1] == "]" else value < high
-    return above and below and not math.isnan(value)
+    ends = [low] * (interval[0] == "[") + [high] * (interval[-1] == "]")
+    return low < value < high or value in ends
 
 
 class _Parser(argparse.ArgumentParser):
     def __init__(self, **how):
-        super().__init__(prog=os.path.basename(sys.argv[0]), allow_abbrev=False, **how)
+        super().__init__(prog=Path(sys.argv[0]).name, allow_abbrev=False, formatter_class=_formatter, **how)
 
     def error(self, message):
         raise UserError(f"{message} (see python {self.prog} --help)")
@@ -132,8 +130,7 @@ def parse_options(cls, argv=None, *, description="", presets=None, positional=No
     value} of a run that is resumed; they stand in for the preset's. Raises UserError on an unknown flag, a
     bad value or an unknown preset.
     """
-    usage = f"%(prog)s [options] {positional or ''}"
-    parser = _Parser(description=description, usage=usage, formatter_class=_formatter)
+    parser = _Parser(description=description, usage=f"%(prog)s [options] {positional or ''}")
     fields = {field.name: field for field in dataclasses.fields(cls)}
     defaults = {name: field.default for name, field in fields.items()}
     if presets is not None:
@@ -143,12 +140,11 @@ def parse_options(cls, argv=None, *, description="", presets=None, positional=No
         early.add_argument("--preset")
         early.add_argument("--config")
         first = early.parse_known_args(argv)[0]
-        config = read_config(first.config, fields) if first.config else {}
-        name = first.preset or config.get("preset") or (saved or {}).get("preset") or defaults["preset"]
+        said = {**(saved or {}), **(read_config(first.config, cls) if first.config else {})}
+        name = first.preset or said.get("preset") or defaults["preset"]
         if name not in presets:
             raise UserError(f"unknown preset {name!r}: choose from {', '.join(presets)}")
-        known = {key: value for key, value in (saved or {}).items() if key in fields}
-        defaults.update({**presets[name], **known, **config, "preset": name})
+        defaults.update({**presets[name], **said, "preset": name})
     group = parser
     for name, field in fields.items():
         if field.metadata["group"]:
@@ -176,9 +172,9 @@ def _add_flag(parser, field, default, positional):
     parser.add_argument(flag(field.name), dest=field.name, default=default, help=help, **how)
 
 
-def read_config(path, fields):
-    """Options of a JSON file, checked against the fields of the options → dict. Raises UserError."""
-    config = read_json(path)
+def read_config(path, cls):
+    """Options of a JSON file, checked against the fields of the dataclass `cls` → dict. Raises UserError."""
+    config, fields = read_json(path), {field.name: field for field in dataclasses.fields(cls)}
     if isinstance(config.get("options"), dict):
         config = config["options"]  # the config.json of a run folder will do
     for name, value in config.items():
@@ -195,25 +191,30 @@ def read_config(path, fields):
 # Files
 
 
+@contextmanager
+def reading(path):
+    """Within it, a file that cannot be read is a UserError."""
+    try:
+        yield
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else f"not UTF-8 ({error})"
+        raise UserError(f"cannot read {path}: {why}") from None
+
+
 def read_json(path):
     """The object in a JSON file → dict. Raises UserError if it cannot be read, or is no object."""
-    try:
+    with reading(path):
         return parse_object(Path(path).read_text(encoding="utf-8"), path)
-    except (OSError, UnicodeDecodeError) as error:
-        raise unreadable(path, error) from None
 
 
 def read_jsonl(path):
     """Yield (line number, record) of a JSONL file; a missing file or a line that is no JSON object is a
     UserError.
     """
-    try:
-        with open(path, encoding="utf-8", newline="\n") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield number, parse_object(line, f"{path}, line {number}")
-    except (OSError, UnicodeDecodeError) as error:
-        raise unreadable(path, error) from None
+    with reading(path), open(path, encoding="utf-8", newline="\n") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield number, parse_object(line, f"{path}, line {number}")
 
 
 def parse_object(text, where):
@@ -225,11 +226,6 @@ def parse_object(text, where):
     if not isinstance(value, dict):
         raise UserError(f"{where}: expected a JSON object, found {type(value).__name__}")
     return value
-
-
-def unreadable(path, error):
-    why = error.strerror if isinstance(error, OSError) else f"not UTF-8 ({error})"
-    return UserError(f"cannot read {path}: {why}")
 
 
 def write_atomic(path, content):

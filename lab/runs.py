@@ -9,7 +9,6 @@ A checkpoint knows how long the logs were: resuming cuts them back to there, so 
 the same however often it was interrupted.
 """
 
-import dataclasses
 import json
 import math
 import os
@@ -18,14 +17,13 @@ import signal
 import sys
 import time
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from hashlib import blake2b
-from importlib import import_module
 from pathlib import Path
 
 from lab.device import DeviceOptions
-from lab.options import UserError, flag, opt, parse_options, read_config, read_json, write_atomic
+from lab.options import UserError, flag, opt, parse_options, read_config, read_json, reading, write_atomic
 
 from filelock import FileLock, Timeout
 from tqdm import tqdm
@@ -37,11 +35,7 @@ class RunOptions(DeviceOptions):
     preset: str = opt("tiny", "defaults of all other options: tiny, small or paper")
     resume: bool = opt(False, "go on with the run in --out, with its options", free=True)
     resume_or_start: bool = opt(False, "go on with the run in --out, or start one", free=True)
-
-    @property
-    def writes(self):
-        """Whether anything is written to --out."""
-        return True
+    dry_run = False  # a script that can do without the folder makes this an option
 
 
 def parse_run_options(cls, argv, presets, description, positional=None):
@@ -52,63 +46,44 @@ def parse_run_options(cls, argv, presets, description, positional=None):
     """
     parse = partial(parse_options, cls, argv, description=description, presets=presets, positional=positional)
     o = parse()
-    path = Path(o.out)
+    path, config = Path(o.out), Path(o.out, "config.json")
     if o.resume and o.resume_or_start:
         raise UserError("--resume goes on with a run, --resume-or-start may begin one: give one of them")
-    if o.resume:
-        saved = saved_options(path, cls)
-        o = parse(saved={**saved, "out": o.out, "resume": True, "resume_or_start": False})
-        keep_options(o, saved)
-    elif o.resume_or_start and (path / "config.json").exists():
-        keep_options(o, saved_options(path, cls))
-    elif o.writes:
-        refuse_used_folder(path)
-    return o
-
-
-def saved_options(path, cls):
-    """The options of the run in a folder. Raises UserError if there is none, or one of another script."""
-    if not (path / "config.json").exists():
+    if o.resume and not config.exists():
         raise UserError(f"there is no run in {path} to resume: check --out (--resume-or-start begins one)")
-    return read_config(path / "config.json", {field.name: field for field in dataclasses.fields(cls)})
-
-
-def keep_options(o, saved):
-    """Raise UserError if an option that is not free differs from the saved one of the run that is resumed."""
-    for field in dataclasses.fields(o):
-        value = getattr(o, field.name)
-        if not field.metadata["free"] and saved.get(field.name, value) != value:
-            has = f"the run in {o.out} has {flag(field.name)} {saved[field.name]}, not {value}"
-            raise UserError(f"{has}: resumed, it keeps its options; start another with another --out")
-
-
-def refuse_used_folder(path):
-    """Raise UserError if the path is a file, or a folder with more in it than a run killed in its first
-    moment leaves.
-    """
-    if path.exists() and not path.is_dir():
-        raise UserError(f"--out {path} is a file: choose a folder")
-    if path.exists() and any(entry.name not in (".lock", "config.json.tmp") for entry in path.iterdir()):
-        raise UserError(f"{path} is not empty: add --resume to go on with its run, or choose another --out")
+    if o.resume or (o.resume_or_start and config.exists()):
+        saved = read_config(config, cls)
+        if o.resume:  # what is not said again is as it was
+            o = parse(saved={**saved, "out": o.out, "resume_or_start": False})
+        for field in fields(o):
+            value = getattr(o, field.name)
+            if not field.metadata["free"] and saved.get(field.name, value) != value:
+                has = f"the run in {path} has {flag(field.name)} {saved[field.name]}, not {value}"
+                raise UserError(f"{has}: resumed, it keeps its options; start another with another --out")
+    elif not o.dry_run:
+        left = {".lock", "config.json.tmp"}  # by a run that was killed in its first moment
+        if path.is_file() or {entry.name for entry in path.glob("*")} - left:
+            raise UserError(f"{path} is no empty folder: go on with its run by --resume, or change --out")
+    return o
 
 
 @contextmanager
 def own_folder(o, start=None):
-    """Make the folder of RunOptions, and nobody else writes to it meanwhile. start: hash of the weights the
-    run starts from.
+    """Make the folder of RunOptions, and nobody else writes to it meanwhile → what config.json says. start:
+    hash of the weights the run starts from.
 
     Raises UserError if somebody does, or if the run in it was started from other weights.
     """
-    path, content = Path(o.out), {"options": dataclasses.asdict(o), "start": start, "code": code_hash()}
+    path, config = Path(o.out), Path(o.out, "config.json")
     path.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(path / ".lock", blocking=False):
-            if not (path / "config.json").exists():
-                write_atomic(path / "config.json", as_json(content))
-            if start is not None and read_json(path / "config.json").get("start") != start:
-                was = f"the run in {path} was started from other weights than those of --init-from now"
-                raise UserError(f"{was}: choose another --out, or move the folder away")
-            yield
+            if not config.exists():
+                write_atomic(config, as_json({"options": asdict(o), "start": start, "code": code_hash()}))
+            run = read_json(config)
+            if start not in (None, run.get("start")):
+                raise UserError(f"{path} was started from other weights: choose another --init-from or --out")
+            yield run
     except Timeout:
         raise UserError(f"another process is writing to {path}: wait, or choose another --out") from None
 
@@ -129,15 +104,12 @@ def write_folder(path, files):
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         for name, content in {**files, "manifest.json": as_json(hashes)}.items():
-            with (temporary / name).open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        sync_folder(temporary)
-        if path.exists():  # the same step, written again: a folder cannot be replaced in one move
-            shutil.rmtree(path)
+            (temporary / name).write_bytes(content)
+            sync(temporary / name)
+        sync(temporary)
+        shutil.rmtree(path, ignore_errors=True)  # the same step, written again: no move replaces a folder
         os.rename(temporary, path)
-        sync_folder(path.parent)
+        sync(path.parent)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         newest = f"the newest complete one is {newest_folder(path.parent)}"
@@ -152,8 +124,8 @@ def as_json(value):
     return (json.dumps(value, indent=2) + "\n").encode()
 
 
-def sync_folder(path):
-    """Have the folder's entries on disk."""
+def sync(path):
+    """Have what a file holds, or the entries of a folder, on disk."""
     handle = os.open(path, os.O_RDONLY)
     os.fsync(handle)
     os.close(handle)
@@ -164,22 +136,20 @@ def damage(path):
     manifest says.
     """
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
-        if not manifest:
-            return "manifest.json lists nothing"
+        manifest = read_json(path / "manifest.json")
         for name, digest in manifest.items():
-            if content_hash((path / name).read_bytes()) != digest:
-                return f"{name} is not what manifest.json says"
-    except OSError as error:
-        return f"{Path(error.filename).name}: {error.strerror}"
-    except (ValueError, AttributeError, TypeError) as error:
-        return f"manifest.json ({type(error).__name__}: {error})"
-    return None
+            with reading(path / name):
+                if content_hash((path / name).read_bytes()) != digest:
+                    return f"{name} is not what manifest.json says"
+    except (UserError, ValueError) as error:
+        return str(error)
+    return None if manifest else "manifest.json lists nothing"
 
 
 def manifest_hash(path, name):
-    """The hash of one file of a folder, or None if it has none."""
-    return read_json(Path(path) / "manifest.json").get(name)
+    """The hash of one file of a folder, or None if there is no such folder (any more)."""
+    there = path and (Path(path) / "manifest.json").exists()
+    return read_json(Path(path) / "manifest.json").get(name) if there else None
 
 
 def step_folders(run):
@@ -190,8 +160,7 @@ def step_folders(run):
 def newest_folder(run):
     """The newest intact checkpoint of a run folder, or None; says which damaged ones it passes over."""
     for path in reversed(step_folders(run)):
-        wrong = damage(path)
-        if wrong is None:
+        if not (wrong := damage(path)):
             return path
         print(f"passing over damaged checkpoint {path}: {wrong}", file=sys.stderr)
     return None
@@ -201,7 +170,7 @@ def code_hash():
     """What the code of this repository is, in 16 characters."""
     root = Path(__file__).parent.parent
     files = sorted([*root.glob("*.py"), *root.glob("lab/*.py")])
-    return blake2b(b"".join(file.read_bytes() for file in files), digest_size=8).hexdigest()
+    return content_hash(b"".join(file.read_bytes() for file in files))[:16]
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -219,26 +188,28 @@ class Run:
     LOGS = ("metrics.jsonl", "samples.txt")
 
     def __init__(self, o, processes, start=None):
-        self.o, self.processes, self.path = o, processes, Path(o.out)
-        self.start, self.keep_first, self.stopping = start, False, False
-        self.sinks, self.owned, self.started = [], ExitStack(), time.perf_counter()
-        self.checkpoint = newest_folder(self.path) if self.path.is_dir() else None
-        self.found = step_folders(self.path)
-        newest = self.checkpoint and (self.checkpoint.name, manifest_hash(self.checkpoint, "weights.pt"))
+        self.o, self.processes, self.path, self.start = o, processes, Path(o.out), start
+        self.keep_first, self.stopping = False, False
+        self.held, self.started = ExitStack(), time.perf_counter()
+        self.checkpoint, self.found = newest_folder(self.path), step_folders(self.path)
+        self.rated = self.checkpoint is not None and (self.checkpoint / "score.json").exists()
+        newest = (str(self.checkpoint), manifest_hash(self.checkpoint, "weights.pt"))
         processes.agree((newest, len(self.found), start), "checkpoint")  # before any of them may stop here
         if self.checkpoint is None and self.found:
             raise UserError(f"no checkpoint in {self.path} is intact: move the folder away and start again")
-        self.rated = self.checkpoint is not None and (self.checkpoint / "score.json").exists()
 
     def __enter__(self):
         if self.processes.first:
-            self.sinks = make_sinks(self.o, self.path)  # before anything is written: one may be missing
-            self.owned.enter_context(own_folder(self.o, self.start))
-            self._begin()
-        self.handlers = {s: signal.signal(s, self._stop) for s in (signal.SIGTERM, signal.SIGINT)}
+            self._begin(self.held.enter_context(own_folder(self.o, self.start)))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self.held.callback(signal.signal, number, signal.signal(number, self._stop))
         return self
 
-    def _begin(self):
+    def __exit__(self, *error):
+        self.held.close()
+
+    def _begin(self, config):
+        """Clear away what was left half-written, and cut the logs back to the checkpoint."""
         if step_folders(self.path) != self.found:
             raise UserError(f"another process has written to {self.path} meanwhile: start again")
         for unfinished in self.path.glob("*.tmp"):
@@ -247,18 +218,11 @@ class Run:
         if self.checkpoint is not None:
             lengths = read_json(self.checkpoint / ("score.json" if self.rated else "record.json"))["lengths"]
             print(f"resuming {self.path} at {self.checkpoint.name}")
-            if read_json(self.path / "config.json").get("code") != code_hash():
+            if config.get("code") != code_hash():
                 print("note: the code has changed since this run was started")
         for name, length in lengths.items():
             with (self.path / name).open("ab") as file:
                 file.truncate(min(length, file.tell()))
-
-    def __exit__(self, *error):
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)
-        for bar in list(getattr(tqdm, "_instances", ())):  # so that a message begins on its own line
-            bar.close()
-        self.owned.close()
 
     def _stop(self, number, frame):
         if self.stopping:
@@ -274,15 +238,12 @@ class Run:
 
     def log(self, step, values):
         """Append one line to metrics.jsonl. What depends on the clock is under `time/`."""
-        if self.processes.first:
-            values = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in values.items()}
-            seconds = round(time.perf_counter() - self.started, 2)
-            self.append("metrics.jsonl", json.dumps({"step": step, **values, "time/seconds": seconds}) + "\n")
-            for sink in self.sinks:
-                sink(step, values)
+        values = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in values.items()}
+        seconds = round(time.perf_counter() - self.started, 2)
+        self.append("metrics.jsonl", json.dumps({"step": step, **values, "time/seconds": seconds}) + "\n")
 
     def append(self, name, text):
-        """Add to one of the logs; it is open no longer than that."""
+        """In the first process: add to one of the logs, which is open no longer than that."""
         if self.processes.first:
             try:
                 with (self.path / name).open("a", encoding="utf-8") as file:
@@ -292,13 +253,10 @@ class Run:
                 raise UserError(f"{why}: make room, then go on with --resume") from None
 
     def save(self, step, files):
-        """In the first process: write checkpoint step_N, {name: bytes}, and point `latest` at it. Old ones
-        go, but for the best and the last `keep`.
-        """
+        """In the first process: write checkpoint step_N, {name: bytes}, and point `latest` at it."""
         path = self.path / f"step_{step:07d}"
         write_folder(path, {**files, "record.json": as_json({"lengths": self._lengths()})})
-        link(path, "latest")
-        self._prune()
+        self._point("latest", path)
 
     def rate(self, step, score):
         """In the first process: note that checkpoint step_N was evaluated, with this score, and point `best`
@@ -306,36 +264,31 @@ class Run:
         """
         content = as_json({"score": score, "lengths": self._lengths()})
         write_atomic(self.path / f"step_{step:07d}" / "score.json", content)
-        rated = [path for path in step_folders(self.path) if (path / "score.json").exists()]
-        link(max(rated, key=lambda path: (read_json(path / "score.json")["score"], path.name)), "best")
-        self._prune()
+        _, best = max((read_json(file)["score"], file.parent) for file in self.path.glob("step_*/score.json"))
+        self._point("best", best)
 
     def _lengths(self):
         """How long the logs are, with what they hold on disk."""
-        lengths = {}
         for name in self.LOGS:
-            with (self.path / name).open("a") as file:
-                os.fsync(file.fileno())
-                lengths[name] = file.tell()
-        return lengths
+            (self.path / name).touch()
+            sync(self.path / name)
+        return {name: (self.path / name).stat().st_size for name in self.LOGS}
 
-    def _prune(self):
-        folders = step_folders(self.path)
-        kept = {*folders[-self.o.keep :]}  # among which may be damaged ones, later than `latest`
-        kept |= {(self.path / name).resolve() for name in ("best", "latest")}
-        kept |= {path for path in folders if path.name == "step_0000000" and self.keep_first}
-        for path in folders:
-            if path not in kept and path.resolve() not in kept:
-                shutil.rmtree(path)
-
-
-def link(path, name):
-    """Make the link `name` beside path point at it, in one atomic step."""
-    temporary = path.parent / f".{name}.tmp"
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(path.name)
-    os.replace(temporary, path.parent / name)
-    sync_folder(path.parent)
+    def _point(self, name, path):
+        """Make the link `name` point at a checkpoint, in one atomic step. Then old ones go, but for those
+        with a link and the last `keep`.
+        """
+        temporary = self.path / f".{name}.tmp"
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(path.name)
+        os.replace(temporary, self.path / name)
+        sync(self.path)
+        folders = step_folders(self.path)  # the last may be damaged ones, later than `latest`
+        named = ["best", "latest"] + ["step_0000000"] * self.keep_first
+        kept = {path.resolve() for path in (*folders[-self.o.keep :], *map(self.path.joinpath, named))}
+        for folder in folders:
+            if folder.resolve() not in kept:
+                shutil.rmtree(folder)
 
 
 class Guard:
@@ -348,42 +301,13 @@ class Guard:
 
     def passes(self, step, *numbers):
         """Whether to take this update. Raises UserError at the last of `most` bad ones in a row."""
-        if all(map(math.isfinite, numbers)):
-            self.in_a_row = 0
-            return True
-        self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
+        bad = not all(map(math.isfinite, numbers))
+        self.skipped += bad
+        self.in_a_row = self.in_a_row + 1 if bad else 0
         if self.in_a_row >= self.most:
             what = f"loss or gradient not finite {self.most} times in a row, last at step {step}"
             raise UserError(f"{what}: lower --lr or look at the data; the run's last checkpoint is good")
-        return False
+        return not bad
 
     def state(self):
         return {"skipped": self.skipped, "in_a_row": self.in_a_row}
-
-
-def make_sinks(o, path):
-    """Where else metrics go: TensorBoard and Weights & Biases, if asked for → functions of (step, values)."""
-    sinks = []
-    if o.tensorboard:
-        writer = extra("torch.utils.tensorboard", "tensorboard").SummaryWriter(str(path / "tensorboard"))
-
-        def to_board(step, values):
-            for name, value in values.items():
-                writer.add_scalar(name, value, step)
-            writer.flush()
-
-        sinks.append(to_board)
-    if o.wandb:
-        path.mkdir(parents=True, exist_ok=True)
-        wandb = extra("wandb", "wandb")
-        wandb.init(project="reasoning-lab", name=path.name, dir=str(path), config=dataclasses.asdict(o))
-        sinks.append(lambda step, values: wandb.log(values, step=step))
-    return sinks
-
-
-def extra(module, package):
-    """A module of a package that only one option needs. Raises UserError if it is not installed."""
-    try:
-        return import_module(module)
-    except ImportError:
-        raise UserError(f"--{package} needs the package {package}: pip install {package}") from None

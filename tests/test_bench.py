@@ -5,12 +5,14 @@ import math
 import sys
 from dataclasses import replace
 from itertools import count
+from types import SimpleNamespace
+from unittest.mock import MagicMock, call
 
 from lab.options import UserError
 
 import pytest
 
-from bench import data_speed, grpo_speed, plot_runs, scale, step_trace, train_speed
+from bench import data_speed, grpo_speed, plot_runs, scale, step_trace, train_speed, watch_run
 
 
 def write_evaluation(folder):
@@ -63,6 +65,76 @@ def test_plot_runs_refuses_other_folders_in_one_line(tmp_path, name, content):
         plot_runs.main([str(tmp_path), "--out", str(tmp_path / "x.png")])
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "x.png").exists()
+
+
+def stand_ins(monkeypatch):
+    """TensorBoard's SummaryWriter and wandb, which need not be installed."""
+    boards, wandb = MagicMock(), MagicMock()
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=boards))
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    return boards, wandb
+
+
+def test_a_runs_metrics_are_sent_elsewhere(tmp_path, monkeypatch):
+    """TensorBoard's and wandb's calls, on stand-ins; and one line where they are not installed."""
+    boards, wandb = stand_ins(monkeypatch)
+    run = tmp_path / "run"
+    write_run(run, {"step": 7, "train/loss": 0.5}, {"step": 8, "train/loss": 0.25, "time/seconds": 3})
+    (run / "config.json").write_text('{"options": {"lr": 0.1}}')
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "trai')  # a line that is being written
+    before = (run / "metrics.jsonl").read_bytes()
+    for to in ("tensorboard", "wandb"):
+        watch_run.main([str(run), "--to", to, "--once"])
+    sent = [call("train/loss", 0.5, 7), call("train/loss", 0.25, 8), call("time/seconds", 3, 8)]
+    assert boards.return_value.add_scalar.call_args_list == sent
+    assert boards.call_args == call(str(run / "tensorboard"), purge_step=0)  # all of it comes again
+    logged = [call({"train/loss": 0.5}, step=7), call({"train/loss": 0.25, "time/seconds": 3}, step=8)]
+    assert wandb.log.call_args_list == logged
+    told = wandb.init.call_args.kwargs
+    assert told["name"] == "run" and told["config"] == {"lr": 0.1} and told["resume"] == "allow"
+    watch_run.main([str(run), "--to", "wandb", "--once"])
+    assert wandb.init.call_args.kwargs["id"] == told["id"]  # the same run there
+    assert (run / "metrics.jsonl").read_bytes() == before
+    for name, module in (("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")):
+        monkeypatch.setitem(sys.modules, module, None)
+        with pytest.raises(UserError, match=f"pip install {name}"):
+            watch_run.main([str(run), "--to", name, "--once"])
+
+
+def test_a_run_is_followed_while_it_writes_and_when_it_is_resumed(tmp_path, monkeypatch):
+    boards, _ = stand_ins(monkeypatch)
+    run, log = tmp_path / "run", tmp_path / "run" / "metrics.jsonl"
+    write_run(run, {"step": 1, "a": 1}, {"step": 2, "a": 2})
+    half, rest = '{"step": 3, ', '"a": 3}\n'
+
+    def resume():
+        log.write_text('{"step": 1, "a": 1}\n')  # cut back
+
+    def stop():
+        raise KeyboardInterrupt
+
+    acts = iter([lambda: log.open("a").write(half), lambda: log.open("a").write(rest), resume, stop])
+    monkeypatch.setattr(watch_run.time, "sleep", lambda seconds: next(acts)())
+    assert watch_run.main([str(run), "--to", "tensorboard"]) == 0
+    steps = [told.args[2] for told in boards.return_value.add_scalar.call_args_list]
+    assert steps == [1, 2, 3, 1] and boards.call_count == 2
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]\n", '{"a": 1}\n', "half\n"])
+def test_what_is_no_run_is_not_watched(tmp_path, monkeypatch, content):
+    stand_ins(monkeypatch)
+    if content is not None:
+        (tmp_path / "metrics.jsonl").write_text(content)
+    if content == "{":  # nothing but the beginning of a line
+        assert watch_run.main([str(tmp_path), "--once"]) is None
+        return
+    with pytest.raises(UserError) as error:
+        watch_run.main([str(tmp_path), "--once"])
+    assert "\n" not in str(error.value) and "metrics.jsonl" in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"] * (content is not None)
+    with pytest.raises(UserError, match="no run"):
+        watch_run.main([])
 
 
 def test_plot_runs_without_a_folder_is_an_error():

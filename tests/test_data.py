@@ -4,6 +4,7 @@ import multiprocessing
 from collections import Counter
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 from lab.options import UserError
 
@@ -146,6 +147,16 @@ def test_micro_batches_are_the_batch():
     T = int((batch.targets[:2] != data.IGNORE).nonzero()[1].max()) + 1  # what follows predicts nothing
     assert torch.equal(parts[0].tokens, torch.from_numpy(batch.tokens[:2, :T]))
     assert torch.equal(parts[0].doc_start, torch.from_numpy(batch.doc_start[:2, :T]))
+
+
+def test_a_gpu_gets_micro_batches_of_one_shape(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: x)
+    monkeypatch.setattr(torch.Tensor, "to", lambda x, device, non_blocking: x)
+    batch, _ = next(batches(Source(MIXTURE, TOKENIZER, 0, 3, 2048)))
+    first, last = batch.micro_batches(2, SimpleNamespace(type="cuda"))
+    assert first.tokens.shape == last.tokens.shape == last.doc_start.shape == (2, 2048)
+    assert torch.equal(last.targets[0], torch.from_numpy(batch.targets[2]))
+    assert (last.targets[1] == data.IGNORE).all() and first.trained + last.trained == batch.trained
 
 
 def test_a_prompt_stands_once_before_as_many_of_its_documents_as_a_row_holds():

@@ -48,13 +48,32 @@ def forced(configs):
         yield
 
 
+def shared(*rows):
+    """Layout of rows of (prompt, completions that share it), in lengths; padding, a document, at the end."""
+    T = max(sum(prompt + sum(completions) for prompt, completions in row) for row in rows)
+    bounds = []
+    for row in rows:
+        at, tokens = 0, []
+        for prompt, completions in row:
+            begin, at = at, at + prompt
+            tokens += [(begin, 0, 0)] * prompt
+            for n in completions:
+                tokens += [(at, begin, begin + prompt)] * n
+                at += n
+        bounds.append(tokens + [(at, 0, 0)] * (T - at))
+    doc_start, prompt_start, prompt_end = torch.tensor(bounds).unbind(2)
+    return Layout(doc_start, doc_start, prompt_start, prompt_end)
+
+
 def check(lengths, H=2, K=1, D=16, config=None, fill=None):
-    """Forward, dq, dk, dv of a batch of two rows: these documents, and the same backwards."""
+    """Forward, dq, dk, dv of a batch of two rows: these documents, and the same backwards; or of a Layout."""
     torch.manual_seed(0)
-    T = sum(lengths)
-    layout = Layout.of(torch.cat((starts(lengths), starts(lengths[::-1]))))
+    layout = lengths
+    if not isinstance(lengths, Layout):
+        layout = Layout.of(torch.cat((starts(lengths), starts(lengths[::-1]))))
+    B, T = layout.doc_start.shape
     fill = fill or (lambda *size: torch.randn(size, dtype=torch.float64))
-    q, k, v, g = (fill(2, T, h, D) for h in (H, K, K, H))
+    q, k, v, g = (fill(B, T, h, D) for h in (H, K, K, H))
     exact = [
         x.to(DTYPE).double().requires_grad_() for x in (q, k, v)
     ]  # the reference gets what the kernel gets
@@ -62,7 +81,7 @@ def check(lengths, H=2, K=1, D=16, config=None, fill=None):
     want_grads = torch.autograd.grad(want, exact, g.to(DTYPE).double())
     mine = [x.detach().to(DEVICE, DTYPE).requires_grad_() for x in exact]
     with forced(dict.fromkeys(CONFIGS, config) if config else CONFIGS_FIRST):
-        got = flash_attention(*mine, *(x.to(DEVICE) for x in layout.bounds))
+        got = flash_attention(*mine, layout.bounds.to(DEVICE))
         grads = torch.autograd.grad(got, mine, g.to(DEVICE, DTYPE))
     for a, b in zip((got, *grads), (want, *want_grads)):
         close(a, b)
@@ -81,10 +100,10 @@ def test_every_configuration_compiles_for_a_gpu(arch):
     out = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert out.returncode == 0, out.stderr[-2000:]
     rows = [line.split() for line in out.stdout.splitlines()[2:]]
-    assert len(rows) == sum(map(len, CONFIGS.values())) + 2
+    assert len(rows) == 2 * sum(map(len, CONFIGS.values())) + 2
     if arch == 90:
         assert max(int(row[-3]) for row in rows) <= 64 and max(int(row[-2]) for row in rows) <= 227
-        assert sum(row[-1] == "yes" for row in rows) >= len(rows) - 3
+        assert sum(row[-1] == "yes" for row in rows) >= len(rows) - 3  # two of dq and one of decoding
 
 
 def test_doc_ends():
@@ -93,6 +112,16 @@ def test_doc_ends():
 
     assert ends([3, 1, 2]) == [[3, 3, 3, 4, 6, 6]]
     assert ends([5]) == [[5] * 5] and ends([1, 1]) == [[1, 2]]
+
+
+def test_bounds_of_a_shared_prompt():
+    """A prompt's keys are seen to the end of its last completion; who has no prompt begins with its document."""
+    layout = shared([(3, [2, 1]), (1, []), (2, [1])], [(2, [])])
+    doc_start, key_end, prompt_start, prompt_end = layout.bounds.tolist()
+    assert doc_start == [[0, 0, 0, 3, 3, 5, 6, 7, 7, 9], [0, 0] + [2] * 8]
+    assert key_end == [[6, 6, 6, 5, 5, 6, 7, 10, 10, 10], [2, 2] + [10] * 8]
+    assert prompt_start == [[0, 0, 0, 0, 0, 0, 6, 7, 7, 7], doc_start[1]]
+    assert prompt_end == [[0, 0, 0, 3, 3, 3, 6, 7, 7, 9], doc_start[1]]
 
 
 EVERY = sorted({c for configs in CONFIGS.values() for c in configs})
@@ -155,7 +184,53 @@ def test_many_random_layouts():
         check(lengths, config=(m, n, 4, 2))
 
 
-SHAPE = (2, 1, 16, False, 64, DTYPE)
+GROUPS = {
+    "long prompt": ([(130, [9, 70, 1, 33]), (20, [])], [(21, []), (100, [60, 50])]),
+    "short prompts": ([(1, [3, 1]), (2, [40, 5, 30, 1, 7, 2]), (17, [16])], [(16, [16, 16]), (33, [31])]),
+    "long completions": ([(40, [100, 90])], [(5, []), (3, [101, 64, 1])]),
+    "no prompts in a row": ([(50, []), (7, []), (80, [])], [(32, [32, 32]), (15, [1])]),
+}
+
+
+@pytest.mark.parametrize("group, blocks", [*zip(GROUPS, [(32, 16), (16, 32), (16, 64), (64, 32)])], ids=str)
+def test_completions_that_share_a_prompt(group, blocks):
+    check(shared(*GROUPS[group]), H=1, config=(*blocks, 4, 2))
+
+
+@pytest.mark.parametrize("config", EVERY if GPU else [(64, 128, 8, 2), (128, 64, 8, 3)], ids=str)
+def test_a_shared_prompt_in_large_blocks(config):
+    """Long enough that blocks of the prompt are seen whole and others are left out."""
+    check(shared([(150, [60, 200, 70]), (9, [20])]), H=1, config=config)
+
+
+@pytest.mark.parametrize("H, K, D", [(4, 2, 16), (3, 1, 32), (2, 2, 64)])
+def test_heads_and_widths_with_a_shared_prompt(H, K, D):
+    check(shared([(37, [20, 13])], [(6, [1, 30])]), H, K, D, config=(32, 16, 4, 2))
+
+
+def test_many_random_groups():
+    g = torch.Generator().manual_seed(2)
+
+    def draw(low, high):
+        return int(torch.randint(low, high, (1,), generator=g))
+
+    for _ in range(20 if GPU else 3):
+        rows = [
+            [(draw(1, 131 if draw(0, 3) == 0 else 30), [draw(1, 40) for _ in range(draw(0, 7))])]
+            + [(draw(1, 20), [draw(1, 20) for _ in range(draw(0, 3))])] * draw(0, 3)
+            for _ in range(2)
+        ]
+        check(shared(*rows), H=1, config=(2 ** draw(4, 7), 2 ** draw(4, 7), 4, 2))
+
+
+def test_a_layout_whose_prompts_are_empty_is_one_without():
+    plain = Layout.of(torch.cat((starts([50, 1, 30]), starts([81]))))
+    empty = Layout(plain.doc_start, plain.positions, plain.doc_start, plain.doc_start)
+    first, second = (check(layout, config=(16, 32, 4, 2)) for layout in (plain, empty))
+    assert torch.equal(first[0], second[0]) and all(torch.equal(a, b) for a, b in zip(first[1], second[1]))
+
+
+SHAPE = (2, 1, 16, False, 64, DTYPE, False)
 
 
 def faults(shape=SHAPE):
@@ -165,9 +240,9 @@ def faults(shape=SHAPE):
 def test_the_formula_is_the_reference_and_its_gradients():
     torch.manual_seed(0)
     q, k, v, do = (torch.randn(2, 33, h, 8, dtype=torch.float64, requires_grad=h < 7) for h in (6, 2, 2, 6))
-    doc_start = torch.cat((starts([7, 1, 25]), starts([33])))
-    exact = flash.formula(q.detach(), k.detach(), v.detach(), do, doc_start)
-    want = reference(q, k, v, Layout.of(doc_start))
+    layout = shared([(7, [1, 5]), (20, [])], [(3, []), (6, [20, 4])])
+    exact = flash.formula(q.detach(), k.detach(), v.detach(), do, layout.bounds[1])
+    want = reference(q, k, v, layout)
     for name, x in zip(("out", "dq", "dk", "dv"), (want, *torch.autograd.grad(want, (q, k, v), do))):
         torch.testing.assert_close(exact[name], x, rtol=1e-10, atol=1e-10)
 
@@ -183,6 +258,7 @@ def test_an_error_of_any_kernel_is_seen(monkeypatch):
     with monkeypatch.context() as m:
         m.setattr(flash, "formula", planted())
         assert all("off by" in text for text in faults())
+    assert faults((1, 1, *SHAPE[2:-1], True)) == ["", "", ""]
     with monkeypatch.context() as m:  # an error of dv alone is not hidden by dk, which is right
         m.setattr(flash, "formula", planted(of="dv"))
         assert [bool(text) for text in faults()] == [False, False, True]
@@ -271,11 +347,15 @@ class GPUDevice:
 
 @pytest.fixture
 def gpu(as_on_a_gpu, monkeypatch):
-    """The checks of `choose` for it run on the CPU."""
+    """The checks of `choose` for it run on the CPU, with one head."""
     flash.why_not.cache_clear()
     for name in ("compare", "compare_decoding"):
         check = getattr(flash, name)
-        monkeypatch.setattr(flash, name, lambda *a, check=check: check(*a[:-1], torch.device("cpu")))
+
+        def on_a_cpu(*a, check=check):
+            return check(*a[:-2], (1, 1, *a[-2][2:]), torch.device("cpu"))
+
+        monkeypatch.setattr(flash, name, on_a_cpu)
     yield GPUDevice()
     flash.why_not.cache_clear()
 
@@ -309,7 +389,7 @@ def test_the_check_is_made_once_a_device_and_width(gpu, monkeypatch):
     monkeypatch.setattr(flash, "fault", lambda *a: calls.append(a) or check(*a))
     for _ in range(2):
         assert chosen(gpu) == ("triton", "")
-    assert len(calls) == 4
+    assert len(calls) == 7  # each kernel without and with prompts, and decoding
 
 
 @needs_interpreter
@@ -331,12 +411,6 @@ def test_a_way_that_cannot_be_had_is_a_user_error():
         choose("triton", torch.device("cpu"), 64)
     with pytest.raises(UserError, match="choose from auto"):
         choose("flash", torch.device("cpu"), 64)
-
-
-def test_the_kernels_refuse_a_shared_prompt():
-    q, none = torch.randn(1, 8, 1, 16), torch.zeros(1, 8, dtype=torch.int32)
-    with pytest.raises(UserError, match="sdpa"):
-        BACKENDS["triton"].attend(q, q, q, Layout(none, none, none, none))
 
 
 @pytest.mark.parametrize("way", ["sdpa", "triton"])
@@ -371,6 +445,7 @@ def test_decode(heads, way):
     for p, length in enumerate(lengths):
         prompt[:, p, :, length:] = 1e3
     arguments = [x.to(DEVICE) for x in (q, own, prompt, lengths, rows)]
-    for window in (filled, 90):
-        got = BACKENDS[way].decode(*arguments, G, torch.tensor([filled], device=DEVICE), window)
+    for chunk in (90,) if way == "triton" else (90, filled, 32, 1):
+        arguments[1] = own.to(DEVICE).split(chunk, 3)[: -(-filled // chunk)]
+        got = BACKENDS[way].decode(*arguments, G, torch.tensor([filled], device=DEVICE))
         close(got, torch.stack(want))

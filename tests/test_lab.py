@@ -303,7 +303,7 @@ def test_what_may_differ_when_a_run_is_resumed(tmp_path):
     with own_folder(options(tmp_path)):
         pass
     other = {
-        "preset": "small", "threads": 7, "attention": "reference", "device": "cpu", "wandb": True, "dry_run": True, "keep": 9, "replicas": 3}  # fmt: skip
+        "preset": "small", "threads": 7, "attention": "reference", "device": "cpu", "dry_run": True, "keep": 9, "replicas": 3}  # fmt: skip
     for field in dataclasses.fields(base):
         if field.name in ("out", "resume", "resume_or_start", "init_from", "replay", "tokenizer", "data"):
             continue

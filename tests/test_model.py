@@ -288,11 +288,9 @@ def decoded(model, tokens, lengths):
 
     def step(q, k, v, layer, column):
         cache[layer, :, :, :, column] = torch.stack((k, v))[:, :, 0]
-        window = model.backend.decode_window(column + 1, S, q.device)
+        chunks = cache[layer].split(model.backend.chunk(S, q.device), 3)
         filled = torch.tensor([column + 1])
-        return model.backend.decode(q[:, 0], cache[layer], prompts[layer], ends, rows, 2, filled, window)[
-            :, None
-        ]
+        return model.backend.decode(q[:, 0], chunks, prompts[layer], ends, rows, 2, filled)[:, None]
 
     def over(attend, *arguments):
         return [lambda q, k, v, i=i: attend(q, k, v, i, *arguments) for i in range(config.num_hidden_layers)]

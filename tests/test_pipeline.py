@@ -9,12 +9,7 @@ import sys
 from collections import defaultdict
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 from unittest import mock
-from unittest.mock import MagicMock
-
-from lab.options import UserError
-from lab.runs import make_sinks
 
 import pytest
 import torch
@@ -203,7 +198,7 @@ BAD = {
         "--max-bad-steps|0", "--replay|1", "--replay|nan", "--device|tpu", "--device|cuda", "--attention|flash", "--dtype|float16",
         "--mixture|op 1-99; tokens 1k", "--mixture|op 2", "--mixture|", "--mixture|op 2; tokens nan", "--mixture|op 2; tokens 0",
         f"{ONE}|--init-from|nowhere", f"{ONE}|--replay|0.5", f"{ONE}|--data|nowhere.jsonl", f"{ONE}|--tokenizer|nowhere.json",
-        f"{ONE}|--data|.", f"{ONE}|--tokenizer|.", "--config|nowhere.json", "--config|.", "--compile", "--lr", "--resume|--lr|0.1",
+        f"{ONE}|--data|.", f"{ONE}|--tokenizer|.", "--config|nowhere.json", "--config|.", "--compile|always", "--compile", "--lr", "--resume|--lr|0.1",
         "--seed|٣.|--lr|1", "--rows|1e3", "--preset", "base",
     ],
     "train_grpo": [
@@ -447,20 +442,3 @@ def test_presets_name_options_that_exist_and_are_within_their_ranges():
         for preset in module.PRESETS.values():
             assert preset.keys() <= {f.name for f in dataclasses.fields(module.Options)}
             module.Options(**preset, **({"checkpoints": "x"} if module is evaluate else {}))
-
-
-def test_sinks_get_the_metrics(tmp_path, monkeypatch):
-    """TensorBoard's and wandb's calls, on stand-ins; and one line where they are not installed."""
-    options = train_pretrain.Options(tensorboard=True, wandb=True)
-    boards, wandb = MagicMock(), MagicMock()
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=boards))
-    monkeypatch.setitem(sys.modules, "wandb", wandb)
-    for sink in make_sinks(options, tmp_path / "run"):
-        sink(7, {"train/loss": 0.5})
-    boards.return_value.add_scalar.assert_called_once_with("train/loss", 0.5, 7)
-    wandb.log.assert_called_once_with({"train/loss": 0.5}, step=7)
-    assert wandb.init.call_args.kwargs["name"] == "run"
-    for name, module in (("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")):
-        monkeypatch.setitem(sys.modules, module, None)
-        with pytest.raises(UserError, match=f"pip install {name}"):
-            make_sinks(train_pretrain.Options(**{name: True}), tmp_path)

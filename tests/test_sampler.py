@@ -63,7 +63,7 @@ def test_a_row_does_not_depend_on_its_neighbours_or_the_batch_size():
     assert len({tuple(ids) for ids in together.ids[:4]}) > 1  # a group is not four copies
 
 
-def as_on_a_gpu(monkeypatch, model, way, most_columns):
+def as_on_a_gpu(monkeypatch, model, way, chunk):
     """Have the sampler do on a CPU what it does on a GPU.
 
     A step is done once when it is captured and again when it is replayed, it sees the whole caches with what
@@ -88,13 +88,12 @@ def as_on_a_gpu(monkeypatch, model, way, most_columns):
     monkeypatch.setattr(sampler, "takes_graphs", lambda device: True)
     monkeypatch.setattr(sampler, "capture", lambda work, others: captured.append(work.args) or Graph(work))
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
-    window = lambda filled, columns, device: min(columns, most_columns)  # noqa: E731
-    model.backend = dataclasses.replace(BACKENDS[way], decode_window=window)
+    model.backend = dataclasses.replace(BACKENDS[way], chunk=lambda columns, device: min(columns, chunk))
     return captured
 
 
-@pytest.mark.parametrize("way", ["sdpa", "triton"])
-def test_generation_as_on_a_gpu(way, monkeypatch):
+@pytest.mark.parametrize("way, chunk", [("sdpa", 60), ("sdpa", 7), ("triton", 60)])
+def test_generation_as_on_a_gpu(way, chunk, monkeypatch):
     """The whole way a GPU takes, on a CPU, for batches of several sizes and lengths."""
     if way == "triton":
         pytest.importorskip("triton")
@@ -104,7 +103,7 @@ def test_generation_as_on_a_gpu(way, monkeypatch):
     )
     want = generate(model, prompts, **settings)
     assert 0 < sum(want.finished) < len(want.ids)
-    captured = as_on_a_gpu(monkeypatch, model, way, 60)
+    captured = as_on_a_gpu(monkeypatch, model, way, chunk)
     got = generate(model, prompts, **settings)
     assert captured and len(captured) == len(set(captured))  # each shape is captured once
     assert got.ids == want.ids and got.finished == want.finished
@@ -112,8 +111,8 @@ def test_generation_as_on_a_gpu(way, monkeypatch):
         assert a == pytest.approx(b, abs=1e-5)
 
 
-@pytest.mark.parametrize("way", ["sdpa", "triton"])
-def test_rows_that_leave_a_batch_as_on_a_gpu(way, monkeypatch):
+@pytest.mark.parametrize("way, chunk", [("sdpa", 12), ("sdpa", 5), ("triton", 12)])
+def test_rows_that_leave_a_batch_as_on_a_gpu(way, chunk, monkeypatch):
     """A step at a time: an earlier and larger batch has left its keys in the caches, and rows leave late."""
     if way == "triton":
         pytest.importorskip("triton")
@@ -121,19 +120,21 @@ def test_rows_that_leave_a_batch_as_on_a_gpu(way, monkeypatch):
     settings = Sampling(group_size=3, max_new_tokens=columns, stop_id=STOP, seed=4)
     want = generate(model, prompts, **vars(settings))
     assert 0 < sum(want.finished) < len(want.ids)
-    as_on_a_gpu(monkeypatch, model, way, columns)
+    as_on_a_gpu(monkeypatch, model, way, chunk)
     decoder, sizes = sampler.Decoder(model, settings, 5, 30), set()
     with torch.inference_mode():
         decoder.prefill([[7] * 30] * 5, np.full((15, columns), 0.5))
-        decoder.step(1)
-        decoder.own.normal_(std=2.0)
+        for column in range(1, columns):
+            decoder.step(column)
+        for cache in decoder.own:
+            cache.normal_(std=2.0)
         decoder.prefill(prompts, sampler.uniform_numbers(4, range(3), 3, columns))
         for column in range(1, columns):
             if column % 4 == 0:
                 decoder.drop(decoder.stopped.numpy().copy(), column)
             sizes.add(len(decoder.live))
             decoder.step(column)
-    assert decoder.shape == (5, 30) and decoder.buckets == [15, 8] and sizes == {9, 8}
+    assert decoder.prompt.shape[2:5] == (5, 2, 30) and decoder.buckets == [15, 8] and sizes == {9, 8}
     for row, (ids, logprobs) in enumerate(zip(want.ids, want.logprobs)):
         assert decoder.ids[row, : len(ids)].tolist() == ids
         assert decoder.logprobs[row, : len(ids)].tolist() == pytest.approx(logprobs, abs=1e-5)
@@ -156,7 +157,7 @@ def test_finished_rows_leave_and_the_others_do_not_notice():
         m.setattr(
             sampler.Decoder,
             "_next_token",
-            lambda self, n, window: computed.append(n) or step(self, n, window),
+            lambda self, n, chunks: computed.append(n) or step(self, n, chunks),
         )
         together = generate(
             MODEL, PROMPTS, group_size=24, max_new_tokens=120, stop_id=STOP, seed=5, batch_size=1000
@@ -170,6 +171,26 @@ def test_finished_rows_leave_and_the_others_do_not_notice():
         )
     assert computed[0] == 168 and computed[-1] < 88
     alone = generate(MODEL, PROMPTS, group_size=24, max_new_tokens=120, stop_id=STOP, seed=5, batch_size=24)
+    assert alone.ids == together.ids
+
+
+def test_prompts_leave_with_the_last_of_their_rows(monkeypatch):
+    """And with the longest of them its columns; each row goes on with its own prompt."""
+    prompts, seen, step = sorted(PROMPTS * 3, key=len), set(), sampler.Decoder._next_token
+
+    def record(self, n, chunks):
+        here = {row // 2 for row in self.rows[:n].tolist()}
+        lengths = [len(prompts[row // 2]) for row in self.rows[:n].tolist()]
+        assert self.lengths[self.seats[:n] // 2].tolist() == lengths
+        assert n == 42 or self.prompt.shape[2:5:2] == (len(here), max(lengths))
+        seen.add(self.prompt.shape[2])
+        step(self, n, chunks)
+
+    with monkeypatch.context() as m:
+        m.setattr(sampler.Decoder, "_next_token", record)
+        together = generate(MODEL, prompts, group_size=2, max_new_tokens=120, stop_id=STOP, seed=5)
+    assert 21 in seen and len(seen) > 2
+    alone = generate(MODEL, prompts, group_size=2, max_new_tokens=120, stop_id=STOP, seed=5, batch_size=2)
     assert alone.ids == together.ids
 
 
@@ -314,3 +335,13 @@ def test_errors(prompts, settings, words):
     with pytest.raises(UserError, match=words) as error:
         generate(MODEL, prompts, **{"max_new_tokens": 10, "stop_id": STOP, **settings})
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("workers", [2, 3, 9])
+def test_samples_do_not_depend_on_how_many_work_at_them(workers):
+    model, prompts = make(), [[5, 6, 7, 8], [9, 4], [11, 3, 5], [8], [7, 7, 7]]
+    how = dict(group_size=3, max_new_tokens=20, stop_id=3, seed=4)
+    alone, shared = generate(model, prompts, **how), generate(model, prompts, workers=workers, **how)
+    assert alone.ids == shared.ids and alone.finished == shared.finished
+    for a, b in zip(alone.logprobs, shared.logprobs):
+        assert a == pytest.approx(b, abs=1e-5)

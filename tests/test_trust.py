@@ -383,7 +383,7 @@ class Ranks(Processes):
     """The first of two processes; what the other one sees is given."""
 
     def __init__(self, other):
-        self.device, self.rank, self.size, self.other = CPU, 0, 2, other
+        self.device, self.rank, self.first, self.size, self.other = CPU, 0, True, 2, other
 
     def gather(self, value):
         return [value, self.other(value)]
