@@ -7,15 +7,16 @@ import torch
 EXPECTED = 0.4  # share of the matmul rate that training is expected to reach
 
 
-def describe_cost(model, steps, tokens, rows, row_tokens, document, passes, replicas=1, reference=None):
+def describe_cost(models, reference, steps, tokens, rows, row_tokens, document, passes):
     """Print parameters, FLOPs, memory and time of a training run, for `--dry-run`.
 
-    tokens: of all the steps; rows, row_tokens: of a micro-batch, of which each replica computes one;
-    reference: a frozen model, or None. document, passes: as of `count_flops`.
+    tokens: of all the steps; rows, row_tokens: of a micro-batch, of which each replica, of the
+    models, computes one; reference: a frozen model, or None. document, passes: as of `count_flops`.
     """
+    model = models[0]
     device, gib, n = next(model.parameters()).device, 2**30, model.num_parameters()
     flops = count_flops(model, tokens, document, passes)
-    copies, rows = replicas - 1 + (reference is not None), rows * replicas
+    copies, rows = len(models) - 1 + (reference is not None), rows * len(models)
     state, kept = count_memory(model, rows * row_tokens, copies)
     rate = matmul_rate(device, model.compute_dtype)
     print(f"parameters {n:,} ({n - model.model.embed_tokens.weight.numel():,} without the embedding)")

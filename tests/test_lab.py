@@ -433,7 +433,7 @@ def test_cost_in_words(capsys, monkeypatch):
     assert matmul_rate(CPU, torch.float32, 32) > 1e6
     monkeypatch.setattr("lab.cost.matmul_rate", lambda device, dtype: 1e9)
     it, n = tiny(), tiny().num_parameters()
-    describe_cost(it, steps=10, tokens=5000, rows=2, row_tokens=100, document=50, passes=3)
+    describe_cost([it], None, steps=10, tokens=5000, rows=2, row_tokens=100, document=50, passes=3)
     lines = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines() if line[0] != " ")
     assert lines["parameters"].startswith(f"{n:,} (") and lines["tokens"] == "5,000 in 10 steps"
     gib = sum(count_memory(it, 200)) / 2**30
