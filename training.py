@@ -155,7 +155,7 @@ def run_training(training, options, presets, description, argv=None):
     processes = Processes(device)
     if o.dry_run:
         it = training(o, device, processes)
-        return describe_cost(it.model, it.steps, row_tokens=o.row_tokens, **it.work())
+        return describe_cost(it.replicas.models, it.reference, it.steps, row_tokens=o.row_tokens, **it.work())
     run = Run(o, processes, weights_hash(o.init_from))
     it = training(o, device, processes, run.checkpoint)
     run.keep_first = it.reference is not None

@@ -4,28 +4,51 @@ import timeit
 
 import torch
 
+EXPECTED = 0.4  # share of the matmul rate that training is expected to reach
 
-def describe_cost(model, steps, tokens, rows, row_tokens, document, passes):
+
+def describe_cost(models, reference, steps, tokens, rows, row_tokens, document, passes):
     """Print parameters, FLOPs, memory and time of a training run, for `--dry-run`.
 
-    tokens: of all the steps; rows, row_tokens: of a micro-batch; document: tokens of one. passes: forward
-    passes' worth of work for each token (forward and backward are 3). FLOPs: 2 for each pass, parameter and
-    token, and 2·L·C·document for causal attention. Memory: fp32 weights, gradients and two moments, and what
-    autograd keeps of a micro-batch for its backward pass.
+    tokens: of all the steps; rows, row_tokens: of a micro-batch, of which each replica, of the
+    models, computes one; reference: a frozen model, or None. document, passes: as of `count_flops`.
     """
-    config, device, gib = model.config, next(model.parameters()).device, 2**30
-    n, size = model.num_parameters(), config.num_hidden_layers * config.hidden_size
-    flops = passes * tokens * (2 * n + 2 * size * document)
-    state, kept = 16 * n, kept_for_backward(model, rows * row_tokens)
+    model = models[0]
+    device, gib, n = next(model.parameters()).device, 2**30, model.num_parameters()
+    flops = count_flops(model, tokens, document, passes)
+    copies, rows = len(models) - 1 + (reference is not None), rows * len(models)
+    state, kept = count_memory(model, rows * row_tokens, copies)
     rate = matmul_rate(device, model.compute_dtype)
     print(f"parameters {n:,} ({n - model.model.embed_tokens.weight.numel():,} without the embedding)")
     print(f"tokens     {tokens:,} in {steps:,} steps")
     print(f"FLOPs      {flops:.3g}")
-    print(f"memory     about {(state + kept) / gib:.2f} GiB a process")
+    print(f"memory     about {(state + kept) / gib:.2f} GiB of tensors a process")
     print(f"           {state / gib:.2f} weights, gradients and moments")
     print(f"           {kept / gib:.2f} kept of {rows} x {row_tokens} tokens for the backward pass")
-    hours = flops / (0.4 * rate) / 3600
-    print(f"time       about {hours:.2f} hours at 40% of the {rate / 1e9:,.0f} GFLOP/s measured here")
+    if device.type == "cpu":
+        print("           glibc may hold up to twice as much: it cannot always use again what is freed")
+    hours = flops / (EXPECTED * rate) / 3600
+    print(
+        f"time       about {hours:.2f} hours at {EXPECTED:.0%} of the {rate / 1e9:,.0f} GFLOP/s measured here"
+    )
+
+
+def count_flops(model, tokens, document, passes):
+    """FLOPs of training: 2 for each pass, parameter and token, and 2·L·C·document for causal attention.
+
+    document: tokens of one. passes: forward passes' worth of work for each token (forward and backward: 3).
+    """
+    size = model.config.num_hidden_layers * model.config.hidden_size
+    return passes * tokens * (2 * model.num_parameters() + 2 * size * document)
+
+
+def count_memory(model, tokens, copies=0):
+    """Bytes of tensors: (fp32 weights, gradients and two moments; what a backward pass needs of the tokens).
+
+    Muon keeps one moment of its matrices, so that a little less is taken.
+    copies: how many more there are of the weights or gradients: a frozen reference, further replicas.
+    """
+    return (16 + 4 * copies) * model.num_parameters(), kept_for_backward(model, tokens)
 
 
 def kept_for_backward(model, tokens):
@@ -42,8 +65,11 @@ def kept_of_row(model, tokens):
     kept, row = [], torch.zeros(1, tokens, dtype=torch.long, device=next(model.parameters()).device)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         model(row, targets=row, loss_only=True)
-    storages = [t.untyped_storage() for t in kept if not isinstance(t, torch.nn.Parameter)]
-    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+    places = {storage.data_ptr(): storage.nbytes() for storage in (t.untyped_storage() for t in kept)}
+    weights = {
+        p.untyped_storage().data_ptr() for p in model.parameters()
+    }  # of which some are transposed views
+    return sum(size for place, size in places.items() if place not in weights)
 
 
 def matmul_rate(device, dtype, n=2048):

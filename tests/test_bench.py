@@ -1,7 +1,10 @@
 """The benches of runs and training: the comparison of runs, the tracer of a GRPO step, the stopwatches."""
 
 import json
+import math
 import sys
+from dataclasses import replace
+from itertools import count
 from types import SimpleNamespace
 from unittest.mock import MagicMock, call
 
@@ -9,7 +12,7 @@ from lab.options import UserError
 
 import pytest
 
-from bench import data_speed, grpo_speed, plot_runs, step_trace, train_speed, watch_run
+from bench import data_speed, grpo_speed, plot_runs, scale, step_trace, train_speed, watch_run
 
 
 def write_evaluation(folder):
@@ -217,3 +220,89 @@ def test_data_speed_and_train_speed_run(tmp_path, monkeypatch):
     rows = json.loads((tmp_path / "t.json").read_text())["rows"]
     assert [row["name"] for row in rows][:2] == ["ours, bfloat16", "ours, one replica, bfloat16"]
     assert rows[-1]["name"] == "ours, as the preset trains, float32"
+
+
+def test_the_lines_of_scale_are_exact_on_what_is_a_line():
+    x = [64, 128, 256, 384]
+    assert scale.exponent(x, [3 * n**1.5 for n in x]) == pytest.approx((1.5, 0))
+    assert scale.straight(x, [20 + n / 2 for n in x]) == pytest.approx((20, 0.5, 0))
+    off = 0.1  # log y is 0.1 above and below the line through 1, 2, 4, 8
+    bent = [n * math.exp(sign * off) for n, sign in zip((1, 2, 4, 8), (1, -1, -1, 1))]
+    assert scale.exponent((1, 2, 4, 8), bent) == pytest.approx((1, off))
+    assert scale.straight((1, 1, 2, 2), (0.9, 1.1, 1.8, 2.2))[2] == pytest.approx(0.1, rel=0.02)
+
+
+def test_scale_changes_one_factor_at_a_time(capsys):
+    o = scale.Options(group="4,8,16", prompts="2", max_new_tokens="32")
+    sizes = scale.around(o, dict(group=8, prompts=8, max_new_tokens=64))
+    assert [tuple(size.values()) for size in sizes] == [
+        (8, 8, 64),
+        (4, 8, 64),
+        (16, 8, 64),
+        (8, 2, 64),
+        (8, 8, 32),
+    ]
+    rows = [{**size, "s": size["group"] * size["prompts"] ** 2 * 1.0} for size in sizes]
+    found = scale.report(rows, tuple(sizes[0]), ("s",), ("s",))
+    powers = {name: pytest.approx(line) for name, line in found.items()}
+    assert powers == {"s over group": (1, 0), "s over prompts": (2, 0), "s over max_new_tokens": (0, 0)}
+    for bad in ("", "8", "8,8", "2,x", "-1", "1.5"):
+        with pytest.raises(UserError, match=r"--group .* 8"):
+            scale.around(replace(o, group=bad), dict(group=8))
+    wide = scale.resized(train_speed.PretrainOptions(**train_speed.PRESETS["tiny"]), 256, layers=2)
+    assert (wide.hidden_size, wide.heads, wide.intermediate_size, wide.layers) == (256, 8, 768, 2)
+
+
+def test_the_bytes_that_a_process_sends():
+    """Around a ring of p processes: p - 1 parts of the sum go round, and then again when they are whole."""
+    assert [scale.bytes_sent(100, p) for p in (1, 2, 4)] == [0, 400, 600]
+    assert scale.bytes_sent(1000, 1000) == 7992  # never twice the gradients
+
+
+def small_training(monkeypatch):
+    small = dict(hidden_size=16, intermediate_size=16, layers=1, heads=2, kv_heads=2, row_tokens=256)
+    for name in ("tiny", "paper"):
+        preset = {**train_speed.PRESETS["tiny"], **small, "vocab_size": 300, "mixture": "op 2; tokens 1M"}
+        monkeypatch.setitem(scale.PRESETS, name, preset)
+
+
+def test_scale_runs(tmp_path, monkeypatch, capsys):
+    """In this process, whose memory says nothing: that of fresh ones is below."""
+    small_training(monkeypatch)
+    memory = count(1)
+    monkeypatch.setattr(scale, "resident_memory", lambda peak: float(next(memory)))
+    monkeypatch.setattr(scale, "fresh", lambda work, *given, processes=1: scale.as_rank({}, work, *given))
+    monkeypatch.setattr(scale, "matmul_rate", lambda device, dtype: 1e9)
+    monkeypatch.setattr(scale, "GRPO_BASE", dict(group=2, prompts=2, max_new_tokens=4))
+    lists = ["--hidden-size", "32", "--layers", "2", "--row-tokens", "512", "--group", "4", "--prompts", "4"]
+    lists += ["--max-new-tokens", "8", "--steps", "1", "--threads", "1"]
+    scale.main([*lists, "--json", str(tmp_path / "scale.json")])
+    out, printed = json.loads((tmp_path / "scale.json").read_text()), capsys.readouterr().out
+    assert [tuple(row[name] for name in scale.SIZES) for row in out["training"]] == [
+        (16, 1, 256),
+        (32, 1, 256),
+        (16, 2, 256),
+        (16, 1, 512),
+    ]
+    for row in out["training"]:
+        assert row["tokens/s"] == pytest.approx(2 * row["row_tokens"] / row["seconds"])
+        assert row["micro_batches"] == 2 and row["estimate MiB"] > 0 and row["flops"] > 0
+    assert [row["max_new_tokens"] for row in out["grpo"]] == [4, 4, 4, 8]
+    assert len(out["exponents"]) == 12 and out["tokens/s"].keys() == {way[0] for way in scale.WAYS}
+    assert "within 25%" in printed and printed.count("~") == 12 and "--dry-run " in printed
+    with pytest.raises(UserError, match="--layers"):
+        scale.main(["--layers", "two"])
+
+
+def test_scale_measures_memory_and_two_processes(tmp_path):
+    """The tensors of a step are what lab/cost.py says; a heap holds them and what it cannot use again."""
+    base = dict(**train_speed.PRESETS["tiny"], threads=1, workers=0, eval_problems=1)
+    p = train_speed.PretrainOptions(**{**base, "replicas": 1, "vocab_size": 300})
+    path = tmp_path / "tokenizer.json"
+    train_speed.train_tokenizer(train_speed.Mixture.parse(p.mixture), (), 300, 0, documents=50).save(path)
+    p = replace(p, tokenizer=str(path))
+    row = scale.fresh(scale.measure_training, scale.resized(p, 256, layers=2), 1)
+    assert row["tensors MiB"] == pytest.approx(row["estimate MiB"], rel=0.25)
+    assert 0.8 < row["resident MiB"] / row["tensors MiB"] < 4
+    two = scale.fresh(scale.measure_training, scale.resized(p, 64, layers=1), 1, processes=2)
+    assert two["micro_batches"] == 2 and two["tokens/s"] > 0

@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab.cost import describe_cost, kept_for_backward, matmul_rate
+from lab.cost import count_memory, describe_cost, kept_for_backward, matmul_rate
 from lab.device import DeviceOptions, Processes, compute_dtype, setup
 from lab.options import (
     CheckedOptions,
@@ -406,9 +406,10 @@ def tiny():
 def test_the_memory_of_a_micro_batch_is_counted_not_guessed():
     """A straight line through two short rows: what autograd really keeps of a longer one is on it."""
     it, kept = tiny(), {}
+    weights = {p.untyped_storage().data_ptr() for p in it.parameters()}
 
     def keep(tensor):
-        if not isinstance(tensor, torch.nn.Parameter):
+        if tensor.untyped_storage().data_ptr() not in weights:
             kept[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
@@ -419,13 +420,24 @@ def test_the_memory_of_a_micro_batch_is_counted_not_guessed():
     assert loss.requires_grad and kept_for_backward(it, 600) == pytest.approx(real, rel=0.05)
 
 
+def test_weights_are_no_memory_of_a_micro_batch():
+    """Autograd keeps transposed views of them: what is kept of two tokens is far less than they."""
+    it = model.Qwen2(model.ModelConfig(40, 256, 512, 1, 2, 2, 256))
+    n, C = it.num_parameters(), 256
+    assert kept_for_backward(it, 2) < 4 * n / 10 and kept_for_backward(it, 400) > 400 * C * 4 * 8
+    assert count_memory(it, 2) == (16 * n, kept_for_backward(it, 2))
+    assert count_memory(it, 2, copies=2)[0] == 24 * n  # a reference, say, and a second replica's gradients
+
+
 def test_cost_in_words(capsys, monkeypatch):
     assert matmul_rate(CPU, torch.float32, 32) > 1e6
     monkeypatch.setattr("lab.cost.matmul_rate", lambda device, dtype: 1e9)
     it, n = tiny(), tiny().num_parameters()
-    describe_cost(it, steps=10, tokens=5000, rows=2, row_tokens=100, document=50, passes=3)
+    describe_cost([it], None, steps=10, tokens=5000, rows=2, row_tokens=100, document=50, passes=3)
     lines = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines() if line[0] != " ")
     assert lines["parameters"].startswith(f"{n:,} (") and lines["tokens"] == "5,000 in 10 steps"
+    gib = sum(count_memory(it, 200)) / 2**30
+    assert float(lines["memory"].split()[1]) == pytest.approx(gib, abs=0.01)
     assert float(lines["FLOPs"]) == pytest.approx(3 * 5000 * (2 * n + 2 * 2 * 32 * 50), rel=0.01)
 
 

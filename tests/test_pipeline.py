@@ -424,6 +424,9 @@ def test_dry_run_and_config_round_trip(runs, tmp_path, monkeypatch):
     assert "FLOPs" in out.stdout and "GiB" in out.stdout and not (tmp_path / "x").exists()
     out = ok("train_grpo", "--init-from", runs / "base" / "latest", "--dry-run", "--out", tmp_path / "x")
     assert "FLOPs" in out.stdout and not (tmp_path / "x").exists()
+    held = [ok("train_pretrain", *arguments, "--replicas", n).stdout.split(" kept of ")[0] for n in (1, 2)]
+    one, two = (float(text.split()[-1]) for text in held)
+    assert two == pytest.approx(2 * one, rel=0.01)  # two micro-batches at once
     ok("train_pretrain", "--dry-run", "--out", runs / "base")  # a folder that holds a run is in nobody's way
     config = ok("train_grpo", "--preset", "small", "--lr", "3e-5", "--print-config").stdout
     (tmp_path / "c.json").write_text(config)
