@@ -164,8 +164,7 @@ def held_out_nll(model, tokenizer, problems, row_tokens=2048, rows=4):
 def evaluate_held_out(model, tokenizer, problems, max_new_tokens, workers=1):
     """NLL and greedy solutions of held-out problems → ({name: value} for the log, text for samples.txt)."""
     most = min(max_new_tokens, room(model, tokenizer, problems))
-    greedy = dict(temperature=0, max_new_tokens=most, workers=workers)
-    by_op = defaultdict(list)
+    greedy, by_op = dict(temperature=0, max_new_tokens=most, workers=workers), defaultdict(list)
     for rollout in roll_out(model, tokenizer, problems, 1, ("held out",), **greedy):
         by_op[rollout.problem.op].append(rollout)
     correct = {op: sum(r.verdict.correct for r in some) / len(some) for op, some in by_op.items()}
