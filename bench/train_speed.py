@@ -42,6 +42,7 @@ from train_pretrain import Options as PretrainOptions
 class Options(DeviceOptions):
     preset: str | None = opt(None, "preset (default: tiny on a CPU, paper on a GPU)", tuple(PRESETS))
     rows: int = opt(0, "rows of a micro-batch (0: the preset's on a CPU, 16 on a GPU)")
+    row_tokens: int = opt(0, "tokens of a row (0: the preset's)")
     nanogpt: str | None = opt(None, "nanoGPT's model.py")
     rounds: int = opt(9, "measurements of each, interleaved", within="[1, inf)")
     steps: int = opt(8, "steps of a measurement", within="[1, inf)")
@@ -183,6 +184,8 @@ def main(argv=None):
     gpu = device.type == "cuda"
     name = o.preset or ("paper" if gpu else "tiny")
     p = PretrainOptions(**PRESETS[name], preset=name)
+    if o.row_tokens:
+        p = dataclasses.replace(p, row_tokens=o.row_tokens)
     rows = o.rows or (16 if gpu else p.rows)
     mixture = Mixture.parse(p.mixture)
     tokenizer = train_tokenizer(mixture, (), p.vocab_size, 0)
