@@ -36,6 +36,7 @@ from model import ModelConfig, Qwen2  # noqa: E402
 
 @dataclass(frozen=True)
 class Options(DeviceOptions):
+    replicas: int = opt(2, "on a CPU: workers of ours, as the preset has", within="[1, 256]")
     rows: int = opt(0, "samples (0: 256 on a CPU, 6144 on a GPU)")
     group: int = opt(8, "samples of a prompt", within="[1, inf)")
     prompt: int = opt(0, "mean tokens of a prompt (0: 120 on a CPU, 250 on a GPU)")
@@ -108,6 +109,7 @@ def main(argv=None):
             max_new_tokens=o.new,
             stop_id=-1,
             batch_size=o.sample_rows or rows,
+            workers=o.replicas,
         )
 
     contenders = {"ours": ours}
