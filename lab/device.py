@@ -53,7 +53,7 @@ def setup(o):
 def compute_dtype(name, device):
     """What the layers' matrix products are taken in: "auto" is bfloat16 on a CUDA GPU, float32 elsewhere.
 
-    A CPU with avx512_bf16 or AMX trains half again as fast in bfloat16, but the tiny preset learns less in it
+    On a CPU bfloat16 is no faster in replicas, and the tiny preset learned less in it
     (bench/RESULTS.md).
     """
     auto = "bfloat16" if device.type == "cuda" else "float32"
