@@ -86,7 +86,7 @@ def generate(model, prompts, *, indices=None, progress=None, **sampling):
         if len(shares) == 1:  # in this thread, which knows its GPU
             work(batches)
         else:
-            with shared_threads(workers), ThreadPoolExecutor(workers) as pool:
+            with shared_threads(len(shares)), ThreadPoolExecutor(len(shares)) as pool:
                 list(pool.map(work, shares))
     return Samples(*map(list, zip(*samples)))
 
