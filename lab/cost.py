@@ -66,9 +66,8 @@ def kept_of_row(model, tokens):
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         model(row, targets=row, loss_only=True)
     places = {storage.data_ptr(): storage.nbytes() for storage in (t.untyped_storage() for t in kept)}
-    weights = {
-        p.untyped_storage().data_ptr() for p in model.parameters()
-    }  # of which some are transposed views
+    # a transposed view of a weight is kept too, and takes no place of its own
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     return sum(size for place, size in places.items() if place not in weights)
 
 
