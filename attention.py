@@ -137,14 +137,14 @@ def attention(q, k, v, layout=None):
         # Each document gets a call of its own, so that no work is spent on pairs of different documents: 1.4
         # times as fast in training as one call with a mask. On a GPU, so many small calls would not be.
         q, k, v = (x.reshape(B * T, -1, D) for x in (q, k, v))
-        lengths = layout.lengths
-        if layout.prompt_start is not None:
-            number, own, lengths = layout.whole
+        shared = layout.prompt_start is not None
+        number, own, lengths = layout.whole if shared else (None, None, layout.lengths)
+        if shared:
             q, k, v = (x.index_select(0, number) for x in (q, k, v))
         q, k, v = (x.transpose(0, 1).split(lengths, 1) for x in (q, k, v))  # each (H or K, length, D)
         out = torch.cat([sdpa(*(x[None] for x in qkv), is_causal=True)[0] for qkv in zip(q, k, v)], 1)
         out = out.transpose(0, 1)
-        return (out if layout.prompt_start is None else out.index_select(0, own)).reshape(B, T, H, D)
+        return (out.index_select(0, own) if shared else out).reshape(B, T, H, D)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, H or K, T, D)
     if layout is None:
         return sdpa(q, k, v, is_causal=True).transpose(1, 2)
