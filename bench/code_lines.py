@@ -21,6 +21,7 @@ NO_CODE = (
 # In reading order; a file imports only files above it. The reading path goes from graph.py to evaluate.py.
 FILES = (
     "lab/__init__.py", "lab/options.py", "lab/device.py", "lab/cost.py", "lab/replicas.py", "lab/runs.py",
+    "lab/statistics.py",
     "graph.py", "datagen.py", "verify.py", "tokenizer.py", "data.py", "flash.py", "attention.py", "model.py",
     "sampler.py", "checkpoint.py", "rollout.py", "training.py", "train_pretrain.py", "train_grpo.py", "report.py",
     "evaluate.py", "export_hf.py")  # fmt: skip

@@ -1,0 +1,119 @@
+"""Intervals over seeds, and the verdicts that they allow.
+
+A study is a randomised block design: every seed, a block, has every arm. What a seed does alike to all arms
+falls out of their differences; what is left is pooled over the arms, so that few seeds give many degrees of
+freedom.
+A is the number of arms, S of seeds. numpy only.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Estimate:
+    effect: float
+    error: float  # its standard error; inf where one seed says nothing of it
+    df: int
+
+    def interval(self, level=0.95):
+        """→ (low, high), by Student's t."""
+        half = t_quantile(level, self.df) * self.error
+        return self.effect - half, self.effect + half
+
+    @property
+    def p(self):
+        """Two-sided, of no effect."""
+        if not self.error:
+            return float(self.effect == 0)
+        return 1 - t_share(abs(self.effect / self.error), self.df)
+
+
+def t_share(t, df):
+    """P(|T| <= t) of Student's t with df = 1, 2, 3 … degrees of freedom: the finite sums of Abramowitz and
+    Stegun, 26.7.3 and 26.7.4.
+    """
+    angle, odd = math.atan2(t, math.sqrt(df)), df % 2
+    cosine, total = math.cos(angle), 0.0
+    term = cosine if odd else 1.0
+    for i in range(1 + odd, df, 2):
+        total += term
+        term *= cosine**2 * i / (i + 1)
+    total *= math.sin(angle)
+    return 2 / math.pi * (angle + total) if odd else total
+
+
+def t_quantile(share, df):
+    """The t with P(|T| <= t) = share, by bisection."""
+    low, high = 0.0, 1e6
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if t_share(middle, df) < share else (low, middle)
+    return high
+
+
+def paired(values):
+    """The mean of one number a seed → Estimate, by these numbers alone."""
+    n = len(values)
+    error = np.std(values, ddof=1) / math.sqrt(n) if n > 1 else math.inf
+    return Estimate(float(np.mean(values)), float(error), max(1, n - 1))
+
+
+def block_error(table):
+    """(A, S) values → the variance that neither arms nor seeds explain, and its degrees of freedom."""
+    rest = table - table.mean(0) - table.mean(1, keepdims=True) + table.mean()
+    df = (table.shape[0] - 1) * (table.shape[1] - 1)
+    return float((rest**2).sum() / df), df
+
+
+def blocks(table, weights, pool):
+    """A contrast of arms → Estimate, its error pooled over arms whose variances are alike.
+
+    table: (A, S) values; weights: (A,), which sum to 0; pool: (A,) of bool, the arms that the error is of.
+    """
+    variance, df = block_error(table[pool])
+    error = math.sqrt(variance * float(weights @ weights) / table.shape[1])
+    return Estimate(float(weights @ table.mean(1)), error, df)
+
+
+def spread(table):
+    """(S, R) values, R runs nested in each of S seeds → standard deviations between seeds, and between the
+    runs of a seed, by analysis of variance; nan where there is but one.
+    """
+    seeds, runs = table.shape
+    within = float(table.var(1, ddof=1).mean()) if runs > 1 else math.nan
+    between = float(table.mean(1).var(ddof=1)) if seeds > 1 else math.nan
+    if runs > 1:
+        between = max(0.0, between - within / runs)
+    return math.sqrt(between), math.sqrt(within)
+
+
+# What is expected → whether the effect, its 95% interval and the margin replicate it; whether they refute it.
+RULES = {
+    "up": (lambda effect, low, high, m: low > 0 and effect >= m, lambda low, high, m: high < m),
+    "none": (lambda effect, low, high, m: high < m, lambda low, high, m: low > m),
+    "equal": (lambda effect, low, high, m: -m < low and high < m, lambda low, high, m: low > m or high < -m),
+}
+
+
+def verdict(estimate, expect, margin, half=None):
+    """replicated, direction only, refuted, equal or undecided.
+
+    expect: up; down; none, no more than the margin; equal, the 90% interval within ±margin (two one-sided
+    tests at 5%). half: half the paper's number; a smaller effect of its sign is "direction only".
+    """
+    if expect == "down":
+        return verdict(Estimate(-estimate.effect, estimate.error, estimate.df), "up", margin, half)
+    replicates, refutes = RULES[expect]
+    if replicates(estimate.effect, *estimate.interval(0.90 if expect == "equal" else 0.95), margin):
+        small = half is not None and estimate.effect < half
+        return "direction only" if small else "equal" if expect == "equal" else "replicated"
+    return "refuted" if refutes(*estimate.interval(), margin) else "undecided"
+
+
+def discoveries(ps, rate=0.10):
+    """p values → which are discoveries at this false discovery rate (Benjamini and Hochberg 1995)."""
+    passed = [p for i, p in enumerate(sorted(ps), 1) if p <= rate * i / len(ps)]
+    return [bool(passed) and p <= passed[-1] for p in ps]
