@@ -11,7 +11,7 @@ import json
 import random
 import re
 from dataclasses import asdict, dataclass, fields
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from hashlib import blake2b
 from itertools import chain, product
 from math import prod
@@ -399,19 +399,19 @@ class Mixture:
             raise UserError(f"mixture {spec!r}: {error}") from None
         return cls(spec, *zip(*weighted), tokens)
 
-    @property
+    @cached_property
     def ops(self):
         """The distinct numbers of operations, in order."""
         return sorted({choice["op"] for choice in self.choices})
 
-    def problem(self, seed, index, split, op=None):
+    def problem(self, seed, index, split, op=None, most=MAX_OP):
         """Problem number `index`: a pure function of its arguments.
 
-        op: draw one with this many operations, from the components that have them, or else from any.
+        op: draw one with this many operations, from the components that have them, or else from any; most:
+        or one with at most so many.
         """
-        weights = self.weights
-        if op is not None and op in self.ops:
-            weights = [weight * (choice["op"] == op) for choice, weight in zip(self.choices, weights)]
+        wanted = [op] if op in self.ops else range(most + 1)
+        weights = [weight * (choice["op"] in wanted) for choice, weight in zip(self.choices, self.weights)]
         (choice,) = random.Random(stream_key(seed, split, index)).choices(self.choices, weights)
         return generate(seed, index, split=split, **{**choice, "op": choice["op"] if op is None else op})
 
