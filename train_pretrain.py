@@ -126,7 +126,9 @@ class Pretraining(Training):
         if longest > o.row_tokens:
             raise UserError(f"a document has {longest} tokens, a row only {o.row_tokens}: raise --row-tokens")
         # what is replayed is saved: the checkpoint we started from may be gone when the run is resumed
-        replay = self.start.options["mixture"] if o.replay else None
+        replay = self.start.options.get("mixture") if o.replay else None
+        if o.replay and not replay:
+            raise UserError(f"{o.init_from} does not say what it was trained on: --replay cannot repeat that")
         saved = self.saved or {"cursors": [[0]] * o.rows, "replay": replay}
         self.part, self.replay = processes.share(o.rows), saved["replay"]  # our rows of every batch
         self.cursors = [saved["cursors"][r] for r in self.part]
