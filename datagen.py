@@ -11,9 +11,9 @@ import json
 import random
 import re
 from dataclasses import asdict, dataclass, fields
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from hashlib import blake2b
-from itertools import product
+from itertools import chain, product
 from math import prod
 
 from lab.options import UserError, opt, parse_options, run_script, stream_key
@@ -26,6 +26,7 @@ TINY_WORLD = "template zoo; mode forward; distractors 2-4; literals 1-9; bound 9
 # Split = bucket of the canonical hash, out of 8: training gets four, every other purpose one. `dev` picks
 # every `best`, `eval` is only ever reported.
 SPLITS = {"train": (0, 1, 2, 3), "dev": (4,), "mid": (5,), "rl": (6,), "eval": (7,)}
+TELLING = ("letters", "order", "plan", "kinds", "places")  # knobs of the words alone
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 CONSTANTS = dict(zip(OPS, ("{} more than ", "{} fewer than ", "{} times ", "a 1/{} share of ")))
 
@@ -122,19 +123,20 @@ def from_record(record):
 # Words
 
 
-def name_all(rand, vertices, template):
+def name_all(rand, vertices, template, config):
     """The name of each vertex, from a fresh draw of which index is which word."""
-    kinds = sample(rand, template.kinds, 1 + max([v.kind for v in vertices]))
-    places = sample(rand, template.places, 1 + max([v.place for v in vertices]))
+    n = 1 + max(v.place for v in vertices)
+    kinds = sample(rand, template.kinds[: config.kinds], 1 + max(v.kind for v in vertices))
+    places = sample(rand, template.places[: max(n, config.places)], n)
     return {v: template.names[v.type](kinds[v.kind], places[v.place]) for v in vertices}
 
 
 def statement(v, names, unknown):
-    """The sentence that defines a count or an average."""
+    """The sentence that defines a count or an average, or says what a total is in reverse mode."""
     refs = ["the " + names[u] for u in v.operands]
     if v is unknown:
         body = "an unknown amount above 0"
-    elif not refs:
+    elif not refs or v.type is not COUNT:
         body = v.value
     elif len(refs) == 1:
         body = refs[0] if v.operator else f"as many as {refs[0]}"
@@ -199,12 +201,34 @@ def variables(rand, graph):
     return letters[first:] + letters[:first]
 
 
-def solve(rand, graph, names):
-    """The worked solution and the answer."""
+def in_postorder(root, planned):
+    """What root needs, and root itself, depth first: each right before the first that needs it.
+
+    → {v: with planned, what is to be found by then, and cannot be read in the text; root first}
+    """
+    opened, seen, pending = {}, set(), []
+
+    def visit(v):
+        if v not in seen:
+            seen.add(v)
+            pending.extend([v] if planned and v.operands else ())
+            for u in v.operands:
+                visit(u)
+            opened[v] = [*pending]
+            pending.clear()
+
+    visit(root)
+    return opened
+
+
+def solve(rand, graph, steps, names):
+    """The worked solution and the answer. steps: {vertex: what is planned right before it is defined}."""
     root, unknown = graph.vertices[-1], graph.unknown
     letters, letter = iter(variables(rand, graph)), {unknown: "x"}
     out = ["The question is difficult, so we use equations to solve it."] if unknown else []
-    for v in graph.vertices:
+    for v, planned in steps.items():
+        for u in planned:
+            out.append(f"To find {names[u]} we need {', '.join(names[w] for w in u.operands)}.")
         if v is unknown:
             out.append(f"Define {names[v]} as x; we don't know its value yet but will find it out later.")
             continue
@@ -229,7 +253,14 @@ def solve(rand, graph, names):
 # Splits and problems
 
 config_of = lru_cache(maxsize=64, typed=True)(WorldConfig)
-written = lru_cache(maxsize=64)(repr)  # of a WorldConfig: a part of the key of each problem
+
+
+@lru_cache(maxsize=64)
+def drawn_by(config):
+    """The knobs that a graph depends on, as text: a part of the key of each problem. The same graph can be
+    told in any words and order.
+    """
+    return repr({name: value for name, value in vars(config).items() if name not in TELLING})
 
 
 def look_up(what, table, name):
@@ -265,24 +296,33 @@ def render(graph, template, split=None):
     """
     context = look_up("template", TEMPLATES, template)
     buckets = look_up("split", SPLITS, split) if split else range(8)
-    everything, root, unknown = graph.vertices + graph.distractors, graph.vertices[-1], graph.unknown
-    stated = [v for v in everything if v.type in (COUNT, AVERAGE)]
+    config, unknown, root = graph.config, graph.unknown, graph.vertices[-1]
+    everything = graph.vertices + graph.distractors
+    stated = [v for v in everything if v.type in (COUNT, AVERAGE)] + [root] * bool(unknown)
     query, seed, bucket = unknown or root, graph.surface, None
     while bucket not in buckets:
         rand = random.Random(seed).random
-        names = name_all(rand, everything, context)
+        names = name_all(rand, everything, context, config)
         statements = [statement(v, names, unknown) for v in stated]
-        if unknown:
-            statements.append(f"The {names[root]} is {root.value}.")
         question = f"What is the {'number of ' if query.type is COUNT else ''}{names[query]}?"
         bucket = canonical_hash(template, graph.mode, question, statements) % 8
         seed += 1
-    problem = " ".join(sample(rand, statements, len(statements)))
+    order = sample(rand, range(len(stated)), len(stated))
+    steps = dict.fromkeys(graph.vertices, ())
+    if config.order == "postorder":
+        mentioned = {stated[i]: place for place, i in enumerate(order)}
+        for v in graph.vertices:
+            if v.type in (TOTAL, OFFSPRING):  # a sum is the same in any order: that of the text can be known
+                n = 2 if v.type is OFFSPRING else 1  # count, or count and average
+                members = sorted(zip(*[iter(v.operands)] * n), key=lambda member: mentioned[member[0]])
+                v.operands = [*chain(*members)]
+        steps = in_postorder(root, config.plan == "inline")
+    problem = " ".join(statements[i] for i in order)
     nodes = []
-    for v in graph.vertices:
+    for v in steps:
         value = v.form if v.form[0] else v.value
         nodes.append(Node(names[v], v.operator, [names[u] for u in v.operands], v.constant, value))
-    told = problem, question, *solve(rand, graph, names), graph.op, graph.mode, template
+    told = problem, question, *solve(rand, graph, steps, names), graph.op, graph.mode, template
     return Problem(*told, nodes, names[query], names.get(unknown), graph.id, graph.config.layers, graph)
 
 
@@ -298,7 +338,7 @@ def generate(seed, index, *, op, mode="forward", template="zoo", split="train", 
         raise UserError(f"op must be {MIN_OP} to {MAX_OP}, not {op}")
     look_up("mode", CHOICES["mode"], mode)
     look_up("split", SPLITS, split)
-    rng = random.Random(stream_key(seed, index, op, mode, split, written(config)))
+    rng = random.Random(stream_key(seed, index, op, mode, split, drawn_by(config)))
     return render(draw_graph(rng, op, mode, config, f"{split}/{seed}/{index}"), template, split)
 
 
@@ -316,6 +356,10 @@ KNOBS = {
     "degree": ("4", r"(\d{1,6})", int, "max_in_degree"),
     "operators": ("+-*", r"(\S+)", str, "operators"),
     "letters": ("shifted", r"(\S+)", str, "letters"),
+    "order": ("postorder", r"(\S+)", str, "order"),
+    "plan": ("inline", r"(\S+)", str, "plan"),
+    "kinds": ("6", r"(\d{1,2})", int, "kinds"),
+    "places": ("8", r"(\d{1,2})", int, "places"),
 }
 KEYS = dict.fromkeys(["op", *CHOICES, *KNOBS, "share", "shares", "tokens"])
 
@@ -326,7 +370,8 @@ class Mixture:
 
     Semicolons separate keys, commas choices, a colon gives a choice its weight (1 if none; weights are
     normalised). A range of ops shares its weight evenly. Keys: op, template, mode, layers, and the knobs of
-    WorldConfig: distractors 1-3, literals 1-9, operators +-*, bound 99, degree 4, letters ordered. A `|`
+    WorldConfig: distractors 1-3, literals 1-9, operators +-*, bound 99, degree 4, letters ordered, order
+    postorder, plan inline, kinds 6, places 8. A `|`
     separates components, each complete in itself, with its share (1 if none): "op 2-20; share 0.99 | op 2;
     template school; share 0.01". Two keys belong to the whole, whichever component they are written in:
     tokens (the budget; k, M and B are understood), and shares, of documents or of tokens: `shares tokens`
@@ -354,19 +399,19 @@ class Mixture:
             raise UserError(f"mixture {spec!r}: {error}") from None
         return cls(spec, *zip(*weighted), tokens)
 
-    @property
+    @cached_property
     def ops(self):
         """The distinct numbers of operations, in order."""
         return sorted({choice["op"] for choice in self.choices})
 
-    def problem(self, seed, index, split, op=None):
+    def problem(self, seed, index, split, op=None, most=MAX_OP):
         """Problem number `index`: a pure function of its arguments.
 
-        op: draw one with this many operations, from the components that have them, or else from any.
+        op: draw one with this many operations, from the components that have them, or else from any; most:
+        or one with at most so many.
         """
-        weights = self.weights
-        if op is not None and op in self.ops:
-            weights = [weight * (choice["op"] == op) for choice, weight in zip(self.choices, weights)]
+        wanted = [op] if op in self.ops else range(most + 1)
+        weights = [weight * (choice["op"] in wanted) for choice, weight in zip(self.choices, self.weights)]
         (choice,) = random.Random(stream_key(seed, split, index)).choices(self.choices, weights)
         return generate(seed, index, split=split, **{**choice, "op": choice["op"] if op is None else op})
 

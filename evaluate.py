@@ -26,6 +26,7 @@ from report import check_page, draw_results, write_report
 from rollout import check_room, held_out_nll, roll_out
 from verify import explain, pass_at_k
 
+FLOORS = ("guess floor", "copy floor", "plus floor")
 JUDGED = ("correct", "answer", "faithful")
 PRESETS = {
     "tiny": dict(mixture=f"op 2-8; {TINY_WORLD}", bands="id=2-4,edge=5-6,hard=7-8", problems=100, samples=8,
@@ -111,12 +112,30 @@ def interval(values, seed=0, resamples=2000):
     return tuple(np.percentile(values[index].mean(1), [2.5, 97.5]).tolist())
 
 
+def sums_suffice(problem, constants):
+    """Whether it is solved by a policy that finds every quantity and what it depends on, but only adds up.
+
+    constants: whether it adds a quantity's constant too ("3 times V" is V + 3), or ignores it (V).
+    """
+    sums = {}
+    for node in problem.nodes:
+        parts = [sums[name] for name in node.operands]
+        parts += [(0, node.constant)] if constants and node.constant else []
+        gold = node.value if isinstance(node.value, tuple) else (0, node.value)
+        sums[node.name] = tuple(map(sum, zip(*parts))) if parts else gold
+        if sums[node.name] != gold:
+            return False
+    return True
+
+
 def summarise(problems, counts, chosen, ks, n):
     """Statistics of the problems with indices `chosen`: pass@k under each judgement with intervals, process,
-    guess floor.
+    and floors: what the commonest answer earns, and what adding up earns, without constants or with them.
     """
     commonest = Counter(problems[i].answer for i in chosen).most_common(1)[0][1]
     out = {"problems": len(chosen), "guess_floor": commonest / len(chosen)}
+    for floor, constants in (("copy_floor", False), ("plus_floor", True)):
+        out[floor] = sum(sums_suffice(problems[i], constants) for i in chosen) / len(chosen)
     out["process"] = float(counts["process"][chosen].mean())
     for kind, k in product(JUDGED, ks):
         values = [pass_at_k(n, int(c), k) for c in counts[kind][chosen]]
@@ -137,6 +156,15 @@ def gain(before, after, n):
     if np.ptp(difference) == 0:  # nor does a standard error of 0, or all but 0, say that it is known exactly
         return f"correct@1 {mean:+.3f} in every problem (95%: of others at most {others:.3f} differ)"
     return f"correct@1 {mean:+.3f}, standard error {error:.3f} ({mean / error:+.1f} SE)"
+
+
+def print_table(rows, left):
+    """Rows of strings; the first columns, so many, are words."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row[:left], widths)]
+        print(" ".join(cells + [cell.rjust(width) for cell, width in zip(row[left:], widths[left:])]))
+    print()
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -165,6 +193,8 @@ def judge(checkpoint, problems, numbers, o):
         "faithful": np.reshape([v.faithful for v in verdicts], (-1, o.samples)).sum(1).tolist(),
         "process": np.reshape([v.process for v in verdicts], (-1, o.samples)).mean(1).tolist(),
         "errors": dict(errors),
+        "answers": [v.parsed.answer for v in verdicts],  # of every try, as are tokens
+        "tokens": [len(rollout.completion_ids) for rollout in rollouts],
         "texts": [rollout.text for rollout in rollouts[:: o.samples]],
         "nll": held_out_nll(model, tokenizer, problems)[op],
     }
@@ -237,11 +267,23 @@ class Evaluation:
     def table(self):
         """→ rows of strings: the header, then a row a band and checkpoint."""
         columns = [f"correct@{k}" for k in self.ks] + ["answer@1", "faithful@1"]
-        rows = [["band", "checkpoint", *columns, "guess floor", "NLL"]]
+        rows = [["band", "checkpoint", *columns, *FLOORS, "NLL"]]
         for (band, ops), (name, result) in product(self.bands.items(), self.results.items()):
             stats, nll = result["band"][band], np.mean([result["nll"][str(op)] for op in ops])
             cells = ["{mean:.3f} [{low:.3f},{high:.3f}]".format(**stats[column]) for column in columns]
-            rows.append([band, name, *cells, f"{stats['guess_floor']:.3f}", f"{nll:.3f}"])
+            floors = [f"{stats[floor.replace(' ', '_')]:.3f}" for floor in FLOORS]
+            rows.append([band, name, *cells, *floors, f"{nll:.3f}"])
+        return rows
+
+    def table_by_op(self):
+        """→ rows of strings: the header, then a row an op: correct@k of each checkpoint, and the floors."""
+        columns = list(product(self.results, self.ks))
+        rows = [["op", *(f"{name} @{k}" for name, k in columns), *FLOORS]]
+        for op in self.groups["op"]:
+            stats = {name: result["op"][op] for name, result in self.results.items()}
+            cells = [stats[name][f"correct@{k}"]["mean"] for name, k in columns]
+            cells += [next(iter(stats.values()))[floor.replace(" ", "_")] for floor in FLOORS]
+            rows.append([op, *(f"{cell:.3f}" for cell in cells)])
         return rows
 
     def print(self):
@@ -254,10 +296,8 @@ class Evaluation:
             print(f"\n{name}, a try at op {problem.op}:\n{problem.problem}\n{problem.question}")
             print(f"{printable(text.strip())}\n{explain(text, problem, colour())}")
         print(f"\n{self.caption}")
-        widths = [max(map(len, column)) for column in zip(*self.table())]
-        for row in self.table():
-            left = [cell.ljust(width) for cell, width in zip(row[:2], widths)]
-            print(" ".join(left + [cell.rjust(width) for cell, width in zip(row[2:], widths[2:])]))
+        print_table(self.table(), left=2)
+        print_table(self.table_by_op(), left=1)
         for (before, after), band in product(pairwise(self.results), self.bands):
             counts = [self.counts[name]["correct"][self.groups["band"][band]] for name in (before, after)]
             print(f"{after} - {before}, {band}: {gain(*counts, self.o.samples)}")

@@ -42,6 +42,14 @@ class WorldConfig(CheckedOptions):
     # Variables: in random order, from a on, or from a random letter on. The fewer there are to guess, the
     # faster a small model learns; but ordered letters never show the ones that only longer solutions need.
     letters: str = opt("random", "order of the letters of variables", ("random", "ordered", "shifted"))
+    # Of the quantities that are ready any may come next, and a model cannot know which; in postorder each
+    # comes right before the first that needs it, and a plan says why.
+    order: str = opt("random", "of the solution's steps", ("random", "postorder"))
+    plan: str = opt(
+        "none", "inline: 'To find X we need A, B.' before what that makes needed", ("none", "inline")
+    )
+    kinds: int = opt(12, "words for kinds that are used", within="[6, 12]")
+    places: int = opt(12, "words for places that are used", within="[1, 12]")
 
     def __post_init__(self):
         super().__post_init__()
@@ -51,6 +59,8 @@ class WorldConfig(CheckedOptions):
             low, high = getattr(self, f"min_{name}"), getattr(self, f"max_{name}")
             if low > high - (name == "literal"):
                 raise UserError(f"min_{name} must be below max_{name}, not {low} to {high}")
+        if self.plan != "none" and self.order == "random":
+            raise UserError("plan inline needs order postorder")
         if self.bound < 8 * self.max_literal:
             raise UserError(f"bound must be 8 times max_literal or more, not {self.bound}")
 

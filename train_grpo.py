@@ -137,8 +137,11 @@ class GRPO(Training):
         limits = dict(max_new_tokens=o.max_new_tokens, batch_size=o.sample_rows, workers=o.replicas)
         self.sampling = dict(reward=o.reward, alpha=o.alpha, temperature=o.temperature, **limits)
         check_room(self.model, self.tokenizer, self.held_out, o.max_new_tokens)
-        saved = self.saved or {"updates": 0, "pool": None, "candidates": 0}
-        self.updates = saved["updates"]
+        saved = self.saved or {"updates": 0, "pool": None, "candidates": 0, "tokens": 0}
+        self.updates, self.tokens = (
+            saved["updates"],
+            saved.get("tokens", 0),
+        )  # of the whole run, all processes
         self.problems = Problems(o, self.mixture, self.records, saved["pool"], saved["candidates"])
 
     def take_step(self):
@@ -168,12 +171,14 @@ class GRPO(Training):
             "faithful": sum(r.verdict.faithful for r in rollouts),
             "finished": sum(r.finished for r in rollouts),
             "length": sum(len(r.completion_ids) for r in rollouts),
+            "prompt": sum(len(r.prompt_ids) for r in rollouts),
             "zero_variance": o.group * float((rewards == rewards[:, :1]).all(1).sum()),
         }
-        totals = zip(sums, self.processes.sum(list(sums.values())))
-        values = {f"rollout/{name}": total / (o.prompts * o.group) for name, total in totals}
+        totals = dict(zip(sums, self.processes.sum(list(sums.values()))))
+        self.tokens += int(totals["prompt"] + totals["length"])
+        values = {f"rollout/{name}": total / (o.prompts * o.group) for name, total in totals.items()}
         values |= {f"train/{name}": sum(s[name] for s in stats) / len(stats) for name in stats[0]}
-        values |= {**extra, "train/skipped": self.guard.skipped}
+        values |= {**extra, "train/skipped": self.guard.skipped, "train/tokens": self.tokens}
         values |= {"time/sample": sampled - clock, "time/update": time.perf_counter() - sampled}
         shown = {"reward": "rollout/reward", "kl": "train/kl", "length": "rollout/length"}
         return values, {name: f"{values[key]:.4g}" for name, key in shown.items()}
@@ -216,10 +221,14 @@ class GRPO(Training):
         rollouts = roll_out(self.model, self.tokenizer, some, n, stream, mine, **self.sampling)
         for i, rollout in enumerate(rollouts):
             rates[mine[i // n]] += rollout.verdict.correct / n
-        return self.processes.sum(rates)
+        tokens = sum(len(r.prompt_ids) + len(r.completion_ids) for r in rollouts)
+        *rates, tokens = self.processes.sum([*rates, tokens])
+        self.tokens += int(tokens)
+        return rates
 
     def state(self):
-        return {"updates": self.updates, "pool": self.problems.pool, "candidates": self.problems.candidates}
+        pool, candidates = self.problems.pool, self.problems.candidates
+        return {"updates": self.updates, "tokens": self.tokens, "pool": pool, "candidates": candidates}
 
     def score(self, values):
         return values["eval/pass@1"]

@@ -19,7 +19,7 @@ from checkpoint import new_model
 from data import Source, batches, completion_text, prompt_text
 from datagen import TINY_WORLD, Mixture
 from model import ModelConfig
-from tokenizer import Tokenizer, train_bpe
+from tokenizer import PATTERNS, Tokenizer, train_bpe
 from training import Training, TrainingOptions, run_training
 
 PRESETS = {
@@ -42,9 +42,11 @@ class Options(TrainingOptions):
     out: str = opt("out/base", "folder for all that is written", group="run", free=True)
     mixture: str = opt("op 2-10; tokens 10B", "what to train on, and how much: datagen.Mixture")
     replay: float = opt(0.0, "share of documents from the mixture of --init-from", within="[0, 1)")
+    ramp: int = opt(0, "documents over which the largest op rises from the mixture's least")
     solution_only: bool = opt(False, "loss on the solution and answer only, not on the problem")
     tokenizer: str | None = opt(None, "tokenizer.json (else of --init-from, else trained on the mixture)")
     vocab_size: int = opt(2200, "tokens of a tokenizer that is trained here", within="[266, 1000000]")
+    names: str = opt("words", "… and in it a name is as many: its words, two or one", tuple(PATTERNS))
     workers: int = opt(1, "1: a process prepares batches ahead; 0: none", within="[0, 1]", free=True)
     hidden_size: int = opt(768, "model width C", within="[2, inf)", group="model")
     layers: int = opt(12, "layers", within="[1, 1000]")
@@ -56,7 +58,9 @@ class Options(TrainingOptions):
     rows: int = opt(256, "rows of a batch, B", within="[1, inf)", group="optimisation")
     micro_batch_size: int = opt(0, "rows of a micro-batch, for memory (0: all)", free=True)
     optimizer: str = opt("adamw", "muon: for the layers' matrices, AdamW for the rest", ("adamw", "muon"))
-    min_lr: float = opt(3e-5, "learning rate at the end of the cosine", within="[0, 1]")
+    schedule: str = opt("cosine", "of the learning rate; wsd: constant, then linear", ("cosine", "wsd"))
+    cooldown: float = opt(0.2, "of wsd: share of the steps, the last, in which it falls", within="[0, 1]")
+    min_lr: float = opt(3e-5, "learning rate at the end", within="[0, 1]")
     muon_lr: float = opt(0.02, "learning rate of Muon; follows the same schedule", within="(0, 1]")
     warmup: float = opt(0.05, "share of the steps with rising learning rate", within="[0, 1)")
     beta1: float = opt(0.9, "of AdamW", within="[0, 1)")
@@ -71,13 +75,16 @@ class Options(TrainingOptions):
 
 
 def learning_rate(step, steps, o):
-    """Factor of the peak learning rate: linear warm-up, then cosine to min_lr / lr."""
-    warmup = max(1, round(o.warmup * steps))
+    """Factor of the peak learning rate: linear warm-up, then to min_lr / lr by a cosine, or in a line at the
+    end (warm-up, stable, decay: Hu et al. 2024).
+    """
+    warmup, least = max(1, round(o.warmup * steps)), o.min_lr / o.lr
     if step < warmup:
         return (step + 1) / warmup
-    progress = (step - warmup) / max(1, steps - warmup)
-    least = o.min_lr / o.lr
-    return least + (1 - least) * 0.5 * (1 + math.cos(math.pi * progress))
+    if o.schedule == "cosine":
+        progress = (step - warmup) / max(1, steps - warmup)
+        return least + (1 - least) * 0.5 * (1 + math.cos(math.pi * progress))
+    return min(1.0, least + (1 - least) * (steps - step) / max(1, o.cooldown * steps))
 
 
 def make_optimizers(model, o):
@@ -95,10 +102,11 @@ def make_optimizers(model, o):
     return [torch.optim.Muon(matrices, lr=o.muon_lr, weight_decay=o.weight_decay, momentum=0.95), adamw]
 
 
-def train_tokenizer(mixture, records, vocab_size, seed, documents=4000):
+def train_tokenizer(mixture, records, vocab_size, seed, documents=4000, names="words"):
     """A tokenizer for the external records, or for the first documents of the mixture."""
     problems = records or (mixture.problem(seed, i, "train") for i in range(documents))
-    return train_bpe((prompt_text(p) + completion_text(p) for p in problems), vocab_size)
+    texts = (prompt_text(p) + completion_text(p) for p in problems)
+    return train_bpe(texts, vocab_size, PATTERNS[names])
 
 
 class Pretraining(Training):
@@ -118,12 +126,14 @@ class Pretraining(Training):
         if longest > o.row_tokens:
             raise UserError(f"a document has {longest} tokens, a row only {o.row_tokens}: raise --row-tokens")
         # what is replayed is saved: the checkpoint we started from may be gone when the run is resumed
-        replay = self.start.options["mixture"] if o.replay else None
+        replay = self.start.options.get("mixture") if o.replay else None
+        if o.replay and not replay:
+            raise UserError(f"{o.init_from} does not say what it was trained on: --replay cannot repeat that")
         saved = self.saved or {"cursors": [[0]] * o.rows, "replay": replay}
         self.part, self.replay = processes.share(o.rows), saved["replay"]  # our rows of every batch
         self.cursors = [saved["cursors"][r] for r in self.part]
         # a later stage's documents are from a split of their own
-        where = dict(split="mid" if o.init_from else "train", records=self.records)
+        where = dict(split="mid" if o.init_from else "train", records=self.records, ramp=o.ramp)
         if self.replay:
             where.update(replay=Mixture.parse(self.replay), replay_share=o.replay)
         source = Source(self.mixture, self.tokenizer, o.seed, o.rows, o.row_tokens, o.solution_only, **where)
@@ -136,7 +146,7 @@ class Pretraining(Training):
         if o.tokenizer:
             tokenizer = Tokenizer.load(o.tokenizer)
         else:
-            tokenizer = train_tokenizer(self.mixture, self.records, o.vocab_size, o.seed)
+            tokenizer = train_tokenizer(self.mixture, self.records, o.vocab_size, o.seed, names=o.names)
         sizes = (tokenizer.vocab_size, o.hidden_size, o.intermediate_size, o.layers)
         heads = dict(num_attention_heads=o.heads, num_key_value_heads=o.kv_heads)
         config = ModelConfig(*sizes, **heads, max_position_embeddings=o.context)

@@ -25,6 +25,7 @@ from datagen import (
     statements_of,
     to_record,
 )
+from verify import verify
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "gsm_infinite"
@@ -468,3 +469,66 @@ def test_splits_are_buckets():
         "eval": 1,
     }
     assert sorted(b for buckets in SPLITS.values() for b in buckets) == list(range(8))
+
+
+PLANNED = dict(order="postorder", plan="inline")
+
+
+def walk(nodes, name, walked):
+    """What a depth-first walk of the gold graph opens and defines, in order."""
+    if name in nodes and f"define {name}" not in walked:
+        operands = nodes[name].operands
+        if operands:
+            walked.append(f"find {name}: {', '.join(operands)}")
+        for operand in operands:
+            walk(nodes, operand, walked)
+        walked.append(f"define {name}")
+    return walked
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("layers", (2, 3))
+def test_a_plan_is_the_walk_from_the_question(mode, layers):
+    """Each quantity is opened, or read in the text, right where a depth-first walk comes to it."""
+    for op, i in ((op, i) for op in range(2, 21) for i in range(12)):
+        p = generate(5, i, op=op, mode=mode, layers=layers, kinds=6, places=8, **PLANNED)
+        walked = walk({node.name: node for node in p.nodes}, p.nodes[-1].name, [])
+        told = []
+        for sentence in re.split(r"(?<=\.) ", p.solution):
+            if match := re.fullmatch(r"To find (.*) we need (.*)\.", sentence):
+                told.append(f"find {match[1]}: {match[2]}")
+            elif match := re.match("Define (.*?) as [A-Za-z];", sentence):
+                told.append(f"define {match[1]}")
+        assert told == walked, p.solution
+        assert [f"define {node.name}" for node in p.nodes] == [w for w in walked if w.startswith("define")]
+        assert verify(p.solution, p).faithful, p.solution
+        for node in p.nodes:  # the order of a total's members is that of the text
+            if node.name.startswith("total"):
+                members = [name for name in node.operands if not name.startswith("average")]
+                at = [p.problem.index(f"The {name} ") for name in members]
+                assert at == sorted(at), p.problem
+
+
+def test_how_a_graph_is_told_does_not_change_it():
+    """Problems of every telling have the same structure and numbers."""
+    plain = generate(3, 4, op=9)
+    for knobs in (PLANNED, dict(letters="shifted"), dict(kinds=6, places=8), dict(order="postorder")):
+        told = generate(3, 4, op=9, **knobs)
+        shape = [
+            sorted((v.operator, v.constant, v.value, v.place) for v in p.graph.vertices)
+            for p in (plain, told)
+        ]
+        assert shape[0] == shape[1], knobs
+
+
+def test_few_words_are_few():
+    words = {
+        word
+        for i in range(300)
+        for node in generate(0, i, op=6, kinds=6, places=8).nodes
+        for word in re.findall(r"(\w+) in (\w+)$", node.name)
+    }
+    assert len({kind for kind, _ in words}) == 7  # "animals" of totals too
+    assert len({place for _, place in words}) == 8
+    with pytest.raises(UserError, match="postorder"):
+        generate(0, 0, op=4, plan="inline")

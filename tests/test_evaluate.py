@@ -1,5 +1,6 @@
 import json
 import math
+import re
 import signal
 from statistics import NormalDist
 from unittest import mock
@@ -9,6 +10,7 @@ from lab.options import STOPPED, UserError
 import numpy as np
 import pytest
 from conftest import call, error_line
+from solver import solve
 
 import datagen
 import evaluate
@@ -175,7 +177,31 @@ def test_summary_against_brute_force():
     assert out["correct@2"]["low"] <= out["correct@2"]["mean"] <= out["correct@2"]["high"]
     assert out["problems"] == 3 and out["process"] == pytest.approx((0.2 + 0.4 + 0.8) / 3)
     answers = [problems[i].answer for i in (1, 2, 4)]
+    assert out["copy_floor"] == out["plus_floor"] == 1  # at op 3 there is nothing to compute
     assert out["guess_floor"] == max(answers.count(a) for a in answers) / 3
+
+
+@pytest.mark.parametrize("mode", datagen.MODES)
+def test_floors_are_what_the_text_earns_with_other_operators(mode):
+    """The text is rewritten, every operator a plus or no constant at all, and solved anew."""
+    plus = [(r"(\d+) (?:times|fewer than) ", r"\1 more than "), (r"a 1/(\d+) share of ", r"\1 more than ")]
+    plus += [("the excess of (.*?) over ", r"the sum of \1 and ")]
+    copy = [(r"\d+ more than (?!the sum)", "as many as "), (r"\d+ more than ", "")]
+    for op in (2, 4, 6):
+        for i in range(60):
+            p = datagen.generate(4, i, op=op, mode=mode, max_literal=9, bound=99)
+            for constants, rules in ((True, plus), (False, plus + copy)):
+                text = p.problem
+                for pattern, new in rules:
+                    text = re.sub(pattern, new, text)
+                suffice = evaluate.sums_suffice(p, constants)
+                try:
+                    answer = solve(text, p.question)
+                except Exception:  # of a problem in reverse, the equation may have no solution
+                    answer = None
+                assert answer == p.answer or not suffice, (text, p.solution)
+                assert answer != p.answer or suffice or mode == "reverse" or op == 6, (text, p.solution)
+            assert op > 3 or evaluate.sums_suffice(p, False)
 
 
 def test_gain_is_the_paired_difference():

@@ -378,16 +378,19 @@ def test_no_two_purposes_share_their_noise(monkeypatch):
 
     def sampled(model, tokenizer, problems, group_size, stream, numbers, **sampling):
         streams.append(stream_key(*stream))
-        return [SimpleNamespace(verdict=SimpleNamespace(correct=False))] * (len(problems) * group_size)
+        stand_in = dict(verdict=SimpleNamespace(correct=False), prompt_ids=[1], completion_ids=[2, 3])
+        return [SimpleNamespace(**stand_in)] * (len(problems) * group_size)
 
     monkeypatch.setattr(train_grpo, "roll_out", sampled)
     for seed in (0, 1):
         for step in (4, 5):
             it = learner(make())
             it.o, it.step, it.sampling = Options(seed=seed, prompts=4, select_samples=2), step, {}
+            it.tokens = 0
             it.problems = Problems(it.o, Mixture.parse("op 2"), ())
             for it.problems.candidates in (0, 256):
                 it.pass_rates([None] * 4)
+            assert it.tokens == 2 * 4 * 2 * 3  # what is sampled to choose problems is paid for too
             it.mine = range(4)
             with pytest.raises(AttributeError):  # the stand-ins have no reward: the stream is known by then
                 it.take_step()

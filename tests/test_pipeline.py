@@ -20,7 +20,7 @@ import evaluate
 import rollout
 import train_grpo
 import train_pretrain
-from checkpoint import load_checkpoint
+from checkpoint import load_checkpoint, save_checkpoint
 from data import to_document
 
 ROOT = Path(__file__).parent.parent
@@ -116,6 +116,24 @@ def test_mid_training_grpo_and_evaluation(runs, drawn):
     assert set(results) == {"base", "rl"} and set(results["rl"]["band"]) == {"id", "edge"}
     assert set(results["rl"]["op"]) == {"2", "3"}
     assert "rl - base, edge: correct@1" in out.stdout and (runs / "eval" / "figure.png").stat().st_size > 5000
+
+
+def test_what_says_no_mixture_cannot_be_replayed(runs, tmp_path):
+    """Such as a checkpoint that was imported."""
+    base = load_checkpoint(runs / "base" / "latest", CPU)
+    save_checkpoint(tmp_path / "foreign", base.model, base.tokenizer, {}, {"step": 0})
+    flags = [
+        "--init-from",
+        tmp_path / "foreign",
+        "--mixture",
+        f"op 2; {WORLD}; tokens 2k",
+        "--row-tokens",
+        256,
+    ]
+    line = error_line(
+        call("train_pretrain", *flags, "--replay", 0.5, "--out", tmp_path / "mid", "--workers", 0)
+    )
+    assert "--replay" in line and "foreign" in line
 
 
 def test_edge_candidates_are_of_split_rl_too(runs, drawn):
