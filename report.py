@@ -11,7 +11,7 @@ from lab.options import UserError, write_atomic
 
 from verify import explain, verify
 
-PAGE = Path(__file__).with_name("docs") / "page.html"
+PAGE, STUDIES = (Path(__file__).with_name("docs") / name for name in ("page.html", "studies.html"))
 IMAGE = '<img alt="pass@1 by operations, pass@k by k" src="data:image/png;base64,{}">'
 CLASSES = {"✓": "good", "✗": "bad", "·": "extra"}  # of a line of `explain`, by how it begins
 
@@ -106,3 +106,37 @@ def save_figure(fig, path):
     write_atomic(path, buffer.getvalue())
     print(f"figure: {path}")
     return buffer.getvalue()
+
+
+def draw_dots(panels, path):
+    """A row a metric, a column a band: each seed of an arm as a dot, its mean and interval as a bar. Returns
+    the PNG's bytes, or None.
+
+    panels: {(metric, band): {arm: (one number a seed, half the width of the mean's interval)}}.
+    """
+    plt = pyplot()
+    if plt is None:
+        return None
+    metrics, bands = (list(dict.fromkeys(names)) for names in zip(*panels))
+    size = dict(figsize=(4 * len(bands), 3 * len(metrics)), layout="constrained")
+    fig, grid = plt.subplots(len(metrics), len(bands), squeeze=False, sharex=True, sharey="row", **size)
+    for (metric, band), arms in panels.items():
+        axes = grid[metrics.index(metric)][bands.index(band)]
+        for i, (values, half) in enumerate(arms.values()):
+            axes.plot([i] * len(values), values, "o", color=f"C{i}", alpha=0.5)
+            axes.errorbar(i + 0.2, sum(values) / len(values), half, color=f"C{i}", marker="_", capsize=4)
+        axes.set_xticks(range(len(arms)), arms, rotation=30, ha="right")
+        axes.set(title=band, ylabel=metric)
+    return save_figure(fig, path)
+
+
+def write_studies(path, caption, sections):
+    """One page of studies. sections: (title, table as rows of strings, PNG or None) of each."""
+    parts = []
+    for title, table, png in sections:
+        lines = [html_row("td" if i else "th", *map(escape, row)) for i, row in enumerate(table)]
+        figure = f"<p>{IMAGE.format(b64encode(png).decode())}" if png else ""
+        parts.append(f"<h2>{escape(title)}</h2><table>{''.join(lines)}</table>{figure}")
+    page = Template(STUDIES.read_text(encoding="utf-8"))
+    write_atomic(path, page.substitute(caption=escape(caption), studies="".join(parts)))
+    print(f"report: {path}")

@@ -21,11 +21,12 @@ NO_CODE = (
 # In reading order; a file imports only files above it. The reading path goes from graph.py to evaluate.py.
 FILES = (
     "lab/__init__.py", "lab/options.py", "lab/device.py", "lab/cost.py", "lab/replicas.py", "lab/runs.py",
-    "lab/statistics.py",
+    "lab/statistics.py", "lab/workshop.py",
     "graph.py", "datagen.py", "verify.py", "tokenizer.py", "data.py", "flash.py", "attention.py", "model.py",
     "sampler.py", "checkpoint.py", "rollout.py", "training.py", "train_pretrain.py", "train_grpo.py", "report.py",
-    "evaluate.py", "export_hf.py")  # fmt: skip
-BESIDE = ("report.py", "export_hf.py")  # what one reads and trains without
+    "evaluate.py", "export_hf.py", "studies/__init__.py", "studies/scales.py", "studies/interplay.py",
+    "experiments.py")  # fmt: skip
+BESIDE = ("report.py", "export_hf.py", "experiments.py")  # what one reads and trains without
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def imports(path):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             names.update({node.module, *(f"{node.module}.{alias.name}" for alias in node.names)})
-    known = {name.removesuffix(".py").replace("/", "."): name for name in FILES}
+    known = {name.removesuffix(".py").removesuffix("/__init__").replace("/", "."): name for name in FILES}
     return sorted((known[name] for name in names if name in known), key=FILES.index)
 
 
@@ -64,7 +65,9 @@ def main(argv=None):
     lines = {name: len(code_lines(ROOT / name)) for name in FILES}
     for name, n in lines.items():
         print(f"{name:18} {n:5}   {', '.join(imports(ROOT / name))}")
-    reading = sum(n for name, n in lines.items() if not name.startswith("lab/") and name not in BESIDE)
+    reading = sum(
+        n for name, n in lines.items() if not name.startswith(("lab/", "studies/")) and name not in BESIDE
+    )
     print(f"reading path, graph.py to evaluate.py {reading}, all {sum(lines.values())}")
     if o.json:
         write_atomic(o.json, json.dumps(lines, indent=1) + "\n")

@@ -71,7 +71,7 @@ def workshop(tmp_path):
     """A folder with a copy of the repository's code to run in."""
     for file in (*ROOT.glob("*.py"), *ROOT.glob("*.t*ml"), *ROOT.glob("*.txt")):
         shutil.copy(file, tmp_path)
-    for name in ("lab", "runs", "bench", "tests", "docs"):
+    for name in ("lab", "studies", "runs", "bench", "tests", "docs"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     return tmp_path
 

@@ -10,7 +10,7 @@ from code_lines import FILES, code_lines, imports  # noqa: E402
 
 
 def test_every_file_has_its_place():
-    there = [*ROOT.glob("*.py"), *ROOT.glob("lab/*.py")]
+    there = [*ROOT.glob("*.py"), *ROOT.glob("lab/*.py"), *ROOT.glob("studies/*.py")]
     assert {str(path.relative_to(ROOT)) for path in there} == set(FILES)
 
 

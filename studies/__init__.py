@@ -1,0 +1,273 @@
+"""What a study is made of: stages, scales, claims. A file in this folder holds the studies of one paper.
+
+A Stage is one command; its key is a hash of what it computes: the script, its options and its parents' keys.
+A Scale holds bands and budgets, and makes stages. A Study is arms × seeds × looks, and the claims about them.
+"""
+
+import importlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from hashlib import blake2b
+from pathlib import Path
+from typing import NamedTuple
+
+from lab.options import UserError, flag, parse_options, read_json, read_jsonl
+
+from datagen import Mixture, parse_ops
+from evaluate import JUDGED, parse_bands
+from report import draw_dots
+
+
+class Script(NamedTuple):
+    """How a script's runs are counted, and what is kept of one."""
+
+    work: Callable  # options → how much it does: tokens, or samples
+    distil: Callable  # options, run folder → dict, a few KB of JSON
+    positional: str | None = None  # the option that is given without a flag
+
+
+def of_pretraining(o, run):
+    """Its loss, thinned, and its tokens."""
+    lines = [line for _, line in read_jsonl(run / "metrics.jsonl") if "train/loss" in line]
+    kept = lines[::-1][:: 1 + len(lines) // 50][::-1]
+    curve = [[line["step"], round(line["train/loss"], 4)] for line in kept]
+    return {"loss": curve, "tokens": Mixture.parse(o.mixture).tokens}
+
+
+def of_grpo(o, run):
+    """Its rewards, and token-equivalents: sampling costs a third of an update, and reads a prompt once a
+    group; the reference costs a third too.
+    """
+    lines = [line for _, line in read_jsonl(run / "metrics.jsonl") if "rollout/reward" in line]
+    rewards = [round(line["rollout/reward"], 4) for line in lines]
+    silent = sum(line["rollout/zero_variance"] for line in lines) / len(lines)
+    prompt = o.prompts * o.group * sum(line["rollout/prompt"] for line in lines)
+    sampled = o.prompts * o.group * sum(line["rollout/length"] for line in lines)
+    selection = lines[-1]["train/tokens"] - prompt - sampled
+    tokens = (sampled + prompt / o.group + selection) / 3 + (prompt + sampled) * 4 / 3
+    counts = dict(tokens=tokens, prompt=prompt, sampled=sampled, selection=selection)
+    counts = {name: round(count) for name, count in counts.items()}
+    return {"rewards": rewards, "zero_variance": round(silent, 4), **counts}
+
+
+def of_evaluation(o, run):
+    """Counts of every problem, by op."""
+    ops, floors = {}, next(iter(read_json(run / "results.json")["results"].values()))["op"]
+    for _, line in read_jsonl(run / "judged.jsonl"):
+        kept = {name: line[name] for name in (*JUDGED, "errors")}
+        kept |= {name: value for name, value in floors[str(line["op"])].items() if name.endswith("_floor")}
+        kept["process"], kept["nll"] = (
+            round(sum(line["process"]) / len(line["process"]), 5),
+            round(line["nll"], 5),
+        )
+        ops[str(line["op"])] = kept
+    return {"samples": o.samples, "ops": ops}
+
+
+def tries(o):
+    return o.problems * o.samples * sum(map(len, parse_bands(o.bands).values()))
+
+
+SCRIPTS = {
+    "train_pretrain": Script(lambda o: Mixture.parse(o.mixture).tokens, of_pretraining),
+    "train_grpo": Script(lambda o: o.steps * o.prompts * o.group, of_grpo),
+    "evaluate": Script(tries, of_evaluation, "checkpoints"),
+}
+READS = {"tokenizer": "latest/tokenizer.json"}  # what an option takes of a stage's run, if not `latest`
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command. given: ((option, value), …); a value that is a Stage stands for its checkpoint."""
+
+    script: str
+    given: tuple
+
+    @property
+    def parents(self):
+        return [value for _, value in self.given if isinstance(value, Stage)]
+
+    @cached_property
+    def ancestors(self):
+        """{name: stage} of all it depends on, the furthest first."""
+        found = {}
+        for parent in self.parents:
+            found |= {**parent.ancestors, parent.name: parent}
+        return found
+
+    def flags(self, place):
+        """The command's options. place: function of a stage → its run folder."""
+        words = []
+        for name, value in self.given:
+            if isinstance(value, Stage):
+                value = f"{place(value)}/{READS.get(name, 'latest')}"
+            if name == SCRIPTS[self.script].positional:
+                words.append(f"it={value}")
+            elif isinstance(value, bool):
+                words.append(flag(name) if value else f"--no-{flag(name)[2:]}")
+            else:
+                words.append(f"{flag(name)}={value}")
+        return words
+
+    @cached_property
+    def options(self):
+        """The script's Options, with its preset and defaults. Raises UserError if it does not take them."""
+        module, words = importlib.import_module(self.script), self.flags(lambda parent: parent.key)
+        how = dict(presets=module.PRESETS, positional=SCRIPTS[self.script].positional)
+        try:
+            return parse_options(module.Options, words, **how)
+        except UserError as error:
+            raise UserError(f"a stage of {self.script}.py: {error}") from None
+
+    @cached_property
+    def key(self):
+        """A hash of what it computes. What is off (0, None, False) is left out, so that a new option that is
+        off by default changes no key.
+        """
+        names = [field.name for field in fields(self.options) if not field.metadata["free"]]
+        chosen = {name: value for name in sorted(names) if (value := getattr(self.options, name))}
+        content = [self.script, chosen, [parent.key for parent in self.parents]]
+        return blake2b(json.dumps(content).encode(), digest_size=6).hexdigest()
+
+    @property
+    def name(self):
+        return f"{self.script}-{self.key}"
+
+    @property
+    def file(self):
+        return Path(importlib.import_module(self.script).__file__)
+
+    @property
+    def work(self):
+        return SCRIPTS[self.script].work(self.options)
+
+    def distil(self, run):
+        """What is kept of its run folder."""
+        return SCRIPTS[self.script].distil(self.options, run)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# What is asked: scales, claims, studies
+
+
+class Seed(NamedTuple):
+    base: int  # of pre-training and mid-training; problems of evaluation are those of 1000 + base
+    rl: int = 0  # of RL, nested in the base
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Bands and budgets, and stages that keep to them. Operations are written as in a mixture."""
+
+    preset: str  # of every script
+    world: str  # keys of every mixture
+    bands: dict  # of evaluation: id, edge, hard
+    pt: str  # of a base: those of the band id, with weights
+    ladder: tuple  # easy, medium and hard ones of the band id
+    ranges: dict  # of RL: id, near, edge, hard
+    pool: str  # that RL selects from
+    wide: str  # of the studies of two contexts
+    tokens: int  # of a base
+    budget: int  # token-equivalents that mid-training and RL share
+    price: dict  # token-equivalents of a GRPO step: nominal, as the paper counts them, and measured
+    steps: int  # of GRPO
+    k: int  # tries of a problem
+    seeds: int
+    cool: int = 0  # tokens of a base that are a branch, at a falling rate, of a trunk at a constant one
+    shares: str = "documents"  # what weights in pre-training are shares of
+    words: str = ""  # one tokenizer for all, of this mixture ("": each base trains its own)
+    mid: dict = field(default_factory=dict)  # options of mid-training
+    options: dict = field(default_factory=dict)  # {script: options}
+    rates: dict = field(default_factory=dict)  # {script: seconds a token or sample}, until some are measured
+    share: float = 1.0  # of all tokens and steps, to try a study
+
+    def ops(self, band):
+        """Of a band, or of `new` and `last`: those of `wide` but for 2, and its largest."""
+        last = self.wide.partition("-")[2]
+        return parse_ops({**self.bands, "new": f"3-{last}", "last": last}.get(band, band))
+
+    def mixture(self, ops, template="zoo", share=1.0):
+        return f"op {ops}; template {template}; {self.world}; share {share:g}"
+
+    def stage(self, script, **given):
+        given = {"preset": self.preset, **self.options.get(script, {}), **given}
+        return Stage(script, tuple(sorted(given.items())))
+
+    def train(self, seed, mixture, tokens, **given):
+        """Pre-training, or, with init_from, what follows it."""
+        if self.words and "init_from" not in given:
+            words = f"{self.words}; {self.world}; tokens 1k"
+            given["tokenizer"] = self.stage("train_pretrain", mixture=words, eval_problems=1, eval_every=1000)
+        mixture += f"; shares {self.shares}; tokens {max(1, round(self.share * tokens))}"
+        return self.stage("train_pretrain", mixture=mixture, seed=seed.base, **given)
+
+    def base(self, seed, mixture=None):
+        """A base. mixture: of the whole training or, where there is a trunk, of the branch."""
+        usual = self.mixture(self.pt)
+        if not self.cool:
+            return self.train(seed, mixture or usual, self.tokens)
+        trunk = self.train(seed, usual, self.tokens - self.cool, schedule="wsd", cooldown=0.0)
+        falling = dict(schedule="wsd", cooldown=1.0, warmup=0.0)
+        return self.train(seed, mixture or usual, self.cool, init_from=trunk, **falling)
+
+    def rl(self, seed, start, mixture, steps=None, **given):
+        steps = max(1, round(self.share * (steps or self.steps)))
+        given = dict(mixture=mixture, steps=steps, init_from=start) | given
+        return self.stage("train_grpo", seed=seed.base + 1000 * seed.rl, **given)
+
+    def look(self, seed, start, template="zoo", **given):
+        bands = ",".join(f"{name}={ops}" for name, ops in self.bands.items())
+        given = (
+            dict(mixture=self.mixture("2", template), bands=bands, samples=self.k, k=f"1,{self.k}") | given
+        )
+        return self.stage("evaluate", checkpoints=start, seed=1000 + seed.base, **given)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """contrast: function of v → a number of one seed. v(arm, band, metric, look="main", part="all") → the
+    arm's value: experiments.measure; band: of the scale, or operations such as "3-4".
+    """
+
+    id: str
+    text: str
+    contrast: Callable
+    paper: str = ""  # what it says
+    expect: str = "up"  # up, down, equal, none: see lab.statistics.verdict
+    margin: float = 0.03
+    half: float | None = None  # half the paper's number
+
+
+@dataclass(frozen=True)
+class Study:
+    """arms(scale, seed) → {name: Stage}; looks(scale, seed, arm, stage) → {name: Stage of evaluate.py}."""
+
+    name: str
+    title: str
+    arms: Callable
+    claims: tuple
+    looks: Callable = lambda c, seed, arm, it: {"main": c.look(seed, it)}
+    gate: Callable | None = None  # contrast that must be at least 0, or no claim has a verdict
+    nested: int = 1  # RL seeds in each base
+    seeds: int | None = None  # bases, if not the scale's
+    shown: str = "main"  # the look of the figure
+    figure: Callable = draw_dots  # see report.draw_dots
+
+    def at(self, scale, bases):
+        """→ {(seed, arm, look or None): Stage} for bases 0, 1 …"""
+        found = {}
+        for seed in (Seed(base, rl) for base in range(bases) for rl in range(self.nested)):
+            for arm, it in self.arms(scale, seed).items():
+                found[seed, arm, None] = it
+                found |= {(seed, arm, name): look for name, look in self.looks(scale, seed, arm, it).items()}
+        return found
+
+
+def load_studies():
+    """→ {name: Study} and {name: Scale} of all files in studies/."""
+    names = sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py"))
+    modules = [importlib.import_module(f"studies.{name}") for name in names]
+    found = {study.name: study for module in modules for study in getattr(module, "STUDIES", ())}
+    return found, {name: scale for module in modules for name, scale in getattr(module, "SCALES", {}).items()}

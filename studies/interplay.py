@@ -1,0 +1,462 @@
+"""The studies of "On the Interplay of Pre-Training, Mid-Training, and RL on Reasoning Language Models"
+(arXiv 2512.07783): C1 to C28 are its claims. τ is how much seeds differ, N6 whether RL forgets.
+
+Each contrast, its margin and half the paper's number stood here before anything was run.
+"""
+
+from statistics import mean
+
+from studies import Claim, Study
+
+ONE, K = "correct@1", "correct@K"
+RANGES = ("id", "near", "edge", "hard")
+
+
+def gain(arm, band, metric, look="main", base="base"):
+    """The contrast of an arm and the base."""
+    return lambda v: v(arm, band, metric, look) - v(base, band, metric, look)
+
+
+def edge_rl(c, seed, start, **given):
+    return c.rl(seed, start, c.mixture(c.ranges["edge"]), **{"reward": "outcome", **given})
+
+
+# ------------------------------------------------------------------------------------------------------------
+# τ, S3: which problems RL should see
+
+
+def tau(c, seed):
+    base = c.base(seed)
+    return {"base": base, "edge": edge_rl(c, seed, base)}
+
+
+def s3(c, seed):
+    base = c.base(seed)
+    return {"base": base} | {
+        name: c.rl(seed, base, c.mixture(c.ranges[name]), reward="outcome") for name in RANGES
+    }
+
+
+def s3_looks(c, seed, arm, start):
+    others = {"cold": 0.7, "hot": 1.3} if arm in ("base", "edge") else {}
+    return {"main": c.look(seed, start)} | {
+        look: c.look(seed, start, temperature=t) for look, t in others.items()
+    }
+
+
+def ladder(v):
+    """At least 0 where pass@K is at least .95 on id, within (.02, .8) on edge and at most .05 on hard."""
+    edge = v("base", "edge", K)
+    return min(v("base", "id", K) - 0.95, edge - 0.02, 0.8 - edge, 0.05 - v("base", "hard", K))
+
+
+def third(v):
+    """The third best of four gains on id: above 0 if three are."""
+    return sorted(gain(arm, "id", ONE)(v) for arm in RANGES)[1]
+
+
+def mean_gain(v):
+    return mean(gain(arm, "id", K)(v) for arm in RANGES)
+
+
+def best_heat(v):
+    """RL at temperature 1 against the base at its best, which is given the choice."""
+    return v("edge", "edge", K) - max(v("base", "edge", K, look) for look in ("cold", "main", "hot"))
+
+
+def middle_rises(v):
+    return min(v("near", None, "rise"), v("edge", None, "rise")) - max(
+        v("id", None, "rise"), v("hard", None, "rise")
+    )
+
+
+def nll(band):
+    return lambda v: mean(gain(arm, band, "nll")(v) for arm in RANGES)
+
+
+S3 = (
+    Claim("C0", "ladder: the base solves id, some of edge, nothing of hard", ladder, "≈ 1, > 0, 0", margin=0),
+    Claim("C1a", "RL lifts pass@1 on id, in three of four ranges", third, "clear"),
+    Claim("C1b", "… and leaves pass@K", mean_gain, "0", "equal", 0.05),
+    Claim("C2a", "RL at the edge lifts pass@K on edge", gain("edge", "edge", K), "to +.42", "up", 0.05, 0.21),
+    Claim("C2b", "… and on hard", gain("edge", "hard", K), "up", "up", 0.05),
+    Claim("C2c", "… and on edge over the base's best temperature", best_heat, margin=0.05),
+    Claim("C3a", "… and beats easier data on hard", gain("edge", "hard", K, base="id"), "up", margin=0.05),
+    Claim("C3b", "… and harder data", gain("edge", "hard", K, base="hard"), "up", margin=0.05),
+    Claim("C3c", "too easy data do not lift hard", gain("id", "hard", K), "0", "none", 0.05),
+    Claim("C3d", "nor do too hard data", gain("hard", "hard", K), "0", "none", 0.05),
+    Claim("C4", "rewards rise more in the two middle ranges", middle_rises, "in words", margin=0),
+    Claim("C5a", "RL lowers NLL in every band", lambda v: max(nll(b)(v) for b in ("id", "edge", "hard")),
+          "in words", "down", 0),
+    Claim("C5b", "… most on edge", lambda v: nll("edge")(v) - min(nll("id")(v), nll("hard")(v)),
+          "in words", "down", 0),
+)  # fmt: skip
+TAU = (
+    Claim("T1", "RL at the edge lifts pass@1 on edge", gain("edge", "edge", ONE)),
+    Claim("T2", "RL at the edge changes pass@1 on id", gain("edge", "id", ONE), "", "equal"),
+)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# N6: does RL forget; S6: rewards
+
+
+def n6(c, seed):
+    base, mixed = c.base(seed), c.mixture(f"{c.bands['id']}:0.3, {c.ranges['edge']}:0.7")
+    arms = {"base": base, "plain": edge_rl(c, seed, base), "kl": edge_rl(c, seed, base, kl=1e-2)}
+    slow = edge_rl(c, seed, base).options.lr / 3
+    arms |= {"replay": c.rl(seed, base, mixed, reward="outcome"), "slow": edge_rl(c, seed, base, lr=slow)}
+    return arms | {"both": c.rl(seed, base, mixed, reward="outcome", kl=1e-2)}
+
+
+REMEDIES = ("kl", "replay", "slow", "both")
+
+
+def slack(v, arm, part):
+    """At least 0 where an arm keeps id within .03, and .8 of the gain of plain RL on edge."""
+    kept, gained, plain = (v(one, band, ONE, "main", part) - v("base", band, ONE, "main", part)
+                           for one, band in ((arm, "id"), (arm, "edge"), ("plain", "edge")))  # fmt: skip
+    return min(kept + 0.03, gained - 0.8 * plain)
+
+
+def remedy(v):
+    """Of the arm that is best by one half of the problems, by the other half."""
+    return slack(v, max(REMEDIES, key=lambda arm: slack(v, arm, "even")), "odd")
+
+
+N6 = (
+    Claim("N6a", "plain RL at the edge forgets id", gain("plain", "id", ONE), "", "down"),
+    *(
+        Claim(f"N6{i}", f"… and so with {arm}", gain(arm, "id", ONE), "", "equal")
+        for i, arm in zip("bcde", REMEDIES)
+    ),
+    Claim("N6f", "some remedy keeps id within .03 and .8 of the gain", remedy, "", margin=0),
+)
+DENSE = ("mixed .2", "mixed .5", "strict")
+
+
+def s6(c, seed):
+    base = c.base(seed)
+    rewards = {
+        "outcome": {},
+        "mixed .2": dict(reward="mixed", alpha=0.2),
+        "mixed .5": dict(reward="mixed", alpha=0.5),
+    }
+    rewards |= {name: dict(reward=name) for name in ("strict", "process", "gated")}
+    return {"base": base} | {name: edge_rl(c, seed, base, **given) for name, given in rewards.items()}
+
+
+def dense(band, metric):
+    return lambda v: mean(v(arm, band, metric) for arm in DENSE) - v("outcome", band, metric)
+
+
+def lost(v):
+    return sum(dense("edge", kind)(v) for kind in ("node_wrong_parents", "node_missing"))
+
+
+S6 = (
+    Claim(
+        "C24a", "process rewards lift pass@1 on hard", dense("hard", ONE), "+.034 to +.043", "up", 0.02, 0.019
+    ),
+    Claim("C24b", "… and on edge", dense("edge", ONE), "+.046 to +.052", "up", 0.02, 0.024),
+    Claim("C24c", "… and pass@K on hard", dense("hard", K), "+.026 to +.045", "up", 0.02, 0.017),
+    Claim(
+        "C25a",
+        "mixed .2 beats mixed .5 on hard",
+        gain("mixed .2", "hard", ONE, base="mixed .5"),
+        "+.009",
+        "up",
+        0,
+    ),
+    Claim(
+        "C25b",
+        "strict beats mixed .2 on hard",
+        gain("strict", "hard", ONE, base="mixed .2"),
+        "-.002",
+        "up",
+        0,
+    ),
+    Claim(
+        "C26",
+        "process rewards: fewer right answers by wrong steps",
+        dense("edge", "hacked"),
+        "fewer",
+        "down",
+        0,
+    ),
+    Claim(
+        "C27a", "outcome RL lowers wrong values", gain("outcome", "edge", "node_wrong_value"), "", "down", 0
+    ),
+    Claim("C27b", "process rewards lower missing quantities and wrong parents", lost, "", "down", 0),
+)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# S4, A62, A61: two contexts, A (zoo) and B (school)
+
+EXPOSURE = {"0%": 0.0, "0.1%": 0.001, "1%": 0.01, "10%": 0.1}
+
+
+def exposed(c, seed, share, ops="2"):
+    """A base that knows context A, and of B this share, of these operations."""
+    parts = (c.mixture(c.wide, "zoo", 1 - share), c.mixture(ops, "school", share))
+    return c.base(seed, " | ".join(parts))
+
+
+def context_rl(c, seed, start, share):
+    """RL of which this share is in context B."""
+    return c.rl(seed, start, c.mixture(c.wide, f"zoo:{1 - share:g}, school:{share:g}"), reward="strict")
+
+
+def both_contexts(c, seed, arm, start):
+    return {"A": c.look(seed, start, "zoo"), "B": c.look(seed, start, "school")}
+
+
+def s4(c, seed):
+    bases = {name: exposed(c, seed, share) for name, share in EXPOSURE.items()}
+    bases["1% wide"] = exposed(c, seed, 0.01, c.wide)
+    return bases | {f"RL {name}": context_rl(c, seed, base, 0.5) for name, base in bases.items()}
+
+
+def transfer(name, band="new"):
+    return gain(f"RL {name}", band, K, "B", name)
+
+
+def rises(names, less=()):
+    return lambda v: (
+        mean(v(name, None, "rise") for name in names) - mean([v(name, None, "rise") for name in less] or [0])
+    )
+
+
+S4 = (
+    Claim("C8a", "B unseen: RL does not open it", transfer("0%"), "0", "none", 0.1),
+    Claim("C8b", "… nor with 0.1% of B's words", transfer("0.1%"), "0", "none", 0.1),
+    Claim("C8c", "… with 1% it does", transfer("1%"), "up to +.60", "up", 0.1, 0.3),
+    Claim("C9", "… at the largest op too", transfer("1%", "last"), "in words", "up", 0.05),
+    Claim("C10a", "rewards: 0.1% is like none", rises(["RL 0.1%"], ["RL 0%"]), "in words", "equal", 0.02),
+    Claim("C10b", "… 1% and 10% rise more", rises(["RL 1%", "RL 10%"], ["RL 0%"]), "in words", "up", 0),
+    Claim("C28", "1% as primitives is as good as 1% of all ops", gain("RL 1%", "new", K, "B", "RL 1% wide"),
+          expect="equal", margin=0.05),
+)  # fmt: skip
+
+
+def a62(c, seed):
+    base = exposed(c, seed, 0.01)
+    return {"base": base} | {f"{100 * b:g}% B": context_rl(c, seed, base, b) for b in (0, 0.01, 0.1, 0.5, 1)}
+
+
+def saturates(v):
+    """What more than 10% of B adds, less half of what 10% adds to 1%."""
+    one, ten, half, all_b = (v(arm, "new", K, "B") for arm in ("1% B", "10% B", "50% B", "100% B"))
+    return (half + all_b) / 2 - ten - (ten - one) / 2
+
+
+A62 = (
+    Claim(
+        "C13a",
+        "only op 2 of B known: RL without B does not transfer",
+        gain("0% B", "new", K, "B"),
+        "0",
+        "none",
+        0.1,
+    ),
+    Claim("C13b", "… nor with 1% of B", gain("1% B", "new", K, "B"), "0", "none", 0.1),
+    Claim("C13c", "… 10% of B is enough", gain("10% B", "new", K, "B", "1% B"), "+.76", "up", 0.2, 0.38),
+    Claim("C13d", "… and more adds little", saturates, "little", "down", 0),
+    Claim(
+        "C14a", "A's pass@1 is stable under RL on B alone", gain("100% B", "id", ONE, "A"), "stable", "equal"
+    ),
+    Claim("C14b", "… and pass@K", gain("100% B", "id", K, "A"), "stable", "equal"),
+    Claim("C15a", "rewards on B are flat at 0 and 1%", rises(["0% B", "1% B"]), "in words", "equal", 0.02),
+    Claim("C15b", "… and rise from 10% on", rises(["10% B", "50% B", "100% B"]), "in words", "up", 0),
+)
+
+
+def a61(c, seed):
+    base = exposed(c, seed, 0.001, c.wide)
+    return {"base": base} | {f"{100 * b:g}% B": context_rl(c, seed, base, b) for b in (0, 0.02, 0.1, 0.5, 1)}
+
+
+def slope(v):
+    """Of pass@K on B over the rank of B's share in RL."""
+    arms = ("0% B", "2% B", "10% B", "50% B", "100% B")
+    return sum((rank - 2) * v(arm, "new", K, "B") for rank, arm in enumerate(arms)) / 10
+
+
+A61 = (
+    Claim("C12a", "primitives shared: RL without any B lifts B", gain("0% B", "new", K, "B"), "significant"),
+    Claim("C12b", "… and more B lifts it more", slope, "significant", margin=0),
+)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# S5: mid-training against RL at equal compute
+
+SPLITS = {"mid": 0.0, "light": 0.2, "medium": 0.5, "heavy": 0.8, "full": 1.0}  # the share of RL
+HALF = ("light", "medium", "heavy")
+
+
+def split(c, seed, share, price, times=1.0):
+    """Mid-training, then RL, of this share of the budget, an RL step at this price."""
+    mixture = c.mixture(f"{c.bands['id']}:0.2, {c.bands['edge']}:0.8")
+    budget, it = times * c.budget, c.base(seed)
+    if share < 1:
+        it = c.train(seed, mixture, (1 - share) * budget, init_from=it, **c.mid)
+    steps = round(share * budget / c.price[price])
+    return c.rl(seed, it, mixture, max(1, steps), reward="strict") if share else it
+
+
+def s5(price):
+    return lambda c, seed: {name: split(c, seed, share, price) for name, share in SPLITS.items()}
+
+
+def budgets(c, seed):
+    sizes = ((name, times) for name in ("heavy", "full") for times in (0.5, 1, 2))
+    return {f"{name} × {times}": split(c, seed, SPLITS[name], "measured", times) for name, times in sizes}
+
+
+def chosen(metric):
+    """The best split by one half of the problems, less RL alone, by the other half."""
+
+    def contrast(v):
+        best = max(HALF, key=lambda arm: v(arm, "hard", metric, "main", "even"))
+        return v(best, "hard", metric, "main", "odd") - v("full", "hard", metric, "main", "odd")
+
+    return contrast
+
+
+def mid_and_light(v):
+    mid, light, heavy, full = (v(arm, "edge", ONE) for arm in ("mid", "light", "heavy", "full"))
+    return (mid + light) / 2 - (heavy + full) / 2
+
+
+def light_best(v):
+    return v("light", "edge", ONE) - max(v(arm, "edge", ONE) for arm in SPLITS if arm != "light")
+
+
+def crossing(v):
+    """How much more RL alone gains on heavy from a budget four times as large."""
+    return gain("full × 2", "hard", K, base="heavy × 2")(v) - gain(
+        "full × 0.5", "hard", K, base="heavy × 0.5"
+    )(v)
+
+
+def s5_claims(mark=""):
+    return (
+        Claim(f"C19a{mark}", "edge pass@1: mid and light beat heavy and full RL", mid_and_light, "in words"),
+        Claim(f"C19b{mark}", "… and light is best", light_best, "in words", margin=0),
+        Claim(
+            f"C20a{mark}",
+            "hard pass@1: heavy beats light",
+            gain("heavy", "hard", ONE, base="light"),
+            "in words",
+        ),
+        Claim(f"C20b{mark}", "… and pass@K", gain("heavy", "hard", K, base="light"), "in words", margin=0.05),
+        Claim(
+            f"C21a{mark}",
+            "hard pass@1: mid-training and RL beat RL alone",
+            chosen(ONE),
+            "+.108",
+            "up",
+            0.03,
+            0.054,
+        ),
+        Claim(f"C21b{mark}", "… and pass@K", chosen(K), "up", margin=0.05),
+    )
+
+
+C22 = Claim(
+    "C22", "hard pass@K: RL alone overtakes heavy as the budget grows", crossing, "from 8.4B on", margin=0.05
+)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# G1: choosing RL's problems; A7: hard data in pre-training
+
+
+def g1(c, seed):
+    base, pool = c.base(seed), c.mixture(c.pool)
+    few = dict(select="edge", select_pool=64)
+    arms = {"base": base, "all": c.rl(seed, base, pool)}
+    # fewer steps, since selection samples too: 8 tries of some 200 candidates a round, of 256 samples a step
+    arms["often"] = c.rl(seed, base, pool, round(0.62 * c.steps), **few, select_every=10)
+    return arms | {
+        "once": c.rl(seed, base, pool, c.steps - min(6, c.steps // 2), **few, select_every=100_000)
+    }
+
+
+G1 = (
+    Claim(
+        "C6",
+        "only problems at the edge of competence: edge pass@1",
+        gain("often", "edge", ONE, base="all"),
+        "",
+        "up",
+        0.01,
+    ),
+    Claim("C7", "… found anew every 10 steps: hard pass@1", gain("often", "hard", ONE, base="once")),
+)
+MIXES = {
+    "0.1%": (0.4995, 0.4995, 0.001),
+    "5%": (0.475, 0.475, 0.05),
+    "20%": (0.5, 0.3, 0.2),
+    "50%": (0.2, 0.3, 0.5),
+}
+
+
+def a7(c, seed):
+    ops = {name: ", ".join(f"{part}:{w:g}" for part, w in zip(c.ladder, mix)) for name, mix in MIXES.items()}
+    bases = {name: c.base(seed, c.mixture(spec)) for name, spec in ops.items()}
+    return bases | {f"RL {name}": edge_rl(c, seed, base) for name, base in bases.items()}
+
+
+def two_of_three(form):
+    """The middle one of three steps in the share of hard data: above 0 if two are."""
+
+    def contrast(v):
+        values = [v(form.format(name), "edge", K) for name in MIXES]
+        return sorted(after - before for before, after in zip(values, values[1:]))[1]
+
+    return contrast
+
+
+def own_gain(more, less):
+    return lambda v: gain(f"RL {more}", "hard", K, base=more)(v) - gain(f"RL {less}", "hard", K, base=less)(v)
+
+
+A7 = (
+    Claim(
+        "C16a",
+        "more hard data in pre-training: better on edge before RL",
+        two_of_three("{}"),
+        "in words",
+        margin=0,
+    ),
+    Claim("C16b", "… and after", two_of_three("RL {}"), "in words", margin=0),
+    Claim(
+        "C17a",
+        "RL's own gain on hard is larger at 20% than at 50%",
+        own_gain("20%", "50%"),
+        "in words",
+        margin=0.05,
+    ),
+    Claim("C17b", "… and than at 0.1%", own_gain("20%", "0.1%"), "> +.22 at 20%", margin=0.05),
+    Claim("C18", "rewards rise at 20%, less at 0.1%", rises(["RL 20%"], ["RL 0.1%"]), "in words", margin=0),
+)
+
+STUDIES = (
+    Study("tau", "How much do bases and RL seeds differ?", tau, TAU, nested=2),
+    Study("s3", "Which problems should RL see?", s3, S3, s3_looks, gate=ladder),
+    Study("n6", "Does RL forget, and what prevents it?", n6, N6),
+    Study("s6", "What do process rewards add?", s6, S6),
+    Study(
+        "s4", "How much of a context must pre-training have seen?", s4, S4, both_contexts, seeds=2, shown="B"
+    ),
+    Study("a62", "… and RL, where only primitives are known?", a62, A62, both_contexts, seeds=2, shown="B"),
+    Study("a61", "… and RL, where all is known a little?", a61, A61, both_contexts, seeds=2, shown="B"),
+    Study("s5", "Mid-training or RL, at measured compute?", s5("measured"), s5_claims()),
+    Study("s5n", "… and at the paper's price of RL (C23)?", s5("nominal"), s5_claims("n")),
+    Study("s5t", "… as the budget grows?", budgets, (C22,)),
+    Study("g1", "RL on the edge of competence alone?", g1, G1),
+    Study("a7", "Hard data in pre-training?", a7, A7),
+)

@@ -1,0 +1,47 @@
+"""The scales: the only place where bands and budgets stand."""
+
+from studies import Scale
+
+MICRO = dict(
+    train_pretrain=dict(
+        hidden_size=32, layers=2, heads=2, kv_heads=2, intermediate_size=64, row_tokens=256, rows=1,
+        vocab_size=400, eval_problems=1, max_new_tokens=16),
+    train_grpo=dict(prompts=2, group=2, minibatch=2, eval_problems=1, max_new_tokens=16, row_tokens=512),
+    evaluate=dict(problems=2, max_new_tokens=16),
+)  # fmt: skip
+# of the paper: its bands, and a tokenizer of all contexts
+PAPER = dict(
+    world="mode forward", bands={"id": "2-10", "edge": "11-14", "hard": "15-20"},
+    pt="2-4:0.2, 5-7:0.3, 8-10:0.5", ladder=("2-4", "5-7", "8-10"), pool="8-14", wide="2-20", shares="tokens",
+    ranges={"id": "7-10", "near": "9-12", "edge": "11-14", "hard": "17-20"},
+    words="op 2-20; template zoo, school, festival")  # fmt: skip
+
+SCALES = {
+    # tests: 20 steps of pre-training, 2 of GRPO
+    "micro": Scale(
+        preset="tiny", world="mode forward; distractors 1-2; literals 1-9; bound 99",
+        bands={"id": "2-3", "edge": "4", "hard": "5"}, pt="2-3", ladder=("2", "3", "4"),
+        ranges={"id": "3", "near": "3-4", "edge": "4", "hard": "5"}, pool="3-5", wide="2-3", tokens=20 * 256,
+        budget=1024, price={"measured": 256, "nominal": 512}, steps=2, k=2, seeds=2, options=MICRO,
+        rates={"train_pretrain": 1e-3, "train_grpo": 0.5, "evaluate": 0.1}),
+    # the studies, on a laptop. PLACEHOLDERS until the miniature is found: world, ops, budgets, rates
+    "mini": Scale(
+        preset="tiny", world="mode forward; distractors 1-3; literals 1-9; bound 99; letters shifted",
+        bands={"id": "2-8", "edge": "9-10", "hard": "11-12"}, pt="2-8", ladder=("2-4", "5-6", "7-8"),
+        ranges={"id": "7-8", "near": "8-9", "edge": "9-10", "hard": "11-12"}, pool="8-10", wide="2-8",
+        tokens=30_000_000, cool=6_000_000, budget=2_200_000, price={"measured": 69_000, "nominal": 470_000},
+        steps=64, k=32, seeds=4, words="op 2-12; template zoo, school",
+        mid=dict(lr=5e-4, muon_lr=1.5e-3, warmup=0.15), options=dict(evaluate=dict(problems=50)),
+        rates={"train_pretrain": 6e-5, "train_grpo": 0.018, "evaluate": 0.006}),
+    # one GPU; no rate was measured
+    "small": Scale(
+        preset="small", **PAPER, tokens=500_000_000, budget=105_000_000, steps=200, k=32, seeds=3,
+        price={"measured": 515_000, "nominal": 3_495_253}, mid=dict(lr=5e-4, muon_lr=2.5e-3, warmup=0.15),
+        rates={"train_pretrain": 1e-6, "train_grpo": 1.3e-3, "evaluate": 1.5e-3}),
+    # one large GPU; the paper's settings; no rate was measured
+    "paper": Scale(
+        preset="paper", **PAPER, tokens=10_000_000_000, budget=1_048_576_000, steps=200, k=128, seeds=1,
+        price={"measured": 3_084_047, "nominal": 20_971_520}, mid=dict(lr=1e-4, warmup=0.15),
+        options=dict(train_grpo=dict(dual_clip=3.0), evaluate=dict(problems=200, temperature=0.7)),
+        rates={"train_pretrain": 1.7e-6, "train_grpo": 1.8e-3, "evaluate": 6e-4}),
+}  # fmt: skip
