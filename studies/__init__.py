@@ -6,6 +6,7 @@ A Scale holds bands and budgets, and makes stages. A Study is arms × seeds × l
 
 import importlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -15,7 +16,7 @@ from typing import NamedTuple
 
 from lab.options import UserError, flag, parse_options, read_json, read_jsonl
 
-from datagen import Mixture, parse_ops
+from datagen import parse_count, parse_ops
 from evaluate import JUDGED, parse_bands
 from report import draw_dots
 
@@ -33,7 +34,7 @@ def of_pretraining(o, run):
     lines = [line for _, line in read_jsonl(run / "metrics.jsonl") if "train/loss" in line]
     kept = lines[::-1][:: 1 + len(lines) // 50][::-1]
     curve = [[line["step"], round(line["train/loss"], 4)] for line in kept]
-    return {"loss": curve, "tokens": Mixture.parse(o.mixture).tokens}
+    return {"loss": curve, "tokens": tokens(o)}
 
 
 def of_grpo(o, run):
@@ -46,8 +47,8 @@ def of_grpo(o, run):
     prompt = o.prompts * o.group * sum(line["rollout/prompt"] for line in lines)
     sampled = o.prompts * o.group * sum(line["rollout/length"] for line in lines)
     selection = lines[-1]["train/tokens"] - prompt - sampled
-    tokens = (sampled + prompt / o.group + selection) / 3 + (prompt + sampled) * 4 / 3
-    counts = dict(tokens=tokens, prompt=prompt, sampled=sampled, selection=selection)
+    equivalent = (sampled + prompt / o.group + selection) / 3 + (prompt + sampled) * 4 / 3
+    counts = dict(tokens=equivalent, prompt=prompt, sampled=sampled, selection=selection)
     counts = {name: round(count) for name, count in counts.items()}
     return {"rewards": rewards, "zero_variance": round(silent, 4), **counts}
 
@@ -66,12 +67,17 @@ def of_evaluation(o, run):
     return {"samples": o.samples, "ops": ops}
 
 
+def tokens(o):
+    """The budget of a mixture, which need not be parsed for that: some draw texts to know their lengths."""
+    return parse_count(re.search(r"\btokens +(\d[^ ;|]*)", o.mixture)[1])
+
+
 def tries(o):
     return o.problems * o.samples * sum(map(len, parse_bands(o.bands).values()))
 
 
 SCRIPTS = {
-    "train_pretrain": Script(lambda o: Mixture.parse(o.mixture).tokens, of_pretraining),
+    "train_pretrain": Script(tokens, of_pretraining),
     "train_grpo": Script(lambda o: o.steps * o.prompts * o.group, of_grpo),
     "evaluate": Script(tries, of_evaluation, "checkpoints"),
 }
@@ -126,10 +132,10 @@ class Stage:
         """A hash of what it computes. What is off (0, None, False) is left out, so that a new option that is
         off by default changes no key.
         """
-        names = [field.name for field in fields(self.options) if not field.metadata["free"]]
+        positional = SCRIPTS[self.script].positional
+        names = [f.name for f in fields(self.options) if f.name == positional or not f.metadata["free"]]
         chosen = {name: value for name in sorted(names) if (value := getattr(self.options, name))}
-        content = [self.script, chosen, [parent.key for parent in self.parents]]
-        return blake2b(json.dumps(content).encode(), digest_size=6).hexdigest()
+        return blake2b(json.dumps([self.script, chosen]).encode(), digest_size=6).hexdigest()
 
     @property
     def name(self):

@@ -1,0 +1,453 @@
+"""experiments.py, studies/ and lab/workshop.py: keys, the runner, and what is said of claims. The runner's stages are
+stubs (tests/stub.py); one small study runs the real scripts.
+"""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from lab import workshop
+from lab.options import STOPPED, UserError, opt
+from lab.workshop import Runner, Workshop
+
+import numpy as np
+import pytest
+import stub
+from conftest import call, error_line
+
+import experiments
+import studies
+import train_grpo
+from datagen import Mixture
+from experiments import Values, measure, summary, weights_of
+from studies import Claim, Seed, Stage, Study, load_studies
+from studies.scales import SCALES
+
+ROOT = Path(__file__).parent.parent
+
+
+def stage(script="stub", **given):
+    return Stage(script, tuple(sorted(given.items())))
+
+
+@pytest.fixture
+def toy(monkeypatch, tmp_path):
+    """The study of stubs, its folders in tmp_path → the flags that say so."""
+    monkeypatch.setattr(experiments, "load_studies", None)
+    monkeypatch.setattr(studies, "SCRIPTS", dict(studies.SCRIPTS))
+    monkeypatch.setattr(experiments, "SCRIPTS", studies.SCRIPTS)
+    monkeypatch.setattr(workshop, "POLL", 0.02)
+    monkeypatch.setenv("STUB_JOURNAL", str(tmp_path / "journal"))
+    stub.install(experiments)
+    return folders(tmp_path)
+
+
+def folders(path):
+    names = {"out": "out", "results": "results", "bases": "bases"}
+    return ["--scale=toy", *(f"--{name}={path / folder}" for name, folder in names.items())]
+
+
+def begun(path):
+    return [
+        line.split()[1] for line in (path / "journal").read_text().splitlines() if line.startswith("begin")
+    ]
+
+
+def lines_of(path):
+    """results.jsonl without what depends on the clock."""
+    lines = [json.loads(line) for line in (path / "out" / "toy" / "results.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("seconds", "code")} for line in lines]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Keys
+
+
+def test_a_key_does_not_depend_on_the_order_of_options_nor_on_free_ones(toy):
+    a = Stage("stub", (("seed", 1), ("lift", 0.2)))
+    b = Stage("stub", (("lift", 0.2), ("seed", 1)))
+    assert a.key == b.key == stage(seed=1, lift=0.2, sampled=5, threads=2).key
+    assert a.key != stage(seed=2, lift=0.2).key != stage(seed=1).key
+
+
+def test_a_key_is_of_all_that_is_computed(toy):
+    base, other = stage(steps=3), stage(steps=4)
+    assert stage(init_from=base).key != stage(init_from=other).key != stage().key
+    assert stage(steps=2).key == stage().key  # said or by default
+    assert stage(preset="other", lift=0.5).key == stage(preset="other").key
+
+
+def test_a_changed_default_changes_the_key(monkeypatch):
+    given = dict(init_from="x", mixture="op 2")
+    before = stage("train_grpo", **given).key
+    presets = {**train_grpo.PRESETS, "tiny": {**train_grpo.PRESETS["tiny"], "lr": 2e-4}}
+    monkeypatch.setattr(train_grpo, "PRESETS", presets)
+    assert stage("train_grpo", **given).key != before
+
+
+def test_a_new_option_that_is_off_by_default_leaves_keys_as_they_are(toy, monkeypatch):
+    key = stage(lift=0.2).key
+    for default, same in ((0, True), (3, False)):
+        options = dataclasses.make_dataclass(
+            "Options", [("new", int, opt(default, "a new one"))], bases=(stub.Options,), frozen=True
+        )
+        monkeypatch.setattr(stub, "Options", options)
+        assert (stage(lift=0.2).key == key) == same
+
+
+def test_options_that_the_script_does_not_take_are_an_error():
+    with pytest.raises(UserError, match=r"a stage of train_grpo.py: .*--speed"):
+        _ = stage("train_grpo", speed=3).key
+    with pytest.raises(UserError, match="--reward"):
+        _ = stage("train_grpo", reward="praise").key
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_study_can_be_planned_at_every_scale(scale):
+    found, scales = load_studies()
+    for study in found.values():
+        stages = study.at(scales[scale], 2)
+        arms = {arm for _, arm, _ in stages}
+        assert all(it.key and it.work > 0 for it in stages.values())
+        if scale in ("micro", "mini"):  # the others draw texts to know their lengths
+            assert all(Mixture.parse(it.options.mixture).choices for it in stages.values())
+        for claim in study.claims:
+            for arm, _, metric, look, _ in weights_of(claim.contrast):
+                look = None if metric in experiments.RUNS else look
+                assert arm in arms and (Seed(0, 0), arm, look) in stages, (claim.id, arm, look)
+
+
+def test_claims_have_ids_of_their_own():
+    ids = [claim.id for study in load_studies()[0].values() for claim in study.claims]
+    assert len(ids) == len(set(ids))
+    assert {f"C{i}" for i in (*range(0, 11), *range(12, 29))} - {"C23"} <= {
+        "".join(c for c in name if c == "C" or c.isdigit()) for name in ids
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The runner
+
+
+def test_each_stage_runs_once_and_the_report_needs_results_alone(toy, tmp_path):
+    call("experiments", "run", *toy, "--jobs", 3, check=True)
+    assert len(begun(tmp_path)) == len(set(begun(tmp_path))) == 18
+    call("experiments", "run", *toy, check=True)
+    assert len(begun(tmp_path)) == 18
+    call("experiments", "report", *toy, check=True)
+    lines, claims = lines_of(tmp_path), (tmp_path / "out/toy/claims.md").read_text()
+    assert "| X1 |" in claims and "replicated" in claims and "| equal |" in claims
+    os.rename(tmp_path / "out", tmp_path / "gone")
+    out = call("experiments", "report", *toy, check=True)
+    assert lines_of(tmp_path) == lines and "2 claims: 1 replicated, 1 equal" in out.stdout
+    assert (tmp_path / "out/toy/report.html").read_text().count("<h2>") == 1
+    out = call("experiments", "run", *toy, check=True)  # nor is anything run again for want of its folder
+    assert len(begun(tmp_path)) == 18
+
+
+def test_a_parent_whose_weights_are_gone_runs_only_for_who_needs_it(toy, tmp_path):
+    call("experiments", "run", *toy, "--seeds", 1, check=True)
+    before = begun(tmp_path)
+    os.rename(tmp_path / "out", tmp_path / "gone")
+    look = next(name for name in before if "1000" in (tmp_path / f"results/toy/{name}.json").read_text())
+    (tmp_path / f"results/toy/{look}.json").unlink()
+    call("experiments", "run", *toy, "--seeds", 1, check=True)
+    again = begun(tmp_path)[len(before) :]
+    assert again[-1] == look and 2 <= len(again) <= 3
+
+
+def test_what_has_failed_holds_up_its_dependants_alone(toy, tmp_path):
+    stub.install(experiments, fails=True)
+    line = error_line_of(call("experiments", "run", *toy, "--seeds", 1))
+    assert "1 stages have failed" in line and "--retry" in line
+    assert len(begun(tmp_path)) == 5  # base, same, their looks; better, but not the look at it
+    out = call("experiments", "status", *toy, "--seeds", 1, check=True).stdout
+    assert out.count("failed ") == 1 and "told to fail" in out and out.count("kept ") == 4
+    error_line_of(call("experiments", "run", *toy, "--seeds", 1))
+    assert len(begun(tmp_path)) == 5
+    (tmp_path / "mended").touch()
+    call("experiments", "run", *toy, "--seeds", 1, "--retry", check=True)
+    assert len(begun(tmp_path)) == 7
+
+
+def error_line_of(out):
+    out.stderr = "\n".join(line for line in out.stderr.splitlines() if line.startswith("error: "))
+    return error_line(out)
+
+
+def test_strict_runs_again_what_other_code_has_done(toy, tmp_path, monkeypatch):
+    call("experiments", "run", *toy, "--seeds", 1, check=True)
+    call("experiments", "run", *toy, "--seeds", 1, "--strict", check=True)
+    assert len(begun(tmp_path)) == 6
+    monkeypatch.setattr(workshop, "code_hash", lambda: "other")
+    call("experiments", "run", *toy, "--seeds", 1, check=True)
+    assert len(begun(tmp_path)) == 6
+    call("experiments", "run", *toy, "--seeds", 1, "--strict", check=True)
+    assert len(begun(tmp_path)) == 12
+
+
+def test_a_contrast_of_different_code_says_so(toy, tmp_path):
+    call("experiments", "run", *toy, check=True)
+    path = next((tmp_path / "results/toy").glob("*.json"))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "code": "other"}))
+    call("experiments", "report", *toy, check=True)
+    assert "differs: run --strict" in (tmp_path / "out/toy/claims.md").read_text()
+
+
+DRIVER = (
+    "import sys, stub, experiments; stub.install(experiments, steps={}); from lab.options import run_script; "
+)
+DRIVER += "run_script(lambda: experiments.main(sys.argv[1:]))"
+
+
+def runner(path, *flags, steps=2):
+    """`run` of the stubs, in a process of its own."""
+    paths = f"{ROOT}:{ROOT / 'tests'}"
+    environment = {**os.environ, "PYTHONPATH": paths, "STUB_JOURNAL": str(path / "journal")}
+    words = [sys.executable, "-c", DRIVER.format(steps), "run", *folders(path), *flags]
+    return subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_killed_and_stopped_it_goes_on_to_the_same_results(toy, tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    stub.install(experiments, steps=8)
+    for path in (whole, cut):
+        path.mkdir()
+    with runner(whole, "--jobs", "2", steps=8) as process:
+        process.communicate()
+    with runner(cut, steps=8) as process:
+        wait_for(lambda: list(cut.glob("out/toy/stages/*/done.json")))
+        wait_for(lambda: len(list(cut.glob("out/toy/stages/*/lock"))) > 1)
+        process.kill()
+    with runner(cut, "--jobs", "2", steps=8) as process:
+        wait_for(lambda: len(list(cut.glob("out/toy/stages/*/done.json"))) > 3)
+        process.send_signal(signal.SIGTERM)
+        process.communicate()
+        assert process.returncode == STOPPED
+    with runner(cut, steps=8) as process:
+        process.communicate()
+        assert process.returncode == 0
+    for path in (whole, cut):
+        call("experiments", "report", *folders(path), check=True)
+    assert lines_of(cut) == lines_of(whole) and len(lines_of(whole)) > 50
+
+
+def test_two_workers_never_run_one_stage(toy, tmp_path):
+    with runner(tmp_path, "--jobs", "2") as one, runner(tmp_path, "--jobs", "2") as other:
+        for process in (one, other):
+            process.communicate()
+            assert process.returncode == 0
+    assert sorted(begun(tmp_path)) == sorted(set(begun(tmp_path))) and len(begun(tmp_path)) == 18
+
+
+def test_a_command_whose_runner_was_killed_keeps_its_stage(toy, tmp_path):
+    it = stage(steps=20)
+    shop = Workshop(tmp_path / "out", tmp_path / "results")
+    work = Runner(shop)
+    assert work.begin(it)
+    job = work.jobs[0]
+    job.lock.close()  # as if this process had died
+    assert shop.claim(it) is None and not Runner(shop).begin(it)
+    job.process.wait()
+    shop.claim(it).close()
+
+
+def test_the_stage_with_most_dependants_comes_first(toy, tmp_path):
+    base = stage(steps=5)
+    lone, children = stage(steps=6), [stage(init_from=base, seed=i) for i in range(3)]
+    todo = Workshop(tmp_path, tmp_path).todo([lone, *children])
+    assert next(iter(todo)) == base.name and len(todo) == 5
+
+
+def test_plan_counts_what_is_shared_once_and_uses_measured_rates(toy, tmp_path):
+    out = call("experiments", "plan", *toy, check=True).stdout
+    assert "18 to run" in out and "0 done" in out
+    call("experiments", "run", *toy, "--seeds", 1, check=True)
+    out = call("experiments", "plan", *toy, check=True).stdout
+    assert "6 done" in out and "12 to run" in out
+    for path in (tmp_path / "results/toy").glob("*.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "seconds": 3600.0, "work": 1}))
+    hours = (2 * 3) * 2 + (1 * 3) * 2  # steps of two seeds, looks of two seeds, an hour each
+    assert f"{hours:.2f} h" in call("experiments", "plan", *toy, check=True).stdout
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["sing"], "unknown command 'sing'"),
+        (["run", "--studies", "s99"], "unknown study 's99'"),
+        (["run", "--scale", "huge"], "unknown scale 'huge'"),
+        (["ablate", "reward"], "ablate reward=outcome,strict"),
+        (["ablate", "reward=outcome"], "ablate reward=outcome,strict"),
+        (["run", "--jobs", "0"], "--jobs"),
+    ],
+)
+def test_bad_input_is_one_line(flags, message):
+    assert message in error_line(call("experiments", *flags))
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Values and claims
+
+
+def result(correct, answer=None, samples=4):
+    """Of an evaluation: {op: counts}."""
+    row = dict(nll=2.0, process=0.5, errors={"no_answer": 2})
+    ops = {
+        op: {**row, "correct": c, "answer": answer[op] if answer else c, "faithful": c}
+        for op, c in correct.items()
+    }
+    return {"samples": samples, "ops": ops}
+
+
+def test_measures():
+    found = result({"2": [4, 0], "3": [2, 2]}, {"2": [4, 4], "3": [2, 4]})
+    assert measure(found, [2, 3], "correct@1").tolist() == [1, 0, 0.5, 0.5]
+    assert measure(found, [3], "correct@2") == pytest.approx(
+        [5 / 6, 5 / 6]
+    )  # 1 - 1/6: both of the two wrong ones
+    assert measure(found, [2, 3], "correct@1", "odd").tolist() == [0, 0.5]
+    assert measure(found, [2, 3], "hacked").tolist() == [1 - 8 / 14]
+    assert measure(found, [2, 3], "no_answer").tolist() == [0.25, 0.25]
+    rewards = {"rewards": [0.0] * 5 + [0.5] * 15, "zero_variance": 0.3}
+    assert measure(rewards, None, "rise").tolist() == [0.5]
+
+
+def test_weights_of_a_linear_contrast():
+    found = weights_of(lambda v: (v("a", "id", "x") + v("b", "id", "x")) / 2 - v("c", "id", "x", look="B"))
+    assert found == {
+        ("a", "id", "x", "main", "all"): 0.5,
+        ("b", "id", "x", "main", "all"): 0.5,
+        ("c", "id", "x", "B", "all"): -1,
+    }
+
+
+class Shop:
+    """Results made up."""
+
+    def __init__(self, results):
+        self.results = results
+
+    def result(self, name):
+        return self.results.get(name)
+
+
+def made_up(claim, rates, seeds=4, gate=None, noise=0.02, problems=60, missing=(), **scale):
+    """The row of a claim, where arms have these rates in the band id."""
+    stages = {(arm, s): stage("evaluate", checkpoints=f"{arm}{s}") for arm in rates for s in range(seeds)}
+    rand, results = np.random.default_rng(0), {}
+    for (arm, s), it in stages.items():
+        if (arm, s) not in missing:
+            rate = np.clip(rates[arm] + noise * rand.normal(), 0, 1) if 0 < rates[arm] < 1 else rates[arm]
+            counts, others = rand.binomial(32, rate, (2, problems)).tolist()
+            results[it.name] = {**result({"2": counts, "3": others}, samples=32), "seconds": 60, "code": "c"}
+    study = Study("made", "up", lambda c, seed: {arm: stages[arm, seed.base] for arm in rates}, (claim,),
+                  looks=lambda c, seed, arm, it: {"main": it}, gate=gate)  # fmt: skip
+    return Values(Shop(results), study, replace(SCALES["micro"], **scale), seeds).row(claim)
+
+
+def gap(v):
+    return v("b", "id", "correct@1") - v("a", "id", "correct@1")
+
+
+UP, EQUAL = Claim("X", "", gap), Claim("X", "", gap, expect="equal")
+
+
+@pytest.mark.parametrize(
+    "claim, rates, more, verdict",
+    [
+        (UP, {"a": 0.3, "b": 0.6}, {}, "replicated"),
+        (UP, {"a": 0.6, "b": 0.3}, {}, "refuted"),
+        (Claim("X", "", gap, half=0.5), {"a": 0.3, "b": 0.6}, {}, "direction only"),
+        (EQUAL, {"a": 0.4, "b": 0.4}, {"noise": 0.002, "problems": 4000}, "equal"),
+        (UP, {"a": 0.4, "b": 0.45}, {"noise": 0.2}, "underpowered"),
+        (UP, {"a": 0.0, "b": 0.0}, {}, "at floor"),
+        (UP, {"a": 1.0, "b": 1.0}, {}, "at ceiling"),
+        (
+            UP,
+            {"a": 0.3, "b": 0.6},
+            {"gate": lambda v: -0.1 + 0 * v("a", "id", "correct@1")},
+            "gate C0 not met",
+        ),
+        (UP, {"a": 0.3, "b": 0.6}, {"missing": [("a", 3)]}, "incomplete: 3 of 4 seeds"),
+        (UP, {"a": 0.3, "b": 0.6}, {"share": 0.1}, "incomplete: 10% of the budget"),
+        (UP, {"a": 0.3, "b": 0.6}, {"seeds": 1}, "underpowered"),
+        (UP, {"a": 0.3, "b": 0.6}, {"missing": [("a", s) for s in range(4)]}, "not run"),
+    ],
+)
+def test_states(claim, rates, more, verdict):
+    assert made_up(claim, rates, **more)["verdict"] == verdict
+
+
+def test_the_error_is_pooled_over_the_arms_that_are_not_at_the_floor():
+    arms = {"a": 0.3, "b": 0.6, "c": 0.4, "d": 0.5}
+    pooled, alone = made_up(UP, {**arms, "e": 0.0}), made_up(UP, {"a": 0.3, "b": 0.6})
+    assert pooled["effect"] == pytest.approx(alone["effect"]) and pooled["plain"] == pytest.approx(
+        alone["plain"]
+    )
+    assert alone["interval"] == pytest.approx(alone["plain"])  # two arms in blocks are the paired test
+    assert pooled["interval"] != pytest.approx(pooled["plain"])
+    assert made_up(UP, arms)["interval"] == pytest.approx(pooled["interval"])  # e adds nothing
+
+
+def test_a_contrast_that_is_not_linear_goes_by_seeds_alone():
+    best = Claim(
+        "X",
+        "",
+        lambda v: max(v("b", "id", "correct@1"), v("c", "id", "correct@1")) - v("a", "id", "correct@1"),
+    )
+    row = made_up(best, {"a": 0.3, "b": 0.5, "c": 0.52})
+    assert row["interval"] == pytest.approx(row["plain"])
+
+
+def test_share_of_variance_from_seeds():
+    """Binomial noise alone leaves seeds little; arms that differ by seed leave them most."""
+    assert made_up(UP, {"a": 0.4, "b": 0.5}, noise=0.0, seeds=40, problems=100)["share"] < 0.3
+    assert made_up(UP, {"a": 0.4, "b": 0.5}, noise=0.1, seeds=40, problems=100)["share"] > 0.9
+
+
+def test_summary_counts_discoveries():
+    rows = [dict(expect="up", verdict="replicated", p=0.001), dict(expect="up", verdict="replicated", p=0.5)]
+    rows += [dict(expect="equal", verdict="equal", p=0.9), dict(expect="up", verdict="not run")]
+    said = "4 claims: 2 replicated, 1 equal, 1 not run. Of 2 effects tested, 1 replicated"
+    assert summary(rows).startswith(said)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The real scripts
+
+
+def test_a_small_study_end_to_end(tmp_path, monkeypatch):
+    """Pre-training, GRPO, evaluation and report at the scale micro; its base packed, and taken up elsewhere."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    where = ["--scale=micro", "--studies=tau", "--seeds=1", f"--results={tmp_path / 'results'}"]
+    where.append(f"--bases={tmp_path / 'bases'}")
+    call("experiments", "run", *where, f"--out={tmp_path / 'out'}", "--jobs", 2, check=True)
+    call("experiments", "report", *where, f"--out={tmp_path / 'out'}", check=True)
+    claims = (tmp_path / "out/micro/claims.md").read_text()
+    assert "| T1 |" in claims and "1 × 2" in claims
+    for path in (tmp_path / "results/micro").glob("*.json"):
+        assert path.stat().st_size < 4096
+    call("experiments", "pack", *where, f"--out={tmp_path / 'out'}", check=True)
+    assert len(list((tmp_path / "bases").iterdir())) == 1
+    grpo = next((tmp_path / "results/micro").glob("train_grpo-*.json"))
+    kept = json.loads(grpo.read_text())
+    grpo.unlink()
+    call("experiments", "run", *where, f"--out={tmp_path / 'again'}", check=True)
+    stages = {path.parent.name for path in (tmp_path / "again/micro/stages").glob("*/log.txt")}
+    assert stages == {grpo.stem}  # the base was not trained again
+    again = json.loads(grpo.read_text())
+    assert {k: again[k] for k in ("rewards", "tokens")} == {k: kept[k] for k in ("rewards", "tokens")}
