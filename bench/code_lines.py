@@ -23,8 +23,8 @@ FILES = (
     "lab/__init__.py", "lab/options.py", "lab/device.py", "lab/cost.py", "lab/replicas.py", "lab/runs.py",
     "graph.py", "datagen.py", "verify.py", "tokenizer.py", "data.py", "flash.py", "attention.py", "model.py",
     "sampler.py", "checkpoint.py", "rollout.py", "training.py", "train_pretrain.py", "train_grpo.py", "report.py",
-    "evaluate.py", "export_hf.py")  # fmt: skip
-BESIDE = ("report.py", "export_hf.py")  # what one reads and trains without
+    "evaluate.py", "talk.py", "export_hf.py")  # fmt: skip
+BESIDE = ("report.py", "talk.py", "export_hf.py")  # what one reads and trains without
 
 
 @dataclass(frozen=True)
