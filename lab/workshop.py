@@ -11,6 +11,7 @@ folder, on one machine or many; a lock says who has which.
 import fcntl
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -88,7 +89,7 @@ class Workshop:
     def keep(self, stage):
         """Distil the run of a stage that is here into its result, unless it has one."""
         if not self.known(stage):
-            command = " ".join([stage.file.name, *stage.flags(lambda parent: parent.name)])
+            command = shlex.join([stage.file.name, *stage.flags(lambda parent: parent.name)])
             done = read_json(self.folder(stage) / "done.json")
             result = {"command": command, "work": stage.work, **done, **stage.distil(self.run_folder(stage))}
             write_atomic(self.results / f"{stage.name}.json", json.dumps(result) + "\n")

@@ -4,7 +4,7 @@ from studies import Scale
 
 MICRO = dict(
     train_pretrain=dict(
-        hidden_size=32, layers=2, heads=2, kv_heads=2, intermediate_size=64, row_tokens=256, rows=1,
+        hidden_size=32, layers=2, heads=2, kv_heads=2, intermediate_size=64, row_tokens=512, rows=1,
         vocab_size=400, eval_problems=1, max_new_tokens=16),
     train_grpo=dict(prompts=2, group=2, minibatch=2, eval_problems=1, max_new_tokens=16, row_tokens=512),
     evaluate=dict(problems=2, max_new_tokens=16),
@@ -21,7 +21,7 @@ SCALES = {
     "micro": Scale(
         preset="tiny", world="mode forward; distractors 1-2; literals 1-9; bound 99",
         bands={"id": "2-3", "edge": "4", "hard": "5"}, pt="2-3", ladder=("2", "3", "4"),
-        ranges={"id": "3", "near": "3-4", "edge": "4", "hard": "5"}, pool="3-5", wide="2-3", tokens=20 * 256,
+        ranges={"id": "3", "near": "3-4", "edge": "4", "hard": "5"}, pool="3-5", wide="2-3", tokens=20 * 512,
         budget=1024, price={"measured": 256, "nominal": 512}, steps=2, k=2, seeds=2, options=MICRO,
         rates={"train_pretrain": 1e-3, "train_grpo": 0.5, "evaluate": 0.1}),
     # the studies, on a laptop. PLACEHOLDERS until the miniature is found: world, ops, budgets, rates

@@ -12,7 +12,7 @@ from lab.options import UserError
 
 import pytest
 
-from bench import data_speed, grpo_speed, plot_runs, scale, step_trace, train_speed, watch_run
+from bench import data_speed, grpo_speed, loss_by_kind, plot_runs, scale, step_trace, train_speed, watch_run
 
 
 def write_evaluation(folder):
@@ -306,3 +306,39 @@ def test_scale_measures_memory_and_two_processes(tmp_path):
     assert 0.8 < row["resident MiB"] / row["tensors MiB"] < 4
     two = scale.fresh(scale.measure_training, scale.resized(p, 64, layers=1), 1, processes=2)
     assert two["micro_batches"] == 2 and two["tokens/s"] > 0
+
+
+def test_kinds_of_tokens_by_hand():
+    """Every word of a solution with a literal, a copy with a constant, a sum and a plan."""
+    kinds = {
+        "open": "To Define Define Define </solution>",
+        "goal": "B-in-C",
+        "need": "A-in-C D-in-C",
+        "more": ", .",
+        "define": "A-in-C B-in-C total-in-C",
+        "letter": "a a b c b d d",
+        "leaf": "5",
+        "ref": "a c a b",
+        "constant": "3",
+        "operator": "* + + *",
+        "put in": "3 5 5 15",
+        "result": "5 15 20",
+        "answer": "20",
+    }
+    text = "To find B-in-C we need A-in-C , D-in-C . Define A-in-C as a ; so a = 5 . "
+    text += "Define B-in-C as b ; c = a = 5 ; so b = 3 * c = 3 * 5 = 15 . "
+    text += "Define total-in-C as d ; so d = a + b = 5 + 15 = 20 . </solution> <answer> 20 </answer>"
+    words = text.split()
+    found = {}
+    for word, kind in zip(words, loss_by_kind.kinds_of(words), strict=True):
+        found.setdefault(kind, []).append(word)
+    found.pop("form"), found.pop("end")
+    assert {kind: sorted(w) for kind, w in found.items()} == {k: sorted(w.split()) for k, w in kinds.items()}
+
+
+def test_loss_by_kind_of_an_untrained_model(tmp_path, capsys):
+    """Each token costs about ln V, whatever its kind; the kinds together are all tokens."""
+    step_trace.small_run(tmp_path)
+    loss_by_kind.main([str(tmp_path / "start"), "--op", "2,4", "--problems", "3", "--mixture", "op 2-4"])
+    printed = capsys.readouterr().out
+    assert "op 2" in printed and printed.count("(") > 20 and "all" in printed

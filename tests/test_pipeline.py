@@ -233,7 +233,7 @@ BAD = {
         "x|--top-p|nan", "x|--seed|-1", "x|--threads|100000", "x|--max-new-tokens|0", "x|--sample-rows|0", "x|--report-samples|0",
         "x|--show|-1", "x|--mixture|school", "x|--preset|big", "a=x|a=y", "out/base/latest|out/base/best", "x|--config|nowhere.json",
     ],
-    "rollout": ["", "--ckpt|nowhere", "--ckpt|x|--n|0", "--ckpt|x|--temperature|nan", "--ckpt|x|--top-p|0", "--ckpt|x|--op|-1"],
+    "talk": ["", "--ckpt|nowhere", "--ckpt|x|--n|0", "--ckpt|x|--temperature|nan", "--ckpt|x|--top-p|0", "--ckpt|x|--op|-1"],
     "tokenizer": ["nowhere.jsonl", "", "x|--vocab-size|3"],
     "datagen": ["--op|0", "--n|0", "--n|-1", "--mode|sideways", "--template|zoo,", "--bound|3", "--seed|-1", "--split|test"],
 }  # fmt: skip
@@ -243,7 +243,7 @@ BAD = {
 def test_user_errors_are_one_line_and_exit_2(name, tmp_path, monkeypatch):
     """And nothing is left in --out: folders are made only after the options are checked."""
     monkeypatch.chdir(tmp_path)
-    out = ["--out", "out/x"] if name not in ("rollout", "datagen") else []
+    out = ["--out", "out/x"] if name not in ("talk", "datagen") else []
     for arguments in BAD[name]:
         arguments = arguments.split("|") if arguments else []
         try:
@@ -361,7 +361,7 @@ def test_two_unnamed_checkpoints_of_one_run_are_refused(runs, tmp_path):
 
 
 def test_help_fits_two_screens():
-    for name in ("datagen", "verify", "tokenizer", "train_pretrain", "train_grpo", "evaluate", "rollout"):
+    for name in ("datagen", "verify", "tokenizer", "train_pretrain", "train_grpo", "evaluate", "talk"):
         out = ok(name, "--help")
         assert 5 < len(out.stdout.splitlines()) < 110, name
 
@@ -395,10 +395,10 @@ def test_nll_of_a_uniform_model_is_the_logarithm_of_the_vocabulary(runs):
 
 def test_a_talk_with_a_checkpoint_about_a_problem(runs):
     checkpoint = runs / "base" / "latest"
-    out = ok("rollout", "--ckpt", checkpoint, "--op", 3, "--n", 2, "--max-new-tokens", 20)
+    out = ok("talk", "--ckpt", checkpoint, "--op", 3, "--n", 2, "--max-new-tokens", 20)
     assert out.stdout.count("log-probability") == 2 and "✗ answer" in out.stdout and "\033[" not in out.stdout
     typed = "The otters in Fernhollow number 3. What is the number of otters in Fernhollow?\n"
-    out = ok("rollout", "--ckpt", checkpoint, "--max-new-tokens", 20, stdin=typed)
+    out = ok("talk", "--ckpt", checkpoint, "--max-new-tokens", 20, stdin=typed)
     assert "answer" in out.stdout and "✓ says that a step is true as written" in out.stdout
 
 
