@@ -15,6 +15,7 @@ stage. It writes results.jsonl, claims.md, a figure a study and report.html, ane
 import json
 from collections import Counter
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 from lab.options import (
@@ -107,8 +108,15 @@ def weights_of(contrast):
 class Values:
     """What is known of a study: the values of its arms by seed, and what its claims come to."""
 
-    def __init__(self, shop, study, scale, bases):
-        self.shop, self.study, self.scale, self.bases = shop, study, scale, range(bases)
+    def __init__(self, shop, study, scale, bases, planned):
+        """bases: how many to look at; planned: how many the study has."""
+        self.shop, self.study, self.scale, self.bases, self.planned = (
+            shop,
+            study,
+            scale,
+            range(bases),
+            planned,
+        )
         self.stages = study.at(scale, bases)
         self.arms = list(dict.fromkeys(arm for _, arm, _ in self.stages))
 
@@ -153,29 +161,37 @@ class Values:
         arms = [arm for arm in self.arms if values[arm].keys() >= set(bases)]
         return arms, np.array([[values[arm][base] for base in bases] for arm in arms])
 
+    def linear(self, contrast, found):
+        """{arm: weight} and the place of a contrast that is a difference of arms in one place, else None."""
+        weights = weights_of(contrast)
+        sums = [sum(w * self.view(base)(*it) for it, w in weights.items()) for base in found]
+        places, same = {it[1:] for it in weights}, np.allclose(sums, list(found.values()))
+        if len(places) > 1 or not same or abs(sum(weights.values())) > 1e-9:
+            return None
+        return {it[0]: w for it, w in weights.items()}, places.pop()
+
     def estimate(self, contrast, found):
-        """→ Estimate; by blocks, if the contrast is one of arms in one place, else by the seeds alone."""
-        weights, bases = weights_of(contrast), list(found)
-        places, plain = {it[1:] for it in weights}, paired(list(found.values()))
-        sums = [sum(w * self.view(base)(*it) for it, w in weights.items()) for base in bases]
-        linear = np.allclose(sums, list(found.values())) and abs(sum(weights.values())) < 1e-9
-        if not linear or len(places) > 1 or len(bases) < 2:
+        """→ Estimate: by blocks, if it is a difference of arms in one place, else by the seeds alone."""
+        plain, linear = paired(list(found.values())), self.linear(contrast, found)
+        if linear is None or len(found) < 2:
             return plain
-        place = places.pop()
-        arms, table = self.table(place, bases)
+        weights, place = linear
+        arms, table = self.table(place, found)
+        row = np.array([weights.get(arm, 0.0) for arm in arms])
         pool = (abs(table.mean(1) - 0.5) < 0.5 - FLOOR) | ("@" not in place[1])
-        if pool.sum() < 2:
-            return plain
-        return blocks(table, np.array([weights.get((arm, *place), 0.0) for arm in arms]), pool)
+        return blocks(table, row, pool) if sum(pool) > 1 else plain
 
     def share_of_seeds(self, contrast, found):
-        """The share of the variance over seeds that is not of problems and tries; None if unknown."""
-        weights = weights_of(contrast)
-        if len({it[1:] for it in weights}) > 1 or len(found) < 2:
+        """Share of the variance over seeds that is not of problems and tries; None where that is unknown."""
+        linear, total = self.linear(contrast, found), np.var(list(found.values()))
+        if linear is None or not total:
             return None
-        numbers = [sum(w * self.numbers(base, *it).mean(0) for it, w in weights.items()) for base in found]
-        total, n = np.var(list(found.values()), ddof=1), len(numbers[0])
-        return max(0.0, 1 - np.var(numbers, axis=1, ddof=1).mean() / n / total) if total and n > 1 else None
+        weights, place = linear
+        each = {arm: [self.numbers(base, arm, *place).mean(0) for base in found] for arm in weights}
+        gaps = sum(w * np.array(each[arm]) for arm, w in weights.items())  # (S, n)
+        seeds, problems = gaps.shape
+        noise = gaps.var(1).mean() / max(1, problems - 1)
+        return max(0.0, 1 - noise / total * (seeds - 1) / seeds) if problems > 1 else None
 
     def state(self, claim, estimate, found):
         """Why there is no verdict, or the verdict."""
@@ -185,7 +201,7 @@ class Values:
         word, (low, high) = verdict(estimate, claim.expect, claim.margin, claim.half), estimate.interval()
         reasons = {
             f"incomplete: {self.scale.share:.0%} of the budget": self.scale.share < 1,
-            f"incomplete: {len(found)} of {len(self.bases)} seeds": len(found) < len(self.bases),
+            f"incomplete: {len(found)} of {self.planned} seeds": len(found) < self.planned,
             "gate C0 not met": not gate or np.mean(gate) < 0,
             "at floor": means and max(means) < FLOOR,
             "at ceiling": means and min(means) > 1 - FLOOR,
@@ -235,9 +251,7 @@ class Values:
     def panels(self):
         """{(metric, band): {arm: (one number a base, half the width of a block interval)}} for a figure."""
         found = {}
-        for metric, band in [
-            (metric, band) for metric in ("correct@1", "correct@K") for band in self.scale.bands
-        ]:
+        for metric, band in product(("correct@1", f"correct@{self.scale.k}"), self.scale.bands):
             place = (band, metric, self.study.shown, "all")
             dots = {arm: list(values.values()) for arm, values in self.by_arm(place).items()}
             (arms, table), half = self.table(place, self.bases), 0.0
@@ -382,8 +396,11 @@ class Session:
         self.studies = [look_up("study", known, name) for name in names]
         self.shop = Workshop(Path(o.out, o.scale), Path(o.results, o.scale), o.strict)
 
+    def planned(self, study):
+        return study.seeds or self.scale.seeds
+
     def seeds(self, study):
-        return self.o.seeds or study.seeds or self.scale.seeds
+        return self.o.seeds or self.planned(study)
 
     def stages(self, *chosen):
         """{name: (stage, what it is first used for)} of these studies, as far as --only lets them through."""
@@ -398,7 +415,7 @@ class Session:
         return [stage for stage, _ in self.stages(*chosen).values()]
 
     def values(self, study):
-        return Values(self.shop, study, self.scale, self.seeds(study))
+        return Values(self.shop, study, self.scale, self.seeds(study), self.planned(study))
 
     def pace(self):
         """{script: seconds a unit of work}, as measured at this scale, or else as the scale says."""

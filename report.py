@@ -126,7 +126,7 @@ def draw_dots(panels, path):
             axes.plot([i] * len(values), values, "o", color=f"C{i}", alpha=0.5)
             axes.errorbar(i + 0.2, sum(values) / len(values), half, color=f"C{i}", marker="_", capsize=4)
         axes.set_xticks(range(len(arms)), arms, rotation=30, ha="right")
-        axes.set(title=band, ylabel=metric)
+        axes.set(title=band, ylabel=metric if axes in grid[:, 0] else "")
     return save_figure(fig, path)
 
 

@@ -8,7 +8,7 @@ import random
 import signal
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parent.parent))
@@ -71,7 +71,7 @@ def main(argv=None):
 def install(experiments, fails=False, steps=2):
     """Have experiments.py know a study of stubs: a base, two arms from it, a look at each."""
     import studies
-    from studies import Claim, Script, Stage, Study
+    from studies import Claim, Scale, Script, Stage, Study
     from studies.scales import SCALES
 
     def stub(**given):
@@ -94,7 +94,18 @@ def install(experiments, fails=False, steps=2):
     claims = (Claim("X1", "better is better", contrast("better")),)
     claims += (Claim("X2", "same is the same", contrast("same"), expect="equal", margin=0.2),)
     study = Study("toy", "A toy", arms, claims, looks)
-    scales = {"toy": replace(SCALES["micro"], k=8, seeds=3, rates={"stub": 0.1})}
+
+    class Toy(Scale):
+        def base(self, seed, mixture=None):
+            return stub(seed=seed.base, steps=steps)
+
+        def rl(self, seed, start, mixture, steps=None, **given):
+            return stub(seed=seed.base, init_from=start, **given)
+
+        def look(self, seed, start, template="zoo", **given):
+            return stub(seed=1000 + seed.base, init_from=start, lift=start.options.lift, steps=1)
+
+    scales = {"toy": Toy(**{**vars(SCALES["micro"]), "k": 8, "seeds": 3, "rates": {"stub": 0.1}})}
     studies.SCRIPTS["stub"] = Script(
         lambda o: o.steps, lambda o, run: json.loads((run / "found.json").read_text())
     )

@@ -284,6 +284,18 @@ def test_plan_counts_what_is_shared_once_and_uses_measured_rates(toy, tmp_path):
     assert f"{hours:.2f} h" in call("experiments", "plan", *toy, check=True).stdout
 
 
+def test_ablate_prints_paired_differences(toy, tmp_path):
+    out = call("experiments", "ablate", "lift=0.1,0.4", *toy, "--seeds", 2, check=True).stdout
+    rows = [line.split() for line in out.splitlines() if line]
+    assert rows[0] == ["band", "arm", "correct@1", "correct@8", "difference", "standard", "error"]
+    assert [row[:2] for row in rows[1:4]] == [["id", "base"], ["id", "lift=0.1"], ["id", "lift=0.4"]]
+    one, other = float(rows[2][2]), float(rows[3][2])
+    assert float(rows[3][4]) == pytest.approx(other - one, abs=0.0015) and 0 < float(rows[3][5]) < 0.1
+    assert len(begun(tmp_path)) == 2 * 6
+    call("experiments", "ablate", "lift=0.1,0.5", *toy, "--seeds", 2, check=True)
+    assert len(begun(tmp_path)) == 2 * 8  # one more value, and the look at it
+
+
 @pytest.mark.parametrize(
     "flags, message",
     [
@@ -356,7 +368,7 @@ def made_up(claim, rates, seeds=4, gate=None, noise=0.02, problems=60, missing=(
             results[it.name] = {**result({"2": counts, "3": others}, samples=32), "seconds": 60, "code": "c"}
     study = Study("made", "up", lambda c, seed: {arm: stages[arm, seed.base] for arm in rates}, (claim,),
                   looks=lambda c, seed, arm, it: {"main": it}, gate=gate)  # fmt: skip
-    return Values(Shop(results), study, replace(SCALES["micro"], **scale), seeds).row(claim)
+    return Values(Shop(results), study, replace(SCALES["micro"], **scale), seeds, seeds).row(claim)
 
 
 def gap(v):
