@@ -25,8 +25,14 @@ FILES = (
     "graph.py", "datagen.py", "verify.py", "tokenizer.py", "data.py", "flash.py", "attention.py", "model.py",
     "sampler.py", "checkpoint.py", "rollout.py", "training.py", "train_pretrain.py", "train_grpo.py", "report.py",
     "evaluate.py", "talk.py", "export_hf.py", "studies/__init__.py", "studies/scales.py",
-    "studies/interplay.py", "experiments.py")  # fmt: skip
-BESIDE = ("report.py", "talk.py", "export_hf.py", "experiments.py")  # what one reads and trains without
+    "studies/interplay.py", "claims.py", "experiments.py")  # fmt: skip
+BESIDE = (
+    "report.py",
+    "talk.py",
+    "export_hf.py",
+    "claims.py",
+    "experiments.py",
+)  # what one reads and trains without
 
 
 @dataclass(frozen=True)

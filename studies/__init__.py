@@ -234,7 +234,7 @@ class Scale:
 @dataclass(frozen=True)
 class Claim:
     """contrast: function of v → a number of one seed. v(arm, band, metric, look="main", part="all") → the
-    arm's value: experiments.measure; band: of the scale, or operations such as "3-4".
+    arm's value: claims.measure; band: of the scale, or operations such as "3-4".
     """
 
     id: str

@@ -12,7 +12,7 @@ ONE, K = "correct@1", "correct@K"
 RANGES = ("id", "near", "edge", "hard")
 
 
-def gain(arm, band, metric, look="main", base="base"):
+def gain(arm, band, metric, base="base", look="main"):
     """The contrast of an arm and the base."""
     return lambda v: v(arm, band, metric, look) - v(base, band, metric, look)
 
@@ -81,8 +81,8 @@ S3 = (
     Claim("C2a", "RL at the edge lifts pass@K on edge", gain("edge", "edge", K), "to +.42", "up", 0.05, 0.21),
     Claim("C2b", "… and on hard", gain("edge", "hard", K), "up", "up", 0.05),
     Claim("C2c", "… and on edge over the base's best temperature", best_heat, margin=0.05),
-    Claim("C3a", "… and beats easier data on hard", gain("edge", "hard", K, base="id"), "up", margin=0.05),
-    Claim("C3b", "… and harder data", gain("edge", "hard", K, base="hard"), "up", margin=0.05),
+    Claim("C3a", "… and beats easier data on hard", gain("edge", "hard", K, "id"), "up", margin=0.05),
+    Claim("C3b", "… and harder data", gain("edge", "hard", K, "hard"), "up", margin=0.05),
     Claim("C3c", "too easy data do not lift hard", gain("id", "hard", K), "0", "none", 0.05),
     Claim("C3d", "nor do too hard data", gain("hard", "hard", K), "0", "none", 0.05),
     Claim("C4", "rewards rise more in the two middle ranges", middle_rises, "in words", margin=0),
@@ -131,7 +131,7 @@ N6 = (
         for i, arm in zip("bcde", REMEDIES)
     ),
     Claim("N6f", "some remedy keeps id within .03 and .8 of the gain", remedy, "", margin=0),
-)
+)  # fmt: skip
 DENSE = ("mixed .2", "mixed .5", "strict")
 
 
@@ -155,40 +155,19 @@ def lost(v):
 
 
 S6 = (
-    Claim(
-        "C24a", "process rewards lift pass@1 on hard", dense("hard", ONE), "+.034 to +.043", "up", 0.02, 0.019
-    ),
+    Claim("C24a", "process rewards lift pass@1 on hard", dense("hard", ONE), "+.034 to +.043", "up", 0.02,
+          0.019),
     Claim("C24b", "… and on edge", dense("edge", ONE), "+.046 to +.052", "up", 0.02, 0.024),
     Claim("C24c", "… and pass@K on hard", dense("hard", K), "+.026 to +.045", "up", 0.02, 0.017),
-    Claim(
-        "C25a",
-        "mixed .2 beats mixed .5 on hard",
-        gain("mixed .2", "hard", ONE, base="mixed .5"),
-        "+.009",
-        "up",
-        0,
-    ),
-    Claim(
-        "C25b",
-        "strict beats mixed .2 on hard",
-        gain("strict", "hard", ONE, base="mixed .2"),
-        "-.002",
-        "up",
-        0,
-    ),
-    Claim(
-        "C26",
-        "process rewards: fewer right answers by wrong steps",
-        dense("edge", "hacked"),
-        "fewer",
-        "down",
-        0,
-    ),
-    Claim(
-        "C27a", "outcome RL lowers wrong values", gain("outcome", "edge", "node_wrong_value"), "", "down", 0
-    ),
+    Claim("C25a", "mixed .2 beats mixed .5 on hard", gain("mixed .2", "hard", ONE, "mixed .5"), "+.009",
+          "up", 0),
+    Claim("C25b", "strict beats mixed .2 on hard", gain("strict", "hard", ONE, "mixed .2"), "-.002", "up", 0),
+    Claim("C26", "process rewards: fewer right answers by wrong steps", dense("edge", "hacked"), "fewer",
+          "down", 0),
+    Claim("C27a", "outcome RL lowers wrong values", gain("outcome", "edge", "node_wrong_value"), "", "down",
+          0),
     Claim("C27b", "process rewards lower missing quantities and wrong parents", lost, "", "down", 0),
-)
+)  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -219,7 +198,7 @@ def s4(c, seed):
 
 
 def transfer(name, band="new"):
-    return gain(f"RL {name}", band, K, "B", name)
+    return gain(f"RL {name}", band, K, name, "B")
 
 
 def rises(names, less=()):
@@ -235,7 +214,7 @@ S4 = (
     Claim("C9", "… at the largest op too", transfer("1%", "last"), "in words", "up", 0.05),
     Claim("C10a", "rewards: 0.1% is like none", rises(["RL 0.1%"], ["RL 0%"]), "in words", "equal", 0.02),
     Claim("C10b", "… 1% and 10% rise more", rises(["RL 1%", "RL 10%"], ["RL 0%"]), "in words", "up", 0),
-    Claim("C28", "1% as primitives is as good as 1% of all ops", gain("RL 1%", "new", K, "B", "RL 1% wide"),
+    Claim("C28", "1% as primitives is as good as 1% of all ops", gain("RL 1%", "new", K, "RL 1% wide", "B"),
           expect="equal", margin=0.05),
 )  # fmt: skip
 
@@ -245,6 +224,10 @@ def a62(c, seed):
     return {"base": base} | {f"{100 * b:g}% B": context_rl(c, seed, base, b) for b in (0, 0.01, 0.1, 0.5, 1)}
 
 
+def on_b(arm, base="base"):
+    return gain(arm, "new", K, base, "B")
+
+
 def saturates(v):
     """What more than 10% of B adds, less half of what 10% adds to 1%."""
     one, ten, half, all_b = (v(arm, "new", K, "B") for arm in ("1% B", "10% B", "50% B", "100% B"))
@@ -252,24 +235,16 @@ def saturates(v):
 
 
 A62 = (
-    Claim(
-        "C13a",
-        "only op 2 of B known: RL without B does not transfer",
-        gain("0% B", "new", K, "B"),
-        "0",
-        "none",
-        0.1,
-    ),
-    Claim("C13b", "… nor with 1% of B", gain("1% B", "new", K, "B"), "0", "none", 0.1),
-    Claim("C13c", "… 10% of B is enough", gain("10% B", "new", K, "B", "1% B"), "+.76", "up", 0.2, 0.38),
+    Claim("C13a", "only op 2 of B known: RL without B does not transfer", on_b("0% B"), "0", "none", 0.1),
+    Claim("C13b", "… nor with 1% of B", on_b("1% B"), "0", "none", 0.1),
+    Claim("C13c", "… 10% of B is enough", on_b("10% B", "1% B"), "+.76", "up", 0.2, 0.38),
     Claim("C13d", "… and more adds little", saturates, "little", "down", 0),
-    Claim(
-        "C14a", "A's pass@1 is stable under RL on B alone", gain("100% B", "id", ONE, "A"), "stable", "equal"
-    ),
-    Claim("C14b", "… and pass@K", gain("100% B", "id", K, "A"), "stable", "equal"),
+    Claim("C14a", "A's pass@1 is stable under RL on B alone", gain("100% B", "id", ONE, look="A"), "stable",
+          "equal"),
+    Claim("C14b", "… and pass@K", gain("100% B", "id", K, look="A"), "stable", "equal"),
     Claim("C15a", "rewards on B are flat at 0 and 1%", rises(["0% B", "1% B"]), "in words", "equal", 0.02),
     Claim("C15b", "… and rise from 10% on", rises(["10% B", "50% B", "100% B"]), "in words", "up", 0),
-)
+)  # fmt: skip
 
 
 def a61(c, seed):
@@ -284,9 +259,9 @@ def slope(v):
 
 
 A61 = (
-    Claim("C12a", "primitives shared: RL without any B lifts B", gain("0% B", "new", K, "B"), "significant"),
+    Claim("C12a", "primitives shared: RL without any B lifts B", on_b("0% B"), "significant"),
     Claim("C12b", "… and more B lifts it more", slope, "significant", margin=0),
-)
+)  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -336,9 +311,7 @@ def light_best(v):
 
 def crossing(v):
     """How much more RL alone gains on heavy from a budget four times as large."""
-    return gain("full × 2", "hard", K, base="heavy × 2")(v) - gain(
-        "full × 0.5", "hard", K, base="heavy × 0.5"
-    )(v)
+    return gain("full × 2", "hard", K, "heavy × 2")(v) - gain("full × 0.5", "hard", K, base="heavy × 0.5")(v)
 
 
 def s5_claims(mark=""):
@@ -346,12 +319,9 @@ def s5_claims(mark=""):
         Claim(f"C19a{mark}", "edge pass@1: mid and light beat heavy and full RL", mid_and_light, "in words"),
         Claim(f"C19b{mark}", "… and light is best", light_best, "in words", margin=0),
         Claim(
-            f"C20a{mark}",
-            "hard pass@1: heavy beats light",
-            gain("heavy", "hard", ONE, base="light"),
-            "in words",
+            f"C20a{mark}", "hard pass@1: heavy beats light", gain("heavy", "hard", ONE, "light"), "in words"
         ),
-        Claim(f"C20b{mark}", "… and pass@K", gain("heavy", "hard", K, base="light"), "in words", margin=0.05),
+        Claim(f"C20b{mark}", "… and pass@K", gain("heavy", "hard", K, "light"), "in words", margin=0.05),
         Claim(
             f"C21a{mark}",
             "hard pass@1: mid-training and RL beat RL alone",
@@ -386,16 +356,10 @@ def g1(c, seed):
 
 
 G1 = (
-    Claim(
-        "C6",
-        "only problems at the edge of competence: edge pass@1",
-        gain("often", "edge", ONE, base="all"),
-        "",
-        "up",
-        0.01,
-    ),
-    Claim("C7", "… found anew every 10 steps: hard pass@1", gain("often", "hard", ONE, base="once")),
-)
+    Claim("C6", "only problems at the edge of competence: edge pass@1", gain("often", "edge", ONE, "all"),
+          "", "up", 0.01),
+    Claim("C7", "… found anew every 10 steps: hard pass@1", gain("often", "hard", ONE, "once")),
+)  # fmt: skip
 MIXES = {
     "0.1%": (0.4995, 0.4995, 0.001),
     "5%": (0.475, 0.475, 0.05),
@@ -425,24 +389,14 @@ def own_gain(more, less):
 
 
 A7 = (
-    Claim(
-        "C16a",
-        "more hard data in pre-training: better on edge before RL",
-        two_of_three("{}"),
-        "in words",
-        margin=0,
-    ),
+    Claim("C16a", "more hard data in pre-training: better on edge before RL", two_of_three("{}"),
+          "in words", margin=0),
     Claim("C16b", "… and after", two_of_three("RL {}"), "in words", margin=0),
-    Claim(
-        "C17a",
-        "RL's own gain on hard is larger at 20% than at 50%",
-        own_gain("20%", "50%"),
-        "in words",
-        margin=0.05,
-    ),
+    Claim("C17a", "RL's own gain on hard is larger at 20% than at 50%", own_gain("20%", "50%"), "in words",
+          margin=0.05),
     Claim("C17b", "… and than at 0.1%", own_gain("20%", "0.1%"), "> +.22 at 20%", margin=0.05),
     Claim("C18", "rewards rise at 20%, less at 0.1%", rises(["RL 20%"], ["RL 0.1%"]), "in words", margin=0),
-)
+)  # fmt: skip
 
 STUDIES = (
     Study("tau", "How much do bases and RL seeds differ?", tau, TAU, nested=2),

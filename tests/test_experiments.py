@@ -24,8 +24,8 @@ from conftest import call, error_line
 import experiments
 import studies
 import train_grpo
+from claims import RUNS, Values, measure, summary, weights_of
 from datagen import Mixture
-from experiments import Values, measure, summary, weights_of
 from studies import Claim, Seed, Stage, Study, load_studies
 from studies.scales import SCALES
 
@@ -119,7 +119,7 @@ def test_every_study_can_be_planned_at_every_scale(scale):
             assert all(Mixture.parse(it.options.mixture).choices for it in stages.values())
         for claim in study.claims:
             for arm, _, metric, look, _ in weights_of(claim.contrast):
-                look = None if metric in experiments.RUNS else look
+                look = None if metric in RUNS else look
                 assert arm in arms and (Seed(0, 0), arm, look) in stages, (claim.id, arm, look)
 
 
