@@ -77,9 +77,7 @@ class Options(CheckedOptions):
     seeds: int = opt(0, "bases (0: as many as the study has)")
     budget: float = opt(1.0, "share of all tokens and steps, to try a study", within="(0, 1]")
     only: str = opt("", "only stages whose name contains this, and what they need")
-    base: str | None = opt(
-        None, "of ablate: a checkpoint, or a folder of --bases (default: the scale's base)"
-    )
+    base: str | None = opt(None, "of ablate: a folder of --bases (default: the base of seed 0)")
     jobs: int = opt(1, "stages at once; each has a GPU, if there are any", within="[1, 256]", group="how")
     retry: bool = opt(False, "also what has failed")
     strict: bool = opt(False, "also what other code has done")
@@ -110,17 +108,22 @@ class Session:
     def seeds(self, study):
         return self.o.seeds or self.planned(study)
 
-    def stages(self, *chosen):
-        """{name: (stage, what it is first used for)} of these studies, as far as --only lets them through."""
+    def uses(self, *chosen):
+        """{stage: what it is first used for} of arms and looks that --only lets through."""
         found = {}
         for study in chosen:
             for (seed, arm, look), stage in study.at(self.scale, self.seeds(study)).items():
                 use = f"{study.name}, {arm}, seed {seed.base}.{seed.rl}" + (f", look {look}" if look else "")
-                found.setdefault(stage.name, (stage, use))
-        return {name: pair for name, pair in found.items() if self.o.only in name}
+                found.setdefault(stage, use)
+        return {stage: use for stage, use in found.items() if self.o.only in stage.name}
 
-    def to_run(self, *chosen):
-        return [stage for stage, _ in self.stages(*chosen).values()]
+    def stages(self, *chosen):
+        return list(self.uses(*chosen))
+
+    def family(self, *chosen):
+        """Arms and looks, and before each all that it is made from."""
+        named = {it.name: it for stage in self.stages(*chosen) for it in (*stage.ancestors.values(), stage)}
+        return named.values()
 
     def values(self, study):
         return Values(self.shop, study, self.scale, self.seeds(study), self.planned(study))
@@ -140,14 +143,16 @@ class Session:
 
     def work_on(self, *chosen):
         """Run these studies' stages → exit code. Committed weights are taken where they are needed."""
-        stages, pace, folder = self.to_run(*chosen), self.pace(), Path(self.o.bases)
+        stages, pace, folder = self.stages(*chosen), self.pace(), Path(self.o.bases)
         for stage in self.shop.todo(stages).values():
             if (folder / stage.name).exists() and not (self.o.strict or self.shop.here(stage)):
                 unpack(self.shop, stage, folder / stage.name)
-        runner = Runner(
-            self.shop, self.o.jobs, lambda left: f"{self.hours(left, pace) / self.o.jobs:.2f} h left"
-        )
-        return runner.run(stages, self.o.retry)
+        jobs = self.o.jobs
+        runner = Runner(self.shop, jobs, lambda left: f"{self.hours(left, pace) / jobs:.2f} h left")
+        code = runner.run(stages, self.o.retry)
+        if code != FINISHED:
+            print("stopped; the same line goes on")
+        return code
 
 
 def list_studies(it, words):
@@ -161,7 +166,7 @@ def plan(it, words):
     """Stages, how many are done, and hours for the rest; what two studies share counts in the first."""
     pace, counted = it.pace(), {}
     for study in it.studies:
-        stages = it.to_run(study)
+        stages = it.stages(study)
         todo = it.shop.todo(stages)
         new = [stage for name, stage in todo.items() if name not in counted]
         counted |= todo
@@ -173,18 +178,17 @@ def plan(it, words):
 
 
 def status(it, words):
-    for stage, use in it.stages(*it.studies).values():
+    uses = it.uses(*it.studies)
+    for stage in it.family(*it.studies):
         state = "kept" if it.shop.known(stage) else it.shop.state(stage)
-        print(f"{state:8} {stage.name:28} {use}")
+        print(f"{state:8} {stage.name:28} {uses.get(stage, 'for others')}")
         if state == "failed":
-            print(
-                "\n".join(f"    {line}" for line in read_json(it.shop.folder(stage) / "failed.json")["last"])
-            )
+            print("    " + "\n    ".join(read_json(it.shop.folder(stage) / "failed.json")["last"]))
 
 
 def report(it, words):
     rows, lines, sections, out = [], [], [], it.shop.out
-    for stage in filter(it.shop.here, it.to_run(*it.studies)):
+    for stage in filter(it.shop.here, it.stages(*it.studies)):
         it.shop.keep(stage)
     for study in it.studies:
         values = it.values(study)
@@ -202,8 +206,8 @@ def report(it, words):
 
 
 def pack_bases(it, words):
-    """Of the bases that are done; --only says which."""
-    for stage in filter(it.shop.here, it.to_run(*it.studies)):
+    """Of the pre-training that is done here; --only says which."""
+    for stage in filter(it.shop.here, it.family(*it.studies)):
         folder = Path(it.o.bases, stage.name)
         if stage.script == "train_pretrain" and not folder.exists():
             it.shop.keep(stage)
@@ -219,10 +223,8 @@ def ablate(it, words):
 
     def arms(c, seed):
         base, edge = find_base(it, c, seed), c.mixture(c.ranges["edge"])
-        rl = {
-            f"{option}={value}": c.rl(seed, base, edge, **{option.replace("-", "_"): value})
-            for value in values
-        }
+        given = {f"{option}={value}": {option.replace("-", "_"): value} for value in values}
+        rl = {arm: c.rl(seed, base, edge, **what) for arm, what in given.items()}
         return {"base": base, **rl}
 
     study = Study("ablate", f"{option}: {', '.join(values)}", arms, (), seeds=1)
@@ -233,13 +235,9 @@ def ablate(it, words):
 
 
 def find_base(it, c, seed):
-    """The stage that --base names, by default the scale's base."""
-    base = c.base(seed)
-    if it.o.base is None or Path(it.o.base).name == base.name:
-        return base
-    raise UserError(
-        f"--base {it.o.base} is no base of scale {it.o.scale}: that of seed {seed.base} is {base.name}"
-    )
+    """The scale's base of this seed, or the one that --base names."""
+    known = {base.name: base for base in (c.base(Seed(number)) for number in range(c.seeds))}
+    return look_up("base", known, Path(it.o.base).name) if it.o.base else c.base(seed)
 
 
 COMMANDS = {

@@ -144,9 +144,7 @@ class Runner:
         failed = [stage for stage in todo.values() if self.workshop.state(stage) == "failed"]
         if failed:
             log = self.workshop.folder(failed[0]) / "log.txt"
-            raise UserError(
-                f"{len(failed)} stages have failed, the first is {log}: mend it, then run --retry"
-            )
+            raise UserError(f"stages that failed: {len(failed)}, first {log}: mend that, then run --retry")
         return STOPPED if todo else FINISHED
 
     def turn(self, todo, bar):

@@ -40,7 +40,7 @@ def write(text):
 def main(argv=None):
     o = parse_options(Options, argv, presets=PRESETS)
     run = Path(o.out)
-    write(f"begin {run.parent.name}")
+    write(f"begin {run.parent.name} gpu={os.environ.get('CUDA_VISIBLE_DEVICES')}")
     stopping = []
     signal.signal(signal.SIGTERM, lambda *_: stopping.append(1))
     if o.init_from and not Path(o.init_from, "numbers").exists():

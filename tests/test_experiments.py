@@ -165,7 +165,7 @@ def test_a_parent_whose_weights_are_gone_runs_only_for_who_needs_it(toy, tmp_pat
 def test_what_has_failed_holds_up_its_dependants_alone(toy, tmp_path):
     stub.install(experiments, fails=True)
     line = error_line_of(call("experiments", "run", *toy, "--seeds", 1))
-    assert "1 stages have failed" in line and "--retry" in line
+    assert "stages that failed: 1" in line and "--retry" in line
     assert len(begun(tmp_path)) == 5  # base, same, their looks; better, but not the look at it
     out = call("experiments", "status", *toy, "--seeds", 1, check=True).stdout
     assert out.count("failed ") == 1 and "told to fail" in out and out.count("kept ") == 4
@@ -263,6 +263,18 @@ def test_a_command_whose_runner_was_killed_keeps_its_stage(toy, tmp_path):
     assert shop.claim(it) is None and not Runner(shop).begin(it)
     job.process.wait()
     shop.claim(it).close()
+
+
+def test_every_job_sees_one_gpu(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    monkeypatch.setenv("STUB_JOURNAL", str(tmp_path / "journal"))
+    monkeypatch.setitem(studies.SCRIPTS, "stub", studies.Script(lambda o: o.steps, None))
+    work = Runner(Workshop(tmp_path / "out", tmp_path / "results"), 3)
+    assert all(work.begin(stage(seed=seed)) for seed in range(3)) and not work.begin(stage(seed=9))
+    for job in work.jobs.values():
+        job.process.wait()
+    seen = [line.split()[-1] for line in (tmp_path / "journal").read_text().splitlines() if "begin" in line]
+    assert sorted(seen) == ["gpu=3", "gpu=3", "gpu=5"] and work.threads() == []
 
 
 def test_the_stage_with_most_dependants_comes_first(toy, tmp_path):
