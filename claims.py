@@ -170,7 +170,8 @@ class Values:
         shares = [it for it in weights_of(claim.contrast) if "@" in it[2]]
         means = [np.mean([self.view(base)(*it) for base in found]) for it in shares]
         gate = list(self.by_base(self.study.gate).values()) if self.study.gate else [0]
-        word, (low, high) = verdict(estimate, claim.expect, claim.margin, claim.half), estimate.interval()
+        rule = claim.expect, claim.margin, claim.half, claim.least
+        word, (low, high) = verdict(estimate, *rule), estimate.interval()
         reasons = {
             f"incomplete: {self.scale.share:.0%} of the budget": self.scale.share < 1,
             f"incomplete: {len(found)} of {self.planned} seeds": len(found) < self.planned,

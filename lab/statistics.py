@@ -90,26 +90,29 @@ def spread(table):
     return math.sqrt(between), math.sqrt(within)
 
 
-# What is expected → whether the effect, its 95% interval and the margin replicate it; whether they refute it.
+# What is expected → whether an interval and the margin replicate it; whether they refute it.
 RULES = {
-    "up": (lambda effect, low, high, m: low > 0 and effect >= m, lambda low, high, m: high < m),
-    "none": (lambda effect, low, high, m: high < m, lambda low, high, m: low > m),
-    "equal": (lambda effect, low, high, m: -m < low and high < m, lambda low, high, m: low > m or high < -m),
+    "up": (lambda low, high, m, least: low > least, lambda low, high, m: high < m),
+    "none": (lambda low, high, m, least: high < m, lambda low, high, m: low > m),
+    "equal": (lambda low, high, m, least: -m < low and high < m, lambda low, high, m: low > m or high < -m),
 }
 
 
-def verdict(estimate, expect, margin, half=None):
+def verdict(estimate, expect, margin, half=None, least=0.0):
     """replicated, direction only, refuted, equal or undecided.
 
-    expect: up; down; none, no more than the margin; equal, the 90% interval within ±margin (two one-sided
-    tests at 5%). half: half the paper's number; a smaller effect of its sign is "direction only".
+    expect: up, an effect of at least the margin whose interval is above `least`; down; none, no more than
+    the margin; equal, the 90% interval within ±margin (two one-sided tests at 5%). half: half the paper's
+    number; a smaller effect of its sign is "direction only".
     """
     if expect == "down":
-        return verdict(Estimate(-estimate.effect, estimate.error, estimate.df), "up", margin, half)
+        return verdict(Estimate(-estimate.effect, estimate.error, estimate.df), "up", margin, half, least)
     replicates, refutes = RULES[expect]
-    if replicates(estimate.effect, *estimate.interval(0.90 if expect == "equal" else 0.95), margin):
-        small = half is not None and estimate.effect < half
-        return "direction only" if small else "equal" if expect == "equal" else "replicated"
+    large = expect != "up" or estimate.effect >= margin
+    if large and replicates(*estimate.interval(0.90 if expect == "equal" else 0.95), margin, least):
+        if half is not None and estimate.effect < half:
+            return "direction only"
+        return "equal" if expect == "equal" else "replicated"
     return "refuted" if refutes(*estimate.interval(), margin) else "undecided"
 
 

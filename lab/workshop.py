@@ -28,7 +28,7 @@ import torch
 from tqdm import tqdm
 
 ROOT = Path(__file__).parent.parent
-POLL = 0.2  # seconds between looks at what runs
+POLL = 1.0  # seconds between looks at what runs
 ENDS = ("done", "failed", "stopped")  # how a command has ended: NAME.json in its folder
 
 
@@ -179,12 +179,11 @@ class Runner:
         words = [*stage.flags(shop.run_folder), f"--out={run}", "--resume-or-start", *self.threads()]
         if self.gpus:
             environment["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
-        how = dict(
-            stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT, env=environment, pass_fds=[lock.fileno()]
-        )
-        with (run.parent / "log.txt").open("ab") as log:  # in a session of its own: ctrl-C is ours to pass on
-            words = [sys.executable, str(stage.file), *words]
-            process = subprocess.Popen(words, stdout=log, start_new_session=True, **how)
+        with (run.parent / "log.txt").open("ab") as log:
+            streams = dict(stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+            # in a session of its own: ctrl-C is ours to pass on
+            how = dict(env=environment, pass_fds=[lock.fileno()], start_new_session=True)
+            process = subprocess.Popen([sys.executable, str(stage.file), *words], **streams, **how)
         self.tried.add(stage.name)
         self.jobs[slot] = Job(stage, process, lock, time.perf_counter(), code_hash())
         return True

@@ -125,7 +125,7 @@ class Stage:
         try:
             return parse_options(module.Options, words, **how)
         except UserError as error:
-            raise UserError(f"a stage of {self.script}.py: {error}") from None
+            raise UserError(f"a stage of {self.script}.py: {str(error).partition(' (see ')[0]}") from None
 
     @cached_property
     def key(self):
@@ -244,6 +244,7 @@ class Claim:
     expect: str = "up"  # up, down, equal, none: see lab.statistics.verdict
     margin: float = 0.03
     half: float | None = None  # half the paper's number
+    least: float = 0.0  # what the interval of an effect must be above
 
 
 @dataclass(frozen=True)

@@ -210,7 +210,7 @@ def rises(names, less=()):
 S4 = (
     Claim("C8a", "B unseen: RL does not open it", transfer("0%"), "0", "none", 0.1),
     Claim("C8b", "… nor with 0.1% of B's words", transfer("0.1%"), "0", "none", 0.1),
-    Claim("C8c", "… with 1% it does", transfer("1%"), "up to +.60", "up", 0.1, 0.3),
+    Claim("C8c", "… with 1% it does", transfer("1%"), "up to +.60", "up", 0.1, 0.3, 0.1),
     Claim("C9", "… at the largest op too", transfer("1%", "last"), "in words", "up", 0.05),
     Claim("C10a", "rewards: 0.1% is like none", rises(["RL 0.1%"], ["RL 0%"]), "in words", "equal", 0.02),
     Claim("C10b", "… 1% and 10% rise more", rises(["RL 1%", "RL 10%"], ["RL 0%"]), "in words", "up", 0),
@@ -237,7 +237,7 @@ def saturates(v):
 A62 = (
     Claim("C13a", "only op 2 of B known: RL without B does not transfer", on_b("0% B"), "0", "none", 0.1),
     Claim("C13b", "… nor with 1% of B", on_b("1% B"), "0", "none", 0.1),
-    Claim("C13c", "… 10% of B is enough", on_b("10% B", "1% B"), "+.76", "up", 0.2, 0.38),
+    Claim("C13c", "… 10% of B is enough", on_b("10% B", "1% B"), "+.76", "up", 0.2, least=0.2),
     Claim("C13d", "… and more adds little", saturates, "little", "down", 0),
     Claim("C14a", "A's pass@1 is stable under RL on B alone", gain("100% B", "id", ONE, look="A"), "stable",
           "equal"),

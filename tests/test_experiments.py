@@ -200,10 +200,15 @@ def test_a_contrast_of_different_code_says_so(toy, tmp_path):
     assert "differs: run --strict" in (tmp_path / "out/toy/claims.md").read_text()
 
 
-DRIVER = (
-    "import sys, stub, experiments; stub.install(experiments, steps={}); from lab.options import run_script; "
-)
-DRIVER += "run_script(lambda: experiments.main(sys.argv[1:]))"
+DRIVER = """
+import sys
+from lab import workshop
+from lab.options import run_script
+import experiments, stub
+stub.install(experiments, steps={})
+workshop.POLL = 0.05
+run_script(lambda: experiments.main(sys.argv[1:]))
+"""
 
 
 def runner(path, *flags, steps=2):
@@ -457,6 +462,7 @@ def test_summary_counts_discoveries():
 def test_a_small_study_end_to_end(tmp_path, monkeypatch):
     """Pre-training, GRPO, evaluation and report at the scale micro; its base packed, and taken up elsewhere."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(workshop, "POLL", 0.1)
     where = ["--scale=micro", "--studies=tau", "--seeds=1", f"--results={tmp_path / 'results'}"]
     where.append(f"--bases={tmp_path / 'bases'}")
     call("experiments", "run", *where, f"--out={tmp_path / 'out'}", "--jobs", 2, check=True)

@@ -135,6 +135,12 @@ def test_verdicts(effect, error, expect, margin, half, word):
     assert verdict(Estimate(effect, error, 1000), expect, margin, half) == word
 
 
+def test_an_interval_must_be_above_what_a_claim_says():
+    assert verdict(Estimate(0.25, 0.02, 1000), "up", 0.2, least=0.2) == "replicated"
+    assert verdict(Estimate(0.25, 0.03, 1000), "up", 0.2, least=0.2) == "undecided"
+    assert verdict(Estimate(-0.25, 0.02, 1000), "down", 0.2, least=0.2) == "replicated"
+
+
 def test_discoveries_are_benjamini_and_hochbergs():
     # the example of their paper, section 3, at rate .05; scipy 1.17.1's false_discovery_control says the same
     ps = [
