@@ -4,6 +4,7 @@ A claim's contrast is a function of v; v(arm, band, metric, look, part) is the v
 """
 
 from collections import Counter
+from functools import cache
 from itertools import product
 
 from lab.statistics import block_error, blocks, discoveries, paired, spread, t_quantile, verdict
@@ -34,7 +35,7 @@ def rise(result):
 def hacked(rows):
     """The share of wrong solutions among tries with a right answer."""
     correct, answer = (sum(sum(row[kind]) for row in rows) for kind in ("correct", "answer"))
-    return 1 - correct / max(1, answer)
+    return 1 - correct / answer if answer else 0.0
 
 
 RUNS = {"rise": rise, "zero_variance": lambda result: result["zero_variance"]}
@@ -91,6 +92,7 @@ class Values:
         )
         self.stages = study.at(scale, bases)
         self.arms = list(dict.fromkeys(arm for _, arm, _ in self.stages))
+        self.numbers = cache(self.numbers)
 
     def stages_of(self, base, arm, look):
         """Those of an arm, or of a look at it, by RL seed. Raises Missing if there are none."""
@@ -104,7 +106,7 @@ class Values:
         ops = band and self.scale.ops(band)
         stages = self.stages_of(base, arm, None if metric in RUNS else look)
         results = [self.shop.result(stage.name) for stage in stages]
-        if None in results:
+        if None in results or (metric in RUNS and any("rewards" not in result for result in results)):
             raise Missing
         metric = metric.replace("@K", f"@{self.scale.k}")
         return np.array([measure(result, ops, metric, part) for result in results])
@@ -213,7 +215,8 @@ class Values:
             if (result := self.shop.result(stage.name)) is None:
                 continue
             facts = dict(study=self.study.name, arm=arm, base=seed.base, rl=seed.rl, look=look, key=stage.key)
-            facts |= dict(code=result["code"], tries=result.get("samples"), seconds=result["seconds"])
+            facts |= dict(code=result["code"], tries=result.get("samples"), tokens=result.get("tokens"))
+            facts |= dict(seconds=result["seconds"])
             places = [(None, metric) for metric in RUNS if "rewards" in result]
             places += [(band, metric) for band in self.scale.bands for metric in kinds if "ops" in result]
             for band, metric in places:

@@ -138,15 +138,20 @@ class Session:
         measured = {script: seconds[script] / work[script] for script in work}
         return {script: measured.get(script, self.scale.rates.get(script, 0.0)) for script in SCRIPTS}
 
+    def committed(self, stage):
+        """The folder of its committed weights, which are to be taken if they are there; or None."""
+        folder = Path(self.o.bases, stage.name)
+        return folder if folder.exists() and not self.o.strict else None
+
     def hours(self, stages, pace):
-        return sum(stage.work * pace[stage.script] for stage in stages) / 3600
+        return sum(it.work * pace[it.script] for it in stages if not self.committed(it)) / 3600
 
     def work_on(self, *chosen):
         """Run these studies' stages → exit code. Committed weights are taken where they are needed."""
-        stages, pace, folder = self.stages(*chosen), self.pace(), Path(self.o.bases)
-        for stage in self.shop.todo(stages).values():
-            if (folder / stage.name).exists() and not (self.o.strict or self.shop.here(stage)):
-                unpack(self.shop, stage, folder / stage.name)
+        stages, pace = self.stages(*chosen), self.pace()
+        for stage in filter(self.committed, self.shop.todo(stages).values()):
+            if not self.shop.here(stage):
+                unpack(self.shop, stage, self.committed(stage))
         jobs = self.o.jobs
         runner = Runner(self.shop, jobs, lambda left: f"{self.hours(left, pace) / jobs:.2f} h left")
         code = runner.run(stages, self.o.retry)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from lab import workshop
 from lab.options import STOPPED, UserError, opt
+from lab.statistics import paired
 from lab.workshop import Runner, Workshop
 
 import numpy as np
@@ -24,7 +25,7 @@ from conftest import call, error_line
 import experiments
 import studies
 import train_grpo
-from claims import RUNS, Values, measure, summary, weights_of
+from claims import COLUMNS, RUNS, Values, measure, summary, table_of, weights_of
 from datagen import Mixture
 from studies import Claim, Seed, Stage, Study, load_studies
 from studies.scales import SCALES
@@ -446,6 +447,54 @@ def test_share_of_variance_from_seeds():
     """Binomial noise alone leaves seeds little; arms that differ by seed leave them most."""
     assert made_up(UP, {"a": 0.4, "b": 0.5}, noise=0.0, seeds=40, problems=100)["share"] < 0.3
     assert made_up(UP, {"a": 0.4, "b": 0.5}, noise=0.1, seeds=40, problems=100)["share"] > 0.9
+
+
+def test_rl_seeds_are_averaged_within_their_base():
+    """Two bases with two RL seeds each: the base is the block; the spread of both is told apart."""
+    rates, results = {(0, 0): 0.4, (0, 1): 0.6, (1, 0): 0.5, (1, 1): 0.9}, {}
+
+    def arms(c, seed):
+        return {
+            "a": stage("evaluate", checkpoints=f"a{seed.base}"),
+            "b": stage("evaluate", checkpoints=f"b{seed}"),
+        }
+
+    study = Study("made", "up", arms, (UP,), looks=lambda c, seed, arm, it: {"main": it}, nested=2)
+    for (seed, arm, _), it in study.at(SCALES["micro"], 2).items():
+        counts = [round(20 * rates[seed])] * 5 if arm == "b" else [2] * 5
+        results[it.name] = {**result({"2": counts, "3": counts}, samples=20), "seconds": 1, "code": "c"}
+    row = Values(Shop(results), study, SCALES["micro"], 2, 2).row(UP)
+    assert row["effect"] == pytest.approx((0.5 + 0.7) / 2 - 0.1) and row["seeds"] == "2 × 2"
+    assert row["plain"] == pytest.approx(paired([0.4, 0.6]).interval())
+    within = np.mean([np.var([0.4, 0.6], ddof=1), np.var([0.5, 0.9], ddof=1)])
+    assert row["spread"] == pytest.approx((0, within**0.5))  # 0.02 between, less 0.05 / 2
+
+
+def test_committed_weights_that_are_not_what_was_hashed_are_refused(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"other")
+    (tmp_path / "stage.json").write_text(json.dumps({"hash": "0", "done": {}, "result": {}}))
+    with pytest.raises(UserError, match="is not what"):
+        experiments.unpack(Workshop(tmp_path / "out", tmp_path / "results"), stage(), tmp_path)
+
+
+@pytest.mark.parametrize("study", load_studies()[0].values(), ids=lambda study: study.name)
+def test_every_claim_can_be_judged(study):
+    """With results made up for all its stages: each contrast is a number, each row can be told."""
+    rand, results, scale = np.random.default_rng(0), {}, SCALES["micro"]
+    for it in {it.name: it for it in study.at(scale, 3).values()}.values():
+        counts = {str(op): rand.integers(0, 3, 4).tolist() for op in range(2, 6)}
+        found = result(counts, samples=2) if it.script == "evaluate" else {"tokens": 1000}
+        rewards = (
+            {"rewards": rand.random(20).tolist(), "zero_variance": 0.5} if it.script == "train_grpo" else {}
+        )
+        results[it.name] = {**found, **rewards, "seconds": 36.0, "code": "c"}
+    values = Values(Shop(results), study, scale, 3, 3)
+    rows = [values.row(claim) for claim in study.claims]
+    assert all(np.isfinite(row["effect"]) and row["verdict"] for row in rows)
+    assert all(len(cells) == len(COLUMNS) for cells in table_of(rows))
+    assert len(list(values.lines())) > 20 and all(
+        len(arms) == len(values.arms) for arms in values.panels().values()
+    )
 
 
 def test_summary_counts_discoveries():
