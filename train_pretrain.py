@@ -27,7 +27,7 @@ PRESETS = {
         mixture=f"op 2-4; {TINY_WORLD}; tokens 9M", solution_only=True, vocab_size=600, hidden_size=128,
         layers=4, heads=4, kv_heads=4, local_heads=True, intermediate_size=384, context=1024, rows=2,
         row_tokens=768, micro_batch_size=1, replicas=2, optimizer="muon", lr=1e-3, min_lr=1e-4,
-        muon_lr=0.003, warmup=0.02, eval_every=1000),
+        muon_lr=0.003, warmup=0.02, eval_every=1000, max_new_tokens=200),
     "small": dict(
         mixture="op 2-10; template zoo, school, festival; tokens 500M", solution_only=True, hidden_size=512,
         layers=6, heads=8, kv_heads=2, local_heads=True, intermediate_size=1536, rows=32, micro_batch_size=16,
