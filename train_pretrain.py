@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 
 from lab.device import run_torch_script
+from lab.muon import Muon
 from lab.options import UserError, opt
 
 import torch
@@ -97,9 +98,7 @@ def make_optimizers(model, o):
     decayed = embeddings if muon else matrices + embeddings
     groups = [dict(params=decayed, weight_decay=o.weight_decay), dict(params=vectors, weight_decay=0.0)]
     adamw = torch.optim.AdamW(groups, lr=o.lr, betas=(o.beta1, o.beta2), fused=True)
-    if not muon:
-        return [adamw]
-    return [torch.optim.Muon(matrices, lr=o.muon_lr, weight_decay=o.weight_decay, momentum=0.95), adamw]
+    return [Muon(matrices, lr=o.muon_lr, weight_decay=o.weight_decay), adamw] if muon else [adamw]
 
 
 def train_tokenizer(mixture, records, vocab_size, seed, documents=4000, names="words"):
