@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 
 from lab.device import run_torch_script
+from lab.muon import Muon
 from lab.options import UserError, opt
 
 import torch
@@ -27,7 +28,7 @@ PRESETS = {
         mixture=f"op 2-4; {TINY_WORLD}; tokens 9M", solution_only=True, vocab_size=600, hidden_size=128,
         layers=4, heads=4, kv_heads=4, local_heads=True, intermediate_size=384, context=1024, rows=2,
         row_tokens=768, micro_batch_size=1, replicas=2, optimizer="muon", lr=1e-3, min_lr=1e-4,
-        muon_lr=0.003, warmup=0.02, eval_every=1000),
+        muon_lr=0.003, warmup=0.02, eval_every=1000, max_new_tokens=200),
     "small": dict(
         mixture="op 2-10; template zoo, school, festival; tokens 500M", solution_only=True, hidden_size=512,
         layers=6, heads=8, kv_heads=2, local_heads=True, intermediate_size=1536, rows=32, micro_batch_size=16,
@@ -97,9 +98,7 @@ def make_optimizers(model, o):
     decayed = embeddings if muon else matrices + embeddings
     groups = [dict(params=decayed, weight_decay=o.weight_decay), dict(params=vectors, weight_decay=0.0)]
     adamw = torch.optim.AdamW(groups, lr=o.lr, betas=(o.beta1, o.beta2), fused=True)
-    if not muon:
-        return [adamw]
-    return [torch.optim.Muon(matrices, lr=o.muon_lr, weight_decay=o.weight_decay, momentum=0.95), adamw]
+    return [Muon(matrices, lr=o.muon_lr, weight_decay=o.weight_decay), adamw] if muon else [adamw]
 
 
 def train_tokenizer(mixture, records, vocab_size, seed, documents=4000, names="words"):

@@ -31,9 +31,9 @@ MAX_TEXT = 1 << 15  # characters; no prompt and solution are a third as long
 MAX_NUMBER = 10**15  # a larger number is not computed with
 # Mersenne primes: a value modulo their product is a value in three fields, at a point of its own in each.
 MODULUS = (2**61 - 1) * (2**89 - 1) * (2**107 - 1)
-LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
+ALPHABET = "xabcdefghijklmnopqrstuvwyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+LETTERS = frozenset(ALPHABET)
 UNKNOWN = "we don't know its value yet but will find it out later"
-X = {"x": ((1, 0), 0)}  # the unknown as a form, whatever quantity it is (nobody looks at this formula)
 
 # Every pattern is matched against text whose runs of white space are single spaces, so none can backtrack
 # far.
@@ -46,6 +46,7 @@ PIECE = re.compile(r"[0-9][0-9A-Za-z]*(?:[.,][0-9A-Za-z]+)*|[A-Za-z']+|[^ ]")
 # The same, but words that follow each other are one piece, with the mark before them.
 PHRASE = re.compile(rf"(?:[.,:;] )?[A-Za-z][A-Za-z']+(?:[.,:;]? [A-Za-z][A-Za-z']+)*|{PIECE.pattern}")
 RELATION = re.compile("[=≠≈≡≤≥＝]")
+LONE = re.compile("(?<![A-Za-z'])[A-Za-z](?![A-Za-z'])")  # a letter that is no part of a word
 # The whole claim: nothing else may stand beside the integer, and a tag must be closed.
 ANSWER = re.compile(r"Answer: ?(-?[0-9]{1,15})(?:\.(?!\S)| ?(?=<|\Z))|<answer> ?(-?[0-9]{1,15}) ?</answer>")
 CLAIM = re.compile(rf"{ANSWER.pattern}|Answer:|<answer>")  # or what is none, though it begins like one
@@ -75,7 +76,7 @@ class ParsedSolution:
     answer: int | None = None
     errors: list = field(default_factory=list)  # kinds, in order of appearance
     plans: list = field(default_factory=list)  # "To find X we need A, B.": (X, [A, B])
-    # equations after the last step: {a side, a space between its tokens: value or None}
+    # equations after the last step, letters renamed: {a side, a space between its tokens: value or None}
     closing: list = field(default_factory=list)
     hidden: list = field(default_factory=list)  # steps after </solution>: they count only against it
 
@@ -169,18 +170,18 @@ def evaluate(tokens, values):
     return None if operators else operands[0]
 
 
-def read_sides(equation):
-    """Text of an equation → [(tokens of a side with a space between them, its letters, its value, where x is
-    the unknown, if it has no other letters)]. Sides recur (`12`, `a + b`): if short they are remembered.
+def read_sides(equation, values):
+    """Text of an equation → [(tokens of a side with a space between them, its letters, its value)]. What
+    depends on no letter is remembered if it is short.
     """
-    return [*map(_side if len(equation) <= 200 else _side.__wrapped__, equation.split("="))]
+    sides = map(_side if len(equation) <= 400 else _side.__wrapped__, equation.split("="))
+    return [(s, used, value or values.get(s) or evaluate(s.split(), values)) for s, used, value in sides]
 
 
 @lru_cache(maxsize=1 << 14)
 def _side(text):
     tokens = PIECE.findall(text)
-    letters = LETTERS.intersection(tokens)
-    return " ".join(tokens), letters, evaluate(tokens, X) if letters <= X.keys() else None
+    return " ".join(tokens), LETTERS.intersection(tokens), evaluate(tokens, {})
 
 
 @lru_cache(maxsize=1 << 14)
@@ -240,7 +241,7 @@ class _Reader:
         kind = "bad_answer" if None in answers else "two_answers" if answers else "no_answer"
         self.parsed.refuse(self.parsed.answer is None, kind)
         *outside, last = self._definitions(text[:end])
-        self._closing(last)
+        self.parsed.closing = self._recall(read_closing, last)
         self.parsed.refuse(RELATION.search("".join((*outside, text[end:]))), "stray_equation")
         sentences = [s for piece in (*outside, last) if "To find " in piece for s in STOP.split(piece)]
         plans = [sentence.partition("To find ")[2].partition(" we need ") for sentence in sentences]
@@ -276,10 +277,14 @@ class _Reader:
             definitions.append((((1, 0), coordinate(name)), frozenset()))
         else:
             for clause in (*clauses, last.lstrip().removeprefix("so ")):
-                left, value, parents = self._equation(clause)
+                left, equal, right = map(str.strip, clause.partition("="))
+                if self.parsed.refuse(not equal or left not in LETTERS, "not_an_equation"):
+                    continue
+                value, parents, errors = self._recall(read_equation, right)
+                self.parsed.errors += errors
                 if left == var:
                     definitions.append((value, parents))
-                elif left is not None:
+                else:
                     self.parsed.refuse(left in self.values or definitions, "reused_letter")
                     self.values[left], self.sources[left] = value, parents
         self.parsed.refuse(len(definitions) != 1, "defined_twice" if definitions else "not_defined")
@@ -291,62 +296,62 @@ class _Reader:
         self.values[var], self.sources[var] = value and (form, coordinate(name)), frozenset((name,))
         self.steps.append(Step(name, var, parents, form, len(self.parsed.errors) == sound, formula))
 
-    def _equation(self, clause):
-        """`v = a + b = 3 + 4 = 7` → (letter or None, value, parents). Its form is the last that can be
-        computed; its parents are those of the letters in any part. What is not true or not readable is an
-        error. Each expression of letters stands there with their values put in too; what else stands there is
-        the value, which comes last.
+    def _recall(self, read, text):
+        """read(text, the unknown, the values and sources of its letters), remembered. The tries of a problem
+        have other letters for the same: here they are renamed in order of appearance, all but x.
         """
-        left, *sides = read_sides(clause)
-        if self.parsed.refuse(not sides or left[0] not in LETTERS, "not_an_equation"):
-            return None, None, frozenset()
-        mentions = [letters for _, letters, _ in sides]
-        if self.unknown and any(letters - {self.unknown} for letters in mentions):
-            # Beside letters, `2*x + 3` is a value, no mention of x.
-            mentions = [letters if letters - {self.unknown} else () for letters in mentions]
-        sources = [self.sources.get(t) for t in set().union(*mentions)]
-        self.parsed.refuse(None in sources, "undefined_letter")
-        parents = frozenset().union(*filter(None, sources))
-        values = [self._value(*side, used) for side, used in zip(sides, mentions)]
-        if self.parsed.refuse(None in values, "not_computable"):  # its last number, if nothing computes
-            known = (*map(number, PIECE.findall(clause)), *(self._value(*side) for side in sides))
-            return left[0], [None, *filter(None, known)][-1], parents
-        form, formula = values[-1]
-        expected, found, plain, formulas = {normal_form(form)}, set(), set(), set()
-        for (side, _, _), used, value in zip(sides, mentions, values):
-            bare = side.replace("( ", "").replace(" )", "") if "(" in side else side
-            found.add(bare)
-            if used:
-                words = [normal_form(self.values[t][0]) if t in LETTERS else t for t in bare.split()]
-                expected.add(" ".join(words))
-                formulas.add(value[1])
-            else:
-                plain.add(bare)
-        self.parsed.refuse({value[0] for value in values} != {form} or len(formulas) > 1, "untrue")
-        self.parsed.refuse(side != normal_form(form) or not plain <= expected <= found, "bad_substitution")
-        return left[0], (form, formulas.pop() if formulas else formula), parents
+        names = {"x": "x"}
+        text = LONE.sub(lambda letter: names.setdefault(letter[0], ALPHABET[len(names) % 52]), text)
+        known = tuple(map(self.values.get, names)), tuple(map(self.sources.get, names))
+        return (read if len(text) <= 400 else read.__wrapped__)(text, names.get(self.unknown), *known)
 
-    def _value(self, side, letters, value, named=True):
-        """Value of a side as read_sides gives it; only its form counts if it names no quantity."""
-        x = self.values.get("x")
-        steady = not letters or (letters == X.keys() and not named and x and x[0] == (1, 0))
-        return value if steady else self.values.get(side) or evaluate(side.split(), self.values)
 
-    def _closing(self, text):
-        """Read the equations in the English after the last definition. One ends at a word, at a mark between
-        clauses, or where operand follows operand; any other character belongs to it, which does not compute
-        then.
-        """
-        pieces, after_operand = [], False
-        for token in PHRASE.findall(text):
-            operand = token in self.values or token[0].isdigit()
-            english = token[0] in ".,:;" or (token[0].isalpha() and not operand)
-            between = "; " if operand and after_operand else ""
-            pieces.append(";" if english else between + token)
-            after_operand = operand
-        for run in " ".join(pieces).split(";"):
-            if RELATION.search(run) or len(run.split()) > 2:  # an expression alone is a broken equation
-                self.parsed.closing.append({s[0]: self._value(*s, named=False) for s in read_sides(run)})
+@lru_cache(maxsize=1 << 14)
+def read_equation(text, unknown, values, sources):
+    """`a + b = 3 + 4 = 7`, what follows `v =` → (value, parents, errors). Its form is the last that can be
+    computed; its parents are those of the letters in any part. What is not true or not readable is an error.
+    Each expression of letters stands there with their values put in too; what else stands there is the value,
+    which comes last. values, sources: of the letters of ALPHABET.
+    """
+    values, sources = dict(zip(ALPHABET, values)), dict(zip(ALPHABET, sources))
+    sides, letters, computed = zip(*read_sides(text, values))
+    others = any(used - {unknown} for used in letters)
+    # Beside other letters, `2*x + 3` is a value, no mention of x.
+    mentions = [used if used - {unknown} or not others else () for used in letters]
+    origins = [sources[t] for t in set().union(*mentions)]
+    errors = ["undefined_letter"] * (None in origins)
+    parents = frozenset().union(*filter(None, origins))
+    if None in computed:  # its last number, if nothing computes
+        known = (*map(number, PIECE.findall(text)), *computed)
+        return [None, *filter(None, known)][-1], parents, [*errors, "not_computable"]
+    form, formula = computed[-1]
+    bares = [side.replace("( ", "").replace(" )", "") if "(" in side else side for side in sides]
+    named = [(bare.split(), value[1]) for bare, used, value in zip(bares, mentions, computed) if used]
+    shown = {letter: normal_form(value[0]) for letter, value in values.items() if value}
+    expected = {normal_form(form), *(" ".join([shown.get(t, t) for t in tokens]) for tokens, _ in named)}
+    plain = {bare for bare, used in zip(bares, mentions) if not used}
+    formulas = {formula for _, formula in named}
+    errors += ["untrue"] * ({value[0] for value in computed} != {form} or len(formulas) > 1)
+    errors += ["bad_substitution"] * (sides[-1] != normal_form(form) or not plain <= expected <= {*bares})
+    return (form, formulas.pop() if formulas else formula), parents, errors
+
+
+@lru_cache(maxsize=1 << 12)
+def read_closing(text, unknown, values, sources):
+    """ParsedSolution.closing: the equations in the English after the last definition. One ends at a word, at
+    a mark between clauses, or where operand follows operand; any other character belongs to it, which does
+    not compute then.
+    """
+    values = {letter: value for letter, value, names in zip(ALPHABET, values, sources) if names is not None}
+    pieces, after_operand = [], False
+    for token in PHRASE.findall(text):
+        operand = token in values or token[0].isdigit()
+        english = token[0] in ".,:;" or (token[0].isalpha() and not operand)
+        pieces.append(";" if english else "; " * (operand and after_operand) + token)
+        after_operand = operand
+    runs = " ".join(pieces).split(";")  # an expression alone is a broken equation
+    equations = [read_sides(run, values) for run in runs if RELATION.search(run) or len(run.split()) > 2]
+    return [{side: value for side, _, value in sides} for sides in equations]
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -32,16 +32,14 @@ def tau(c, seed):
 
 def s3(c, seed):
     base = c.base(seed)
-    return {"base": base} | {
-        name: c.rl(seed, base, c.mixture(c.ranges[name]), reward="outcome") for name in RANGES
-    }
+    arms = {name: c.rl(seed, base, c.mixture(c.ranges[name]), reward="outcome") for name in RANGES}
+    return {"base": base, **arms}
 
 
 def s3_looks(c, seed, arm, start):
-    others = {"cold": 0.7, "hot": 1.3} if arm in ("base", "edge") else {}
-    return {"main": c.look(seed, start)} | {
-        look: c.look(seed, start, temperature=t) for look, t in others.items()
-    }
+    heats = {"cold": 0.7, "hot": 1.3} if arm in ("base", "edge") else {}
+    others = {look: c.look(seed, start, temperature=heat) for look, heat in heats.items()}
+    return {"main": c.look(seed, start), **others}
 
 
 def ladder(v):
@@ -65,9 +63,8 @@ def best_heat(v):
 
 
 def middle_rises(v):
-    return min(v("near", None, "rise"), v("edge", None, "rise")) - max(
-        v("id", None, "rise"), v("hard", None, "rise")
-    )
+    outer, near, edge, hard = (v(arm, None, "rise") for arm in RANGES)
+    return min(near, edge) - max(outer, hard)
 
 
 def nll(band):
@@ -125,24 +122,19 @@ def remedy(v):
 
 
 N6 = (
-    Claim("N6a", "plain RL at the edge forgets id", gain("plain", "id", ONE), "", "down"),
-    *(
-        Claim(f"N6{i}", f"… and so with {arm}", gain(arm, "id", ONE), "", "equal")
-        for i, arm in zip("bcde", REMEDIES)
-    ),
-    Claim("N6f", "some remedy keeps id within .03 and .8 of the gain", remedy, "", margin=0),
+    Claim("N6", "plain RL at the edge forgets id", gain("plain", "id", ONE), "", "down"),
+    *(Claim(f"N6 {arm}", f"… not with {arm}", gain(arm, "id", ONE), "", "equal") for arm in REMEDIES),
+    Claim("N6 some", "some remedy keeps id within .03 and .8 of the gain", remedy, "", margin=0),
 )  # fmt: skip
-DENSE = ("mixed .2", "mixed .5", "strict")
+
+
+DENSE = ("mixed 0.2", "mixed 0.5", "strict")
 
 
 def s6(c, seed):
     base = c.base(seed)
-    rewards = {
-        "outcome": {},
-        "mixed .2": dict(reward="mixed", alpha=0.2),
-        "mixed .5": dict(reward="mixed", alpha=0.5),
-    }
-    rewards |= {name: dict(reward=name) for name in ("strict", "process", "gated")}
+    rewards = {name: dict(reward=name) for name in ("outcome", "strict", "process", "gated")}
+    rewards |= {f"mixed {alpha}": dict(reward="mixed", alpha=alpha) for alpha in (0.2, 0.5)}
     return {"base": base} | {name: edge_rl(c, seed, base, **given) for name, given in rewards.items()}
 
 
@@ -159,9 +151,9 @@ S6 = (
           0.019),
     Claim("C24b", "… and on edge", dense("edge", ONE), "+.046 to +.052", "up", 0.02, 0.024),
     Claim("C24c", "… and pass@K on hard", dense("hard", K), "+.026 to +.045", "up", 0.02, 0.017),
-    Claim("C25a", "mixed .2 beats mixed .5 on hard", gain("mixed .2", "hard", ONE, "mixed .5"), "+.009",
+    Claim("C25a", "mixed .2 beats .5 on hard", gain("mixed 0.2", "hard", ONE, "mixed 0.5"), "+.009",
           "up", 0),
-    Claim("C25b", "strict beats mixed .2 on hard", gain("strict", "hard", ONE, "mixed .2"), "-.002", "up", 0),
+    Claim("C25b", "strict beats .2 on hard", gain("strict", "hard", ONE, "mixed 0.2"), "-.002", "up", 0),
     Claim("C26", "process rewards: fewer right answers by wrong steps", dense("edge", "hacked"), "fewer",
           "down", 0),
     Claim("C27a", "outcome RL lowers wrong values", gain("outcome", "edge", "node_wrong_value"), "", "down",
@@ -311,32 +303,22 @@ def light_best(v):
 
 def crossing(v):
     """How much more RL alone gains on heavy from a budget four times as large."""
-    return gain("full × 2", "hard", K, "heavy × 2")(v) - gain("full × 0.5", "hard", K, base="heavy × 0.5")(v)
+    return gain("full × 2", "hard", K, "heavy × 2")(v) - gain("full × 0.5", "hard", K, "heavy × 0.5")(v)
 
 
 def s5_claims(mark=""):
     return (
         Claim(f"C19a{mark}", "edge pass@1: mid and light beat heavy and full RL", mid_and_light, "in words"),
         Claim(f"C19b{mark}", "… and light is best", light_best, "in words", margin=0),
-        Claim(
-            f"C20a{mark}", "hard pass@1: heavy beats light", gain("heavy", "hard", ONE, "light"), "in words"
-        ),
+        Claim(f"C20a{mark}", "hard pass@1: heavy > light", gain("heavy", "hard", ONE, "light"), "in words"),
         Claim(f"C20b{mark}", "… and pass@K", gain("heavy", "hard", K, "light"), "in words", margin=0.05),
-        Claim(
-            f"C21a{mark}",
-            "hard pass@1: mid-training and RL beat RL alone",
-            chosen(ONE),
-            "+.108",
-            "up",
-            0.03,
-            0.054,
-        ),
+        Claim(f"C21a{mark}", "hard pass@1: a split beats RL alone", chosen(ONE), "+.108", "up", 0.03, 0.054),
         Claim(f"C21b{mark}", "… and pass@K", chosen(K), "up", margin=0.05),
-    )
+    )  # fmt: skip
 
 
-C22 = Claim(
-    "C22", "hard pass@K: RL alone overtakes heavy as the budget grows", crossing, "from 8.4B on", margin=0.05
+C22 = (
+    Claim("C22", "hard pass@K: RL alone overtakes heavy as budgets grow", crossing, "8.4B on", margin=0.05),
 )
 
 
@@ -345,13 +327,13 @@ C22 = Claim(
 
 
 def g1(c, seed):
-    base, pool = c.base(seed), c.mixture(c.pool)
-    few = dict(select="edge", select_pool=64)
-    arms = {"base": base, "all": c.rl(seed, base, pool)}
-    # fewer steps, since selection samples too: 8 tries of some 200 candidates a round, of 256 samples a step
-    arms["often"] = c.rl(seed, base, pool, round(0.62 * c.steps), **few, select_every=10)
-    return arms | {
-        "once": c.rl(seed, base, pool, c.steps - min(6, c.steps // 2), **few, select_every=100_000)
+    base, pool, select = c.base(seed), c.mixture(c.pool), dict(select="edge", select_pool=64)
+    return {
+        "base": base,
+        "all": c.rl(seed, base, pool),
+        # fewer steps, since selection samples too: 8 tries of some 200 candidates a round, beside 256 a step
+        "often": c.rl(seed, base, pool, round(0.62 * c.steps), select_every=10, **select),
+        "once": c.rl(seed, base, pool, c.steps - 6, select_every=100_000, **select),
     }
 
 
@@ -360,12 +342,8 @@ G1 = (
           "", "up", 0.01),
     Claim("C7", "… found anew every 10 steps: hard pass@1", gain("often", "hard", ONE, "once")),
 )  # fmt: skip
-MIXES = {
-    "0.1%": (0.4995, 0.4995, 0.001),
-    "5%": (0.475, 0.475, 0.05),
-    "20%": (0.5, 0.3, 0.2),
-    "50%": (0.2, 0.3, 0.5),
-}
+EASY, SOME, MORE, MOST = (0.4995, 0.4995, 0.001), (0.475, 0.475, 0.05), (0.5, 0.3, 0.2), (0.2, 0.3, 0.5)
+MIXES = {"0.1%": EASY, "5%": SOME, "20%": MORE, "50%": MOST}  # shares of the ladder, by that of hard ones
 
 
 def a7(c, seed):
@@ -385,7 +363,7 @@ def two_of_three(form):
 
 
 def own_gain(more, less):
-    return lambda v: gain(f"RL {more}", "hard", K, base=more)(v) - gain(f"RL {less}", "hard", K, base=less)(v)
+    return lambda v: gain(f"RL {more}", "hard", K, more)(v) - gain(f"RL {less}", "hard", K, less)(v)
 
 
 A7 = (
@@ -410,7 +388,7 @@ STUDIES = (
     Study("a61", "… and RL, where all is known a little?", a61, A61, both_contexts, seeds=2, shown="B"),
     Study("s5", "Mid-training or RL, at measured compute?", s5("measured"), s5_claims()),
     Study("s5n", "… and at the paper's price of RL (C23)?", s5("nominal"), s5_claims("n")),
-    Study("s5t", "… as the budget grows?", budgets, (C22,)),
+    Study("s5t", "… as the budget grows?", budgets, C22),
     Study("g1", "RL on the edge of competence alone?", g1, G1),
     Study("a7", "Hard data in pre-training?", a7, A7),
 )

@@ -2,6 +2,7 @@
 policies that cheat.
 """
 
+import random
 import re
 import sys
 from pathlib import Path
@@ -65,6 +66,39 @@ def forget():
     for cached in vars(verify).values():
         if hasattr(cached, "cache_clear"):
             cached.cache_clear()
+
+
+def test_what_is_remembered_of_one_try_decides_no_other():
+    """Tries of a problem with other letters, few enough that one stands now for this and now for that, get in a row the
+    verdicts that each gets alone.
+    """
+    rand, lone = random.Random(0), re.compile(r"(?<![A-Za-z'])[A-Za-z](?![A-Za-z'])")
+
+    def again(p):
+        text, letters = (
+            mutate.mutate(rand, p),
+            rand.choices("abcdx", k=rand.randrange(3)) + rand.sample("fghjkx", 6),
+        )
+        new = dict(zip(sorted(set(lone.findall(text))), letters))
+        return lone.sub(lambda m: new.get(m[0], m[0]), text)
+
+    def judged(text, p):
+        verdict = agree(text, p)
+        return verdict.nodes, verdict.errors, verdict.extra, verdict.parsed.steps, verdict.parsed.answer
+
+    for p in PROBLEMS:
+        texts = [again(p) for _ in range(60)]
+        forget()
+        together = [judged(text, p) for text in texts]
+        for text, verdict in zip(texts, together):
+            forget()
+            assert judged(text, p) == verdict, text
+
+
+def test_all_letters_at_once():
+    letters = "+".join(2 * sorted(verify.LETTERS))
+    for text in (f"Define a as b; so b = {letters} = 1.", f"Define a as b; so b = 1. We know {letters} = 1."):
+        agree(f"{text} Answer: 1.", PROBLEMS[0])
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)

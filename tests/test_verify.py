@@ -859,9 +859,11 @@ def test_a_record_with_an_answer_alone_has_an_answer_only_verdict():
 
 
 def test_what_is_remembered_is_short_and_never_stale():
-    before = judge._side.cache_info().currsize
+    caches = judge.read_equation, judge._side
+    before = [cache.cache_info().currsize for cache in caches]
     verify(GOLD["solution"].replace("k = 3.", f"k = {'1 + ' * 5000}1."), GOLD)
-    assert judge._side.cache_info().currsize <= before + 12  # short sides of the other equations
+    for cache, size in zip(caches, before):
+        assert cache.cache_info().currsize <= size + 12  # the other equations and their short sides
     record = json.loads(json.dumps(GOLD))
     assert verify(GOLD["solution"], record).faithful
     record["nodes"][1]["value"] = 7
