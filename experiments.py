@@ -103,7 +103,7 @@ class Session:
         self.shop = Workshop(Path(o.out, o.scale), Path(o.results, o.scale), o.strict)
 
     def planned(self, study):
-        return study.seeds or self.scale.seeds
+        return min(study.seeds or self.scale.seeds, self.scale.seeds)
 
     def seeds(self, study):
         return self.o.seeds or self.planned(study)
@@ -161,8 +161,11 @@ class Session:
 
 
 def list_studies(it, words):
+    pace = it.pace()
     for study in it.studies:
-        print(f"{study.name}: {study.title}; arms {', '.join(study.arms(it.scale, Seed(0)))}")
+        cost = it.hours(it.family(study), pace) / it.seeds(study)
+        arms = ", ".join(study.arms(it.scale, Seed(0)))
+        print(f"{study.name}: {study.title} {it.seeds(study)} bases, {cost:.2f} h each; arms {arms}")
         for claim in study.claims:
             print(f"    {claim.id:5} {claim.text}" + (f" (paper: {claim.paper})" if claim.paper else ""))
 

@@ -1,7 +1,16 @@
 """What a study is made of: stages, scales, claims. A file in this folder holds the studies of one paper.
 
 A Stage is one command; its key is a hash of what it computes: the script, its options and its parents' keys.
-A Scale holds bands and budgets, and makes stages. A Study is arms × seeds × looks, and the claims about them.
+A Scale holds bands and budgets, and makes stages. A Study is arms × seeds × looks, and the claims about them:
+
+    def arms(c, seed):
+        base = c.base(seed)
+        return {"base": base, "short": c.rl(seed, base, c.mixture(c.ranges["edge"]), steps=8)}
+
+    def gain(v):
+        return v("short", "edge", "correct@1") - v("base", "edge", "correct@1")
+
+    STUDIES = (Study("short", "Do 8 steps of RL help?", arms, (Claim("M1", "they lift edge", gain),)),)
 """
 
 import importlib
@@ -258,7 +267,7 @@ class Study:
     looks: Callable = lambda c, seed, arm, it: {"main": c.look(seed, it)}
     gate: Callable | None = None  # contrast that must be at least 0, or no claim has a verdict
     nested: int = 1  # RL seeds in each base
-    seeds: int | None = None  # bases, if not the scale's
+    seeds: int | None = None  # bases, if fewer than the scale's
     shown: str = "main"  # the look of the figure
     figure: Callable = draw_dots  # see report.draw_dots
 
