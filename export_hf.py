@@ -19,7 +19,7 @@ import torch
 
 from checkpoint import load_checkpoint, new_model, save_checkpoint
 from model import ModelConfig
-from tokenizer import PATTERNS, SPECIALS, Tokenizer
+from tokenizer import PATTERN, SPECIALS, Tokenizer
 
 KEY = "reasoning_lab"  # of config.json: what only we know, so that import and export are each other's inverse
 # GPT-2's byte-level BPE, which the tokenizers library uses, writes bytes as characters: printable Latin-1
@@ -101,12 +101,7 @@ def tokenizer_json(tokenizer):
     """Our tokenizer as the tokenizers library's: the same pre-tokens, and bytes as characters."""
     ranks = {token.decode("latin-1").translate(CHARACTERS): i for token, i in tokenizer.ranks.items()}
     special = dict(single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
-    words = {
-        "type": "Split",
-        "pattern": {"Regex": tokenizer.pattern},
-        "behavior": "Isolated",
-        "invert": False,
-    }
+    words = {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated", "invert": False}
     as_bytes = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     return {
         "version": "1.0", "truncation": None, "padding": None,
@@ -187,12 +182,10 @@ def read_tokenizer(folder):
     """The inverse of `tokenizer_json`. Raises UserError if it is another kind of tokenizer."""
     try:
         content = read_json(folder / "tokenizer.json")
-        pattern = content["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"]
-        if pattern not in PATTERNS.values():
+        if content["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] != PATTERN:
             raise UserError("it splits words another way")
         byte = {character: byte for byte, character in CHARACTERS.items()}
-        merges = [bytes(byte[c] for c in a + b) for a, b in content["model"]["merges"]]
-        return Tokenizer(merges, pattern)
+        return Tokenizer([bytes(byte[c] for c in a + b) for a, b in content["model"]["merges"]])
     except (KeyError, IndexError, TypeError, ValueError, UserError) as error:
         raise UserError(f"its tokenizer is none of ours ({error}): give one with --tokenizer") from None
 

@@ -27,47 +27,36 @@ FIRST_MERGE = len(SPECIALS) + 256
 # apart so that a name is found by its parts. All that is not ASCII counts as letters. Lengths are bounded
 # because tiktoken is quadratic in a pre-token's length.
 PATTERN = " ?[A-Za-z\x80-\U0010ffff]{1,48}| ?[^A-Za-z0-9 \t\r\n\x80-\U0010ffff]{1,48}| ?[0-9]|[ \t\r\n]"
-# A name of the world ("otters in Fernhollow") as one pre-token, and so, once learned, as one token; or as
-# two, of which the second is the place (" in Fernhollow").
-PLACE = " in (?:the )?[A-Z][a-z]{1,30}(?: School| Festival)?"
-TOTAL, KIND = " ?total number of [a-z]{1,30}", " ?[a-z]{1,30} (?:teachers?|films?)"
-PATTERNS = {
-    "words": PATTERN,
-    "two": f"{PLACE}|{TOTAL}|{KIND}|{PATTERN}",
-    "one": f"{TOTAL}{PLACE}|{KIND}{PLACE}| ?[a-z]{{1,30}}{PLACE}|{PATTERN}",
-}
 
 KNOWN_WORDS, LONGEST_WORD = 1 << 14, 24  # a tokenizer remembers the ids of so many, of so many characters
 
 
 class Tokenizer:
-    """text ↔ ids. merges: the byte strings learned, in order; pattern: a regular expression of pre-tokens."""
+    """text ↔ ids. merges: the byte strings learned, in order."""
 
-    def __init__(self, merges, pattern=PATTERN):
-        self.merges, self.pattern = tuple(merges), pattern
+    def __init__(self, merges):
+        self.merges = tuple(merges)
         self.special_ids = {name: i for i, name in enumerate(SPECIALS)}
         self.ranks = {bytes([b]): len(SPECIALS) + b for b in range(256)}
         self.ranks.update((token, FIRST_MERGE + i) for i, token in enumerate(self.merges))
         self.vocab_size = FIRST_MERGE + len(self.merges)
         if len(self.ranks) != 256 + len(self.merges):
             raise UserError("tokenizer: a merge is listed twice")
-        parts = dict(pat_str=pattern, mergeable_ranks=self.ranks, special_tokens=self.special_ids)
+        parts = dict(pat_str=PATTERN, mergeable_ranks=self.ranks, special_tokens=self.special_ids)
         self._encoding, self._known = tiktoken.Encoding("reasoning-lab", **parts), {}
-        content = json.dumps([pattern, SPECIALS, [m.hex() for m in self.merges]])
+        content = json.dumps([PATTERN, SPECIALS, [m.hex() for m in self.merges]])
         self.hash = blake2b(content.encode(), digest_size=8).hexdigest()
         self.pad_id, _, self.bos_id, self.eos_id = (self.special_ids[name] for name in SPECIALS[:4])
 
     def __reduce__(self):  # for worker processes: tiktoken's object does not travel
-        return Tokenizer, (self.merges, self.pattern)
+        return Tokenizer, (self.merges,)
 
     def encode(self, text):
         """str → list of ids. A lone surrogate, which no UTF-8 text can hold, is read as U+FFFD.
 
-        tiktoken's ids, looked up word by word where all words are known: no pre-token of PATTERN and no
-        special token has a space but at its start, and in the problems' world words repeat.
+        tiktoken's ids, looked up word by word where all words are known: no pre-token or special token has a
+        space but at its start, and in the problems' world words repeat.
         """
-        if self.pattern != PATTERN:
-            return self._encoding.encode(text, allowed_special="all")
         ids, known, words = [], self._known, text.split(" ")
         words[0] += " "  # marks the only one that has no space before it
         try:
@@ -96,7 +85,7 @@ class Tokenizer:
         """Readable JSON; bytes are written as the Latin-1 characters of the same number."""
         head = {"type": "byte-level BPE", "hash": self.hash, "vocab_size": self.vocab_size}
         merges = [m.decode("latin-1") for m in self.merges]
-        content = {**head, "specials": SPECIALS, "pattern": self.pattern, "merges": merges}
+        content = {**head, "specials": SPECIALS, "pattern": PATTERN, "merges": merges}
         return json.dumps(content, indent=1) + "\n"
 
     def save(self, path):
@@ -107,8 +96,7 @@ class Tokenizer:
         """Raises UserError if the file is missing, damaged or not what its hash says."""
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
-            merges, expected = [m.encode("latin-1") for m in content["merges"]], content["hash"]
-            tokenizer = cls(merges, content["pattern"])
+            tokenizer, expected = cls([m.encode("latin-1") for m in content["merges"]]), content["hash"]
         except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"tokenizer {path} cannot be read ({type(error).__name__}: {error})") from None
         if tokenizer.hash != expected:
@@ -116,7 +104,7 @@ class Tokenizer:
         return tokenizer
 
 
-def train_bpe(texts, vocab_size, pattern=PATTERN):
+def train_bpe(texts, vocab_size):
     """Learn merges from an iterable of texts → Tokenizer of `vocab_size` tokens, specials and bytes included.
 
     Counts the pairs once over the unique pre-tokens; a merge then updates only the words that hold the pair.
@@ -125,7 +113,7 @@ def train_bpe(texts, vocab_size, pattern=PATTERN):
     """
     if vocab_size < FIRST_MERGE:
         raise UserError(f"specials and bytes alone are {FIRST_MERGE} tokens: {vocab_size} are too few")
-    special, word = re.compile("|".join(map(re.escape, SPECIALS))), re.compile(pattern)
+    special, word = re.compile("|".join(map(re.escape, SPECIALS))), re.compile(PATTERN)
     counts = Counter()
     for text in texts:
         for part in special.split(text):
@@ -148,7 +136,7 @@ def train_bpe(texts, vocab_size, pattern=PATTERN):
             count_pairs(pairs, where, w, ids, -n)
             words[w] = (ids.replace(a + b, chr(new)), n)
             count_pairs(pairs, where, w, words[w][0], n)
-    return Tokenizer(tokens[256:], pattern)
+    return Tokenizer(tokens[256:])
 
 
 def count_pairs(pairs, where, w, ids, n):
@@ -169,7 +157,6 @@ class Options(CheckedOptions):
     input: str | None = opt(None, "JSONL file to train on")
     keys: str = opt("problem,question,solution", "its keys to read, separated by commas")
     vocab_size: int = opt(2200, "tokens in all, specials and bytes included", within=f"[{FIRST_MERGE}, inf)")
-    names: str = opt("words", "how many tokens a name may become: its words, two or one", tuple(PATTERNS))
     out: str = opt("out/tokenizer.json", "file to write")
 
 
@@ -185,7 +172,7 @@ def main(argv=None):
         texts.append(" ".join(record[key].strip() for key in keys))
     if not any(text.strip() for text in texts):
         raise UserError(f"{o.input} has no text to train on")
-    tokenizer = train_bpe(texts, o.vocab_size, PATTERNS[o.names])
+    tokenizer = train_bpe(texts, o.vocab_size)
     tokenizer.save(o.out)
     tokens = sum(len(tokenizer.encode(text)) for text in texts)
     size = sum(len(text.encode("utf-8", "replace")) for text in texts)

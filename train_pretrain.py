@@ -20,7 +20,7 @@ from checkpoint import new_model
 from data import Source, batches, completion_text, prompt_text
 from datagen import TINY_WORLD, Mixture
 from model import ModelConfig
-from tokenizer import PATTERNS, Tokenizer, train_bpe
+from tokenizer import Tokenizer, train_bpe
 from training import Training, TrainingOptions, run_training
 
 PRESETS = {
@@ -47,7 +47,6 @@ class Options(TrainingOptions):
     solution_only: bool = opt(False, "loss on the solution and answer only, not on the problem")
     tokenizer: str | None = opt(None, "tokenizer.json (else of --init-from, else trained on the mixture)")
     vocab_size: int = opt(2200, "tokens of a tokenizer that is trained here", within="[266, 1000000]")
-    names: str = opt("words", "… and in it a name is as many: its words, two or one", tuple(PATTERNS))
     workers: int = opt(1, "1: a process prepares batches ahead; 0: none", within="[0, 1]", free=True)
     hidden_size: int = opt(768, "model width C", within="[2, inf)", group="model")
     layers: int = opt(12, "layers", within="[1, 1000]")
@@ -101,11 +100,10 @@ def make_optimizers(model, o):
     return [Muon(matrices, lr=o.muon_lr, weight_decay=o.weight_decay), adamw] if muon else [adamw]
 
 
-def train_tokenizer(mixture, records, vocab_size, seed, documents=4000, names="words"):
+def train_tokenizer(mixture, records, vocab_size, seed, documents=4000):
     """A tokenizer for the external records, or for the first documents of the mixture."""
     problems = records or (mixture.problem(seed, i, "train") for i in range(documents))
-    texts = (prompt_text(p) + completion_text(p) for p in problems)
-    return train_bpe(texts, vocab_size, PATTERNS[names])
+    return train_bpe((prompt_text(p) + completion_text(p) for p in problems), vocab_size)
 
 
 class Pretraining(Training):
@@ -145,7 +143,7 @@ class Pretraining(Training):
         if o.tokenizer:
             tokenizer = Tokenizer.load(o.tokenizer)
         else:
-            tokenizer = train_tokenizer(self.mixture, self.records, o.vocab_size, o.seed, names=o.names)
+            tokenizer = train_tokenizer(self.mixture, self.records, o.vocab_size, o.seed)
         sizes = (tokenizer.vocab_size, o.hidden_size, o.intermediate_size, o.layers)
         heads = dict(num_attention_heads=o.heads, num_key_value_heads=o.kv_heads)
         config = ModelConfig(*sizes, **heads, max_position_embeddings=o.context)

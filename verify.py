@@ -175,7 +175,7 @@ def read_sides(equation, values):
     depends on no letter is remembered if it is short.
     """
     sides = map(_side if len(equation) <= 400 else _side.__wrapped__, equation.split("="))
-    return [(s, used, value or values.get(s) or evaluate(s.split(), values)) for s, used, value in sides]
+    return [(s, used, values.get(s) or evaluate(s.split(), values) if used else n) for s, used, n in sides]
 
 
 @lru_cache(maxsize=1 << 14)
