@@ -190,6 +190,7 @@ class Scale:
     steps: int  # of GRPO
     k: int  # tries of a problem
     seeds: int
+    template: str = "zoo"  # of all but the studies of two contexts
     cool: int = 0  # tokens of a base that are a branch, at a falling rate, of a trunk at a constant one
     shares: str = "documents"  # what weights in pre-training are shares of
     words: str = ""  # one tokenizer for all, of this mixture ("": each base trains its own)
@@ -203,8 +204,8 @@ class Scale:
         last = self.wide.partition("-")[2]
         return parse_ops({**self.bands, "new": f"3-{last}", "last": last}.get(band, band))
 
-    def mixture(self, ops, template="zoo", share=1.0):
-        return f"op {ops}; template {template}; {self.world}; share {share:g}"
+    def mixture(self, ops, template=None, share=1.0):
+        return f"op {ops}; template {template or self.template}; {self.world}; share {share:g}"
 
     def stage(self, script, **given):
         given = {"preset": self.preset, **self.options.get(script, {}), **given}
@@ -232,7 +233,7 @@ class Scale:
         given = dict(mixture=mixture, steps=steps, init_from=start) | given
         return self.stage("train_grpo", seed=seed.base + 1000 * seed.rl, **given)
 
-    def look(self, seed, start, template="zoo", **given):
+    def look(self, seed, start, template=None, **given):
         bands = ",".join(f"{name}={ops}" for name, ops in self.bands.items())
         given = (
             dict(mixture=self.mixture("2", template), bands=bands, samples=self.k, k=f"1,{self.k}") | given

@@ -9,12 +9,12 @@ MICRO = dict(
     train_grpo=dict(prompts=2, group=2, minibatch=2, eval_problems=1, max_new_tokens=16, row_tokens=512),
     evaluate=dict(problems=2, max_new_tokens=16),
 )  # fmt: skip
-# of the paper: its bands, and a tokenizer of all contexts
+# of the paper: its bands, contexts, and a tokenizer of all of them
 PAPER = dict(
     world="mode forward", bands={"id": "2-10", "edge": "11-14", "hard": "15-20"},
     pt="2-4:0.2, 5-7:0.3, 8-10:0.5", ladder=("2-4", "5-7", "8-10"), pool="8-14", wide="2-20", shares="tokens",
     ranges={"id": "7-10", "near": "9-12", "edge": "11-14", "hard": "17-20"},
-    words="op 2-20; template zoo, school, festival")  # fmt: skip
+    template="zoo, school, festival", words="op 2-20; template zoo, school, festival")  # fmt: skip
 
 SCALES = {
     # tests: 20 steps of pre-training, 2 of GRPO

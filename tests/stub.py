@@ -102,7 +102,7 @@ def install(experiments, fails=False, steps=2):
         def rl(self, seed, start, mixture, steps=None, **given):
             return stub(seed=seed.base, init_from=start, **given)
 
-        def look(self, seed, start, template="zoo", **given):
+        def look(self, seed, start, template=None, **given):
             return stub(seed=1000 + seed.base, init_from=start, lift=start.options.lift, steps=1)
 
     scales = {"toy": Toy(**{**vars(SCALES["micro"]), "k": 8, "seeds": 3, "rates": {"stub": 0.1}})}
