@@ -203,10 +203,10 @@ def report(it, words):
         claims = [values.row(claim) for claim in study.claims]
         png = study.figure(values.panels(), out / f"{study.name}.png")
         lines += [json.dumps(line) + "\n" for line in values.lines()]
-        sections.append((f"{study.name}: {study.title}", table_of(claims), png))
+        sections.append((f"{study.name}: {study.title}", study.note(it.scale), table_of(claims), png))
         rows += claims
     told = f"Scale {it.o.scale}. {summary(rows)}"
-    tables = [f"\n## {title}\n\n{markdown(table)}" for title, table, _ in sections]
+    tables = [f"\n## {title}\n\n{note}\n\n{markdown(table)}" for title, note, table, _ in sections]
     write_atomic(out / "results.jsonl", "".join(lines))
     write_atomic(out / "claims.md", "".join([f"# Claims\n\n{told}\n", *tables]))
     write_studies(out / "report.html", told, sections)

@@ -131,12 +131,13 @@ def draw_dots(panels, path):
 
 
 def write_studies(path, caption, sections):
-    """One page of studies. sections: (title, table as rows of strings, PNG or None) of each."""
+    """One page of studies. sections: (title, note, table as rows of strings, PNG or None) of each."""
     parts = []
-    for title, table, png in sections:
+    for title, note, table, png in sections:
         lines = [html_row("td" if i else "th", *map(escape, row)) for i, row in enumerate(table)]
         figure = f"<p>{IMAGE.format(b64encode(png).decode())}" if png else ""
-        parts.append(f"<h2>{escape(title)}</h2><table>{''.join(lines)}</table>{figure}")
+        head = f"<h2>{escape(title)}</h2><p>{escape(note)}</p>"
+        parts.append(f"{head}<table>{''.join(lines)}</table>{figure}")
     page = Template(STUDIES.read_text(encoding="utf-8"))
     write_atomic(path, page.substitute(caption=escape(caption), studies="".join(parts)))
     print(f"report: {path}")

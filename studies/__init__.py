@@ -68,11 +68,8 @@ def of_evaluation(o, run):
     for _, line in read_jsonl(run / "judged.jsonl"):
         kept = {name: line[name] for name in (*JUDGED, "errors")}
         kept |= {name: value for name, value in floors[str(line["op"])].items() if name.endswith("_floor")}
-        kept["process"], kept["nll"] = (
-            round(sum(line["process"]) / len(line["process"]), 5),
-            round(line["nll"], 5),
-        )
-        ops[str(line["op"])] = kept
+        process = sum(line["process"]) / len(line["process"])
+        ops[str(line["op"])] = {**kept, "process": round(process, 5), "nll": round(line["nll"], 5)}
     return {"samples": o.samples, "ops": ops}
 
 
@@ -269,6 +266,7 @@ class Study:
     gate: Callable | None = None  # contrast that must be at least 0, or no claim has a verdict
     nested: int = 1  # RL seeds in each base
     seeds: int | None = None  # bases, if fewer than the scale's
+    note: Callable = lambda c: ""  # scale → what must be known to read the table
     shown: str = "main"  # the look of the figure
     figure: Callable = draw_dots  # see report.draw_dots
 

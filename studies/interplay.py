@@ -6,7 +6,8 @@ Each contrast, its margin and half the paper's number stood here before anything
 
 from statistics import mean
 
-from studies import Claim, Study
+from datagen import Mixture, mean_length
+from studies import Claim, Seed, Study
 
 ONE, K = "correct@1", "correct@K"
 RANGES = ("id", "near", "edge", "hard")
@@ -187,6 +188,17 @@ def s4(c, seed):
     bases = {name: exposed(c, seed, share) for name, share in EXPOSURE.items()}
     bases["1% wide"] = exposed(c, seed, 0.01, c.wide)
     return bases | {f"RL {name}": context_rl(c, seed, base, 0.5) for name, base in bases.items()}
+
+
+def exposure(c):
+    """Shares of tokens are other numbers at each scale: what counts is how often a word of B was seen."""
+    told = []
+    for name, share in EXPOSURE.items():
+        seen = Mixture.parse(exposed(c, Seed(0), share).options.mixture)
+        of_b = sum(w for choice, w in zip(seen.choices, seen.weights) if choice["template"] == "school")
+        documents = seen.tokens / mean_length(seen.choices, seen.weights) * of_b / sum(seen.weights)
+        told.append(f"{name} {documents:,.0f}, {documents / 24:,.1f} for each of 24 words")
+    return f"Documents of B in pre-training, about: {'; '.join(told)}."
 
 
 def transfer(name, band="new"):
@@ -382,7 +394,7 @@ STUDIES = (
     Study("n6", "Does RL forget, and what prevents it?", n6, N6),
     Study("s6", "What do process rewards add?", s6, S6),
     Study(
-        "s4", "How much of a context must pre-training have seen?", s4, S4, both_contexts, seeds=2, shown="B"
+        "s4", "How much of a context must be seen?", s4, S4, both_contexts, seeds=2, note=exposure, shown="B"
     ),
     Study("a62", "… and RL, where only primitives are known?", a62, A62, both_contexts, seeds=2, shown="B"),
     Study("a61", "… and RL, where all is known a little?", a61, A61, both_contexts, seeds=2, shown="B"),
