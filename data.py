@@ -229,7 +229,6 @@ class Source:
     row_tokens: int  # T
     solution_only: bool = False
     split: str = "train"
-    ramp: int = 0  # documents over which the largest op rises from the mixture's least
     replay: Mixture | None = None  # an earlier stage's mixture …
     replay_share: float = 0.0  # … and its share of the documents
     records: tuple = ()  # instead of the mixture's problems, each once an epoch
@@ -244,9 +243,7 @@ class Source:
         if int((number + 1) * self.replay_share) > replayed:
             return self.replay.problem(self.seed, number, self.split)
         if not self.records:
-            ops, rise = self.mixture.ops, number / self.ramp if self.ramp else 1.0
-            most = ops[min(int(rise * len(ops)), len(ops) - 1)]
-            return self.mixture.problem(self.seed, number, self.split, most=most)
+            return self.mixture.problem(self.seed, number, self.split)
         epoch, place = divmod(number - replayed, len(self.records))
         return self.records[order_of_records(len(self.records), self.seed, epoch)[place]]
 

@@ -404,13 +404,12 @@ class Mixture:
         """The distinct numbers of operations, in order."""
         return sorted({choice["op"] for choice in self.choices})
 
-    def problem(self, seed, index, split, op=None, most=MAX_OP):
+    def problem(self, seed, index, split, op=None):
         """Problem number `index`: a pure function of its arguments.
 
-        op: draw one with this many operations, from the components that have them, or else from any; most:
-        or one with at most so many.
+        op: draw one with this many operations, from the components that have them, or else from any.
         """
-        wanted = [op] if op in self.ops else range(most + 1)
+        wanted = [op] if op in self.ops else self.ops
         weights = [weight * (choice["op"] in wanted) for choice, weight in zip(self.choices, self.weights)]
         (choice,) = random.Random(stream_key(seed, split, index)).choices(self.choices, weights)
         return generate(seed, index, split=split, **{**choice, "op": choice["op"] if op is None else op})

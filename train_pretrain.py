@@ -43,7 +43,6 @@ class Options(TrainingOptions):
     out: str = opt("out/base", "folder for all that is written", group="run", free=True)
     mixture: str = opt("op 2-10; tokens 10B", "what to train on, and how much: datagen.Mixture")
     replay: float = opt(0.0, "share of documents from the mixture of --init-from", within="[0, 1)")
-    ramp: int = opt(0, "documents over which the largest op rises from the mixture's least")
     solution_only: bool = opt(False, "loss on the solution and answer only, not on the problem")
     tokenizer: str | None = opt(None, "tokenizer.json (else of --init-from, else trained on the mixture)")
     vocab_size: int = opt(2200, "tokens of a tokenizer that is trained here", within="[266, 1000000]")
@@ -130,7 +129,7 @@ class Pretraining(Training):
         self.part, self.replay = processes.share(o.rows), saved["replay"]  # our rows of every batch
         self.cursors = [saved["cursors"][r] for r in self.part]
         # a later stage's documents are from a split of their own
-        where = dict(split="mid" if o.init_from else "train", records=self.records, ramp=o.ramp)
+        where = dict(split="mid" if o.init_from else "train", records=self.records)
         if self.replay:
             where.update(replay=Mixture.parse(self.replay), replay_share=o.replay)
         source = Source(self.mixture, self.tokenizer, o.seed, o.rows, o.row_tokens, o.solution_only, **where)

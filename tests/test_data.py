@@ -278,13 +278,3 @@ def test_a_source_travels_to_a_worker():
     source = Source(MIXTURE, TOKENIZER, 3, 2, 2048, records=({"prompt": "a", "completion": "b"},))
     source.record(0)
     assert dataclasses.replace(source).record(0) == source.record(0)
-
-
-def test_the_largest_op_rises_over_the_ramp():
-    mixture = Mixture.parse("op 2-6")
-    source = Source(mixture, TOKENIZER, 3, 2, 2048, ramp=500)
-    ops = [source.record(number).op for number in range(800)]
-    for i, most in enumerate((2, 3, 4, 5, 6)):
-        assert set(ops[100 * i : 100 * (i + 1)]) == set(range(2, most + 1))
-    plain = Source(mixture, TOKENIZER, 3, 2, 2048)
-    assert [plain.record(number).op for number in range(500, 800)] == ops[500:]

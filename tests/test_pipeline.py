@@ -460,3 +460,34 @@ def test_presets_name_options_that_exist_and_are_within_their_ranges():
         for preset in module.PRESETS.values():
             assert preset.keys() <= {f.name for f in dataclasses.fields(module.Options)}
             module.Options(**preset, **({"checkpoints": "x"} if module is evaluate else {}))
+
+
+def rates(steps, **flags):
+    o = train_pretrain.Options(lr=1e-3, min_lr=1e-4, warmup=0.1, **flags)
+    return [train_pretrain.learning_rate(step, steps, o) for step in range(steps)]
+
+
+def test_the_cosine_is_that_of_torch():
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    peer, expected = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 180, eta_min=0.1), []
+    for _ in range(180):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        peer.step()
+    found = rates(200)
+    assert found[:20] == pytest.approx([(step + 1) / 20 for step in range(20)])
+    assert found[20:] == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("cooldown", (0.0, 0.25, 1.0))
+def test_wsd_is_constant_until_it_falls_in_a_line(cooldown):
+    found, falling = rates(200, schedule="wsd", cooldown=cooldown), round(200 * cooldown)
+    stable = [rate for rate in found[20 : 200 - falling] if rate != 1.0]
+    assert not stable and found[:20] == [(step + 1) / 20 for step in range(20)]
+    if falling:
+        last = found[max(21, 200 - falling) :]
+        falls = [a - b for a, b in zip(last, last[1:])]
+        assert falls == pytest.approx([0.9 / falling] * len(falls)) and last[-1] - falls[-1] == pytest.approx(
+            0.1
+        )
