@@ -17,12 +17,13 @@ from pathlib import Path
 from lab.device import run_torch_script, setup
 from lab.options import STOPPED, UserError, colour, opt, printable, read_jsonl, write_atomic
 from lab.runs import RunOptions, as_json, own_folder, parse_run_options
+from lab.statistics import gain, interval
 
 import numpy as np
 
 from checkpoint import load_checkpoint, weights_hash
 from datagen import TINY_WORLD, Mixture, held_out, parse_ops
-from report import check_page, draw_results, write_report
+from report import check_page, draw_results, print_table, write_report
 from rollout import check_room, held_out_nll, roll_out
 from verify import explain, pass_at_k
 
@@ -93,25 +94,6 @@ def named_folders(text):
 # Statistics
 
 
-def wilson(share, n, z=1.96):
-    """95% interval of a share of n (Wilson 1927) → (low, high). At 0 of 200 it is (0, .019), not (0, 0)."""
-    centre, spread = share + z * z / (2 * n), z * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
-    return tuple(min(1.0, max(0.0, (centre + sign * spread) / (1 + z * z / n))) for sign in (-1, 1))
-
-
-def interval(values, seed=0, resamples=2000):
-    """95% interval of the mean of values in [0, 1], one a problem → (low, high).
-
-    The percentile bootstrap over problems (Efron 1979); where all problems agree, which leaves nothing to
-    resample, Wilson's.
-    """
-    values = np.asarray(values, np.float64)
-    if np.all(values == values[0]):
-        return wilson(float(values[0]), len(values))
-    index = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
-    return tuple(np.percentile(values[index].mean(1), [2.5, 97.5]).tolist())
-
-
 def sums_suffice(problem, constants):
     """Whether it is solved by a policy that finds every quantity and what it depends on, but only adds up.
 
@@ -142,29 +124,6 @@ def summarise(problems, counts, chosen, ks, n):
         low, high = interval(values)
         out[f"{kind}@{k}"] = {"mean": float(np.mean(values)), "low": low, "high": high}
     return out
-
-
-def gain(before, after, n):
-    """Paired difference of pass@1 over the same problems, in words. before, after: (problems,) counts of n
-    tries.
-    """
-    difference = (after - before) / n
-    mean, error = difference.mean(), difference.std(ddof=1) / len(difference) ** 0.5
-    others = wilson(0.0, len(difference))[1]
-    if not difference.any():
-        return f"correct@1 +0.000: no problem differs (95%: by at most {others:.3f})"
-    if np.ptp(difference) == 0:  # nor does a standard error of 0, or all but 0, say that it is known exactly
-        return f"correct@1 {mean:+.3f} in every problem (95%: of others at most {others:.3f} differ)"
-    return f"correct@1 {mean:+.3f}, standard error {error:.3f} ({mean / error:+.1f} SE)"
-
-
-def print_table(rows, left):
-    """Rows of strings; the first columns, so many, are words."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row[:left], widths)]
-        print(" ".join(cells + [cell.rjust(width) for cell, width in zip(row[left:], widths[left:])]))
-    print()
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -32,10 +32,9 @@ from lab.workshop import Runner, Workshop
 
 from checkpoint import save_checkpoint
 from claims import Values, markdown, summary, table_of
-from evaluate import print_table
 from export_hf import import_
 from export_hf import main as export
-from report import write_studies
+from report import print_table, write_studies
 from studies import SCRIPTS, Seed, Study, load_studies
 
 # ------------------------------------------------------------------------------------------------------------

@@ -47,6 +47,15 @@ def write_report(path, caption, table, png, tries):
     print(f"report: {path}")
 
 
+def print_table(rows, left):
+    """Rows of strings; the first columns, so many, are words."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row[:left], widths)]
+        print(" ".join(cells + [cell.rjust(width) for cell, width in zip(row[left:], widths[left:])]))
+    print()
+
+
 def html_row(tag, *cells):
     return "<tr>" + "".join(f"<{tag}>{cell}" for cell in cells)
 

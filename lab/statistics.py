@@ -1,4 +1,4 @@
-"""Intervals over seeds, and the verdicts that they allow.
+"""Intervals over problems and over seeds, and the verdicts that they allow.
 
 A study is a randomised block design: every seed, a block, has every arm. What a seed does alike to all arms
 falls out of their differences; what is left is pooled over the arms, so that few seeds give many degrees of
@@ -10,6 +10,46 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+
+# ------------------------------------------------------------------------------------------------------------
+# One checkpoint, or two: over problems
+
+
+def wilson(share, n, z=1.96):
+    """95% interval of a share of n (Wilson 1927) → (low, high). At 0 of 200 it is (0, .019), not (0, 0)."""
+    centre, spread = share + z * z / (2 * n), z * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
+    return tuple(min(1.0, max(0.0, (centre + sign * spread) / (1 + z * z / n))) for sign in (-1, 1))
+
+
+def interval(values, seed=0, resamples=2000):
+    """95% interval of the mean of values in [0, 1], one a problem → (low, high).
+
+    The percentile bootstrap over problems (Efron 1979); where all problems agree, which leaves nothing to
+    resample, Wilson's.
+    """
+    values = np.asarray(values, np.float64)
+    if np.all(values == values[0]):
+        return wilson(float(values[0]), len(values))
+    index = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
+    return tuple(np.percentile(values[index].mean(1), [2.5, 97.5]).tolist())
+
+
+def gain(before, after, n):
+    """Paired difference of pass@1 over the same problems, in words. before, after: (problems,) counts of n
+    tries.
+    """
+    difference = (after - before) / n
+    mean, error = difference.mean(), difference.std(ddof=1) / len(difference) ** 0.5
+    others = wilson(0.0, len(difference))[1]
+    if not difference.any():
+        return f"correct@1 +0.000: no problem differs (95%: by at most {others:.3f})"
+    if np.ptp(difference) == 0:  # nor does a standard error of 0, or all but 0, say that it is known exactly
+        return f"correct@1 {mean:+.3f} in every problem (95%: of others at most {others:.3f} differ)"
+    return f"correct@1 {mean:+.3f}, standard error {error:.3f} ({mean / error:+.1f} SE)"
+
+
+# ------------------------------------------------------------------------------------------------------------
+# A study: over seeds
 
 
 @dataclass(frozen=True)

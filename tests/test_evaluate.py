@@ -6,6 +6,7 @@ from statistics import NormalDist
 from unittest import mock
 
 from lab.options import STOPPED, UserError
+from lab.statistics import gain, interval, wilson
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ import report
 import verify
 from checkpoint import save_checkpoint
 from data import completion_text, prompt_text
-from evaluate import gain, interval, parse_bands, parse_ks, summarise, wilson
+from evaluate import parse_bands, parse_ks, summarise
 from model import ModelConfig, Qwen2
 from tokenizer import train_bpe
 
