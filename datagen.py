@@ -16,17 +16,30 @@ from hashlib import blake2b
 from itertools import chain, product
 from math import prod
 
-from lab.options import UserError, opt, parse_options, run_script, stream_key
+from lab.options import (
+    UserError,
+    look_up,
+    opt,
+    parse_count,
+    parse_options,
+    parse_weight,
+    parse_weighted,
+    run_script,
+    stream_key,
+)
 
 from graph import AVERAGE, COUNT, MODES, OFFSPRING, OPS, TOTAL, WorldConfig, combine, draw_graph, sample
 
 MIN_OP, MAX_OP = 2, 20
-# The world of the preset tiny: numbers of one or two digits, and letters that leave nothing to guess.
-TINY_WORLD = "template zoo; mode forward; distractors 2-4; literals 1-9; bound 99; letters ordered"
+# The world of the preset tiny: few words, small numbers, and a plan, so that each token can be known from
+# the text, all but a solution's first letter.
+TINY_WORLD = "template zoo; mode forward; distractors 1-3; literals 1-9; bound 99; letters shifted; \
+order postorder; plan inline; kinds 6; places 8"
 # Split = bucket of the canonical hash, out of 8: training gets four, every other purpose one. `dev` picks
 # every `best`, `eval` is only ever reported.
 SPLITS = {"train": (0, 1, 2, 3), "dev": (4,), "mid": (5,), "rl": (6,), "eval": (7,)}
-TELLING = ("letters", "order", "plan", "kinds", "places")  # knobs of the words alone
+# Knobs of the words alone: the same graph can be told in any of them.
+TELLING = ("letters", "order", "plan", "kinds", "places")
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 CONSTANTS = dict(zip(OPS, ("{} more than ", "{} fewer than ", "{} times ", "a 1/{} share of ")))
 
@@ -255,21 +268,6 @@ def solve(rand, graph, steps, names):
 config_of = lru_cache(maxsize=64, typed=True)(WorldConfig)
 
 
-@lru_cache(maxsize=64)
-def drawn_by(config):
-    """The knobs that a graph depends on, as text: a part of the key of each problem. The same graph can be
-    told in any words and order.
-    """
-    return repr({name: value for name, value in vars(config).items() if name not in TELLING})
-
-
-def look_up(what, table, name):
-    """table[name]. Raises UserError if it has no such name."""
-    if name not in table:
-        raise UserError(f"unknown {what} {name!r}: choose from {', '.join(table)}")
-    return table[name]
-
-
 def canonical_hash(template, mode, question, statements):
     """64 bits that do not depend on the order of the statements (letters are in the solution alone)."""
     text = "\n".join([template, mode, question, *sorted(statements)])
@@ -338,7 +336,8 @@ def generate(seed, index, *, op, mode="forward", template="zoo", split="train", 
         raise UserError(f"op must be {MIN_OP} to {MAX_OP}, not {op}")
     look_up("mode", CHOICES["mode"], mode)
     look_up("split", SPLITS, split)
-    rng = random.Random(stream_key(seed, index, op, mode, split, drawn_by(config)))
+    drawn_by = {name: value for name, value in vars(config).items() if name not in TELLING}
+    rng = random.Random(stream_key(seed, index, op, mode, split, repr(drawn_by)))
     return render(draw_graph(rng, op, mode, config, f"{split}/{seed}/{index}"), template, split)
 
 
@@ -464,31 +463,6 @@ def mean_length(choices, weights):
     drawn = random.Random(stream_key("mean length")).choices(choices, weights, k=200)
     problems = [generate(0, i, split="train", **choice) for i, choice in enumerate(drawn)]
     return sum(len(WORDS.findall(f"{p.problem} {p.question} {p.solution}")) for p in problems) / len(problems)
-
-
-def parse_weighted(text, parse):
-    """ "zoo:3, school" → [("zoo", 0.75), ("school", 0.25)]; `parse` reads a choice. Raises UserError."""
-    parts = [part.partition(":") for part in text.split(",")]
-    weighted = [(parse(name.strip()), parse_weight(weight) if colon else 1) for name, colon, weight in parts]
-    total = sum(weight for _, weight in weighted)
-    if not total:
-        raise UserError("the weights add up to 0")
-    return [(choice, weight / total) for choice, weight in weighted if weight]
-
-
-def parse_weight(text):
-    """ "0.25" → 0.25. Raises UserError."""
-    if not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text.strip(), re.ASCII):
-        raise UserError(f"{text!r} is not a weight such as 3 or 0.25")
-    return float(text)
-
-
-def parse_count(text):
-    """ "500k" → 500000. Raises UserError."""
-    match = re.fullmatch(r"(\d{1,12}(?:\.\d{1,6})?)([kMB]?)", text, re.ASCII)
-    if not match or float(match[1]) == 0:
-        raise UserError(f"{text!r} is not a number of tokens such as 500k, 6M or 10B")
-    return round(float(match[1]) * {"": 1, "k": 1e3, "M": 1e6, "B": 1e9}[match[2]])
 
 
 def parse_ops(text):

@@ -21,6 +21,7 @@ from lab.options import (
     FINISHED,
     CheckedOptions,
     UserError,
+    look_up,
     opt,
     parse_options,
     read_json,
@@ -83,12 +84,6 @@ class Options(CheckedOptions):
     out: str = opt("out/experiments", "folder for all that is written", group="where")
     results: str = opt("studies/results", "folder of the results")
     bases: str = opt("studies/bases", "folder of committed weights")
-
-
-def look_up(kind, table, name):
-    if name not in table:
-        raise UserError(f"unknown {kind} {name!r}: choose from {', '.join(table)}")
-    return table[name]
 
 
 class Session:

@@ -191,6 +191,38 @@ def read_config(path, cls):
 # Files
 
 
+def look_up(what, table, name):
+    """table[name]. Raises UserError if it has no such name."""
+    if name not in table:
+        raise UserError(f"unknown {what} {name!r}: choose from {', '.join(table)}")
+    return table[name]
+
+
+def parse_weighted(text, parse):
+    """ "zoo:3, school" → [("zoo", 0.75), ("school", 0.25)]; `parse` reads a choice. Raises UserError."""
+    parts = [part.partition(":") for part in text.split(",")]
+    weighted = [(parse(name.strip()), parse_weight(weight) if colon else 1) for name, colon, weight in parts]
+    total = sum(weight for _, weight in weighted)
+    if not total:
+        raise UserError("the weights add up to 0")
+    return [(choice, weight / total) for choice, weight in weighted if weight]
+
+
+def parse_weight(text):
+    """ "0.25" → 0.25. Raises UserError."""
+    if not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text.strip(), re.ASCII):
+        raise UserError(f"{text!r} is not a weight such as 3 or 0.25")
+    return float(text)
+
+
+def parse_count(text):
+    """ "500k" → 500000. Raises UserError."""
+    match = re.fullmatch(r"(\d{1,12}(?:\.\d{1,6})?)([kMB]?)", text, re.ASCII)
+    if not match or float(match[1]) == 0:
+        raise UserError(f"{text!r} is not a number of tokens such as 500k, 6M or 10B")
+    return round(float(match[1]) * {"": 1, "k": 1e3, "M": 1e6, "B": 1e9}[match[2]])
+
+
 @contextmanager
 def reading(path):
     """Within it, a file that cannot be read is a UserError."""
