@@ -48,8 +48,8 @@ class WorldConfig(CheckedOptions):
     plan: str = opt(
         "none", "inline: 'To find X we need A, B.' before what that makes needed", ("none", "inline")
     )
-    kinds: int = opt(12, "words for kinds that are used", within="[6, 12]")
-    places: int = opt(12, "words for places that are used", within="[1, 12]")
+    kinds: int = opt(12, "words for kinds that are used, if they suffice", within="[1, 12]")
+    places: int = opt(12, "words for places that are used, if they suffice", within="[1, 12]")
 
     def __post_init__(self):
         super().__post_init__()

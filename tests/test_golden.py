@@ -45,12 +45,12 @@ FROZEN = {
     "the tokenizer": lambda: train_tokenizer(TINY, (), 600, 0, documents=200).hash,
 }
 HASHES = {
-    "the world": "41f48c459080bdba",
-    "the tiny world": "d93d0f9a8a4bb8d3",
-    "held-out problems": "381f04a3e9bad7b5",
-    "problems of a GRPO step": "b0cda24dd2bf1840",
+    "the world": "1084b84643a3d4f4",
+    "the tiny world": "e8a3bad72e05af5f",
+    "held-out problems": "c9039b204a49107f",
+    "problems of a GRPO step": "33019d6040230190",
     "keys of noise": "e19d9a8882146ecc",
-    "the tokenizer": "99eab703f7020c2b",
+    "the tokenizer": "76db11ef8755a043",
 }
 
 
