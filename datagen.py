@@ -31,10 +31,12 @@ from lab.options import (
 from graph import AVERAGE, COUNT, MODES, OFFSPRING, OPS, TOTAL, WorldConfig, combine, draw_graph, sample
 
 MIN_OP, MAX_OP = 2, 20
-# The world of the preset tiny: few words, small numbers, and a plan, so that each token can be known from
-# the text, all but a solution's first letter.
-TINY_WORLD = "template zoo; mode forward; distractors 1-3; literals 1-9; bound 99; letters shifted; \
-order postorder; plan inline; kinds 6; places 8"
+# The world of the preset tiny: numbers of one or two digits, and letters that leave nothing to guess.
+TINY_WORLD = "template zoo; mode forward; distractors 2-4; literals 1-9; bound 99; letters ordered"
+# That of the studies: few words, letters all of which short solutions show, and a plan, so that each token
+# can be known from the text, but for a solution's first letter.
+MINI_WORLD = "mode forward; distractors 1-3; literals 1-9; bound 99; letters shifted; order postorder; \
+plan inline; kinds 6; places 8"
 # Split = bucket of the canonical hash, out of 8: training gets four, every other purpose one. `dev` picks
 # every `best`, `eval` is only ever reported.
 SPLITS = {"train": (0, 1, 2, 3), "dev": (4,), "mid": (5,), "rl": (6,), "eval": (7,)}

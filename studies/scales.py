@@ -1,5 +1,6 @@
 """The scales: the only place where bands and budgets stand."""
 
+from datagen import MINI_WORLD
 from studies import Scale
 
 MICRO = dict(
@@ -26,7 +27,7 @@ SCALES = {
         rates={"train_pretrain": 1e-3, "train_grpo": 0.5, "evaluate": 0.1}),
     # the studies, on a laptop. PLACEHOLDERS until the miniature is found: world, ops, budgets, rates
     "mini": Scale(
-        preset="tiny", world="mode forward; distractors 1-3; literals 1-9; bound 99; letters shifted",
+        preset="tiny", world=MINI_WORLD,
         bands={"id": "2-8", "edge": "9-10", "hard": "11-12"}, pt="2-8", ladder=("2-4", "5-6", "7-8"),
         ranges={"id": "7-8", "near": "8-9", "edge": "9-10", "hard": "11-12"}, pool="8-10", wide="2-8",
         tokens=30_000_000, cool=6_000_000, budget=2_200_000, price={"measured": 69_000, "nominal": 470_000},

@@ -17,7 +17,7 @@ import train_grpo
 from rollout import Problems
 from train_pretrain import train_tokenizer
 
-TINY = datagen.Mixture.parse(f"op 2-10; {datagen.TINY_WORLD}")
+MINI = datagen.Mixture.parse(f"op 2-10; {datagen.MINI_WORLD}")
 PLAIN = dict(op=range(2, 21, 3), mode=datagen.MODES, template=datagen.TEMPLATES, layers=(2, 3))
 
 
@@ -33,20 +33,20 @@ def problems_of_every_kind():
 
 def problems_of_a_step():
     o = train_grpo.Options(seed=1, prompts=4)
-    return Problems(o, TINY, ()).of_step(5, range(4))
+    return Problems(o, MINI, ()).of_step(5, range(4))
 
 
 FROZEN = {
     "the world": lambda: [datagen.to_record(p) for p in problems_of_every_kind()],
-    "the tiny world": lambda: [datagen.to_record(TINY.problem(0, i, "train")) for i in range(40)],
-    "held-out problems": lambda: [p.problem for p in datagen.held_out(TINY, [2, 7], 5, 1000, "eval")],
+    "the world of the studies": lambda: [datagen.to_record(MINI.problem(0, i, "train")) for i in range(40)],
+    "held-out problems": lambda: [p.problem for p in datagen.held_out(MINI, [2, 7], 5, 1000, "eval")],
     "problems of a GRPO step": lambda: [p.problem for p in problems_of_a_step()],
     "keys of noise": lambda: [stream_key(0, "rollout", 3), stream_key(1000, "evaluation")],
-    "the tokenizer": lambda: train_tokenizer(TINY, (), 600, 0, documents=200).hash,
+    "the tokenizer": lambda: train_tokenizer(MINI, (), 600, 0, documents=200).hash,
 }
 HASHES = {
     "the world": "1084b84643a3d4f4",
-    "the tiny world": "e8a3bad72e05af5f",
+    "the world of the studies": "e8a3bad72e05af5f",
     "held-out problems": "c9039b204a49107f",
     "problems of a GRPO step": "33019d6040230190",
     "keys of noise": "e19d9a8882146ecc",
