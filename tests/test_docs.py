@@ -20,7 +20,7 @@ BLOCK = re.compile(r"^```(console|bash)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # Plain Python: the same output everywhere.
 EXACT = re.compile(r"python (datagen|verify|bench/audit)\.py|python -c \"import datagen; ")
 LONG = re.compile(
-    r"runs/|torchrun|pip |uv |git clone|python (train_|evaluate|talk|export_hf)|bench/(?!audit)|out/|pytest"
+    r"runs/|torchrun|pip |uv |git clone|python (train_|evaluate|talk|export_hf|experiments\.py [prs])|bench/(?!audit)|out/|pytest"
 )
 
 
