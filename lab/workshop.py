@@ -189,8 +189,9 @@ class Runner:
         return True
 
     def threads(self):
-        """On a CPU, jobs share the cores."""
-        return [f"--threads={max(1, os.cpu_count() // self.size)}"] if self.size > 1 and not self.gpus else []
+        """On a CPU, jobs share the cores; replicas on one core would only wait for each other."""
+        n = max(1, os.cpu_count() // self.size)
+        return [f"--threads={n}", f"--replicas={min(2, n)}"] if self.size > 1 and not self.gpus else []
 
     def end(self, job):
         """Note how a command has ended: done.json, stopped.json or failed.json."""

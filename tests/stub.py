@@ -24,6 +24,7 @@ class Options(CheckedOptions):
     preset: str = opt("tiny", "preset")
     resume_or_start: bool = opt(False, "go on", free=True)
     threads: int = opt(0, "threads", free=True)
+    replicas: int = opt(1, "replicas", free=True)
     seed: int = opt(0, "seed")
     init_from: str | None = opt(None, "a parent's run")
     steps: int = opt(2, "steps")

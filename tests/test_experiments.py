@@ -283,6 +283,15 @@ def test_every_job_sees_one_gpu(tmp_path, monkeypatch):
     assert sorted(seen) == ["gpu=3", "gpu=3", "gpu=5"] and work.threads() == []
 
 
+@pytest.mark.parametrize("cores, jobs, words", [(2, 1, ""), (2, 2, "1 1"), (8, 2, "4 2"), (2, 5, "1 1")])
+def test_jobs_on_a_cpu_share_its_cores(tmp_path, monkeypatch, cores, jobs, words):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    flags = [f"{name}={n}" for name, n in zip(("--threads", "--replicas"), words.split())]
+    assert Runner(Workshop(tmp_path / "out", tmp_path / "results"), jobs).threads() == flags
+
+
 def test_the_stage_with_most_dependants_comes_first(toy, tmp_path):
     base = stage(steps=5)
     lone, children = stage(steps=6), [stage(init_from=base, seed=i) for i in range(3)]
