@@ -261,10 +261,12 @@ def parse_object(text, where):
 
 
 def write_atomic(path, content):
-    """Write a file, of text or bytes, whole or not at all: a reader never sees half of it."""
+    """Write a file, of text or bytes, whole or not at all: a reader never sees half of it. Several may write
+    it at once: the last one wins.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{os.urandom(4).hex()}.tmp")
     temporary.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
     os.replace(temporary, path)
 

@@ -61,8 +61,8 @@ def parse_run_options(cls, argv, presets, description, positional=None):
                 has = f"the run in {path} has {flag(field.name)} {saved[field.name]}, not {value}"
                 raise UserError(f"{has}: resumed, it keeps its options; start another with another --out")
     elif not o.dry_run:
-        left = {".lock", "config.json.tmp"}  # by a run that was killed in its first moment
-        if path.is_file() or {entry.name for entry in path.glob("*")} - left:
+        left = (".lock", "config.json.*.tmp")  # by a run that was killed in its first moment
+        if path.is_file() or any(not any(map(entry.match, left)) for entry in path.glob("*")):
             raise UserError(f"{path} is no empty folder: go on with its run by --resume, or change --out")
     return o
 

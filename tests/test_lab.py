@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -446,3 +447,23 @@ def test_a_closed_stdout_is_one_line():
     command = ["sh", "-c", '"$@" >&-', "sh", sys.executable, str(ROOT / "datagen.py")]
     out = subprocess.run(command, stderr=subprocess.PIPE, timeout=60)
     assert out.returncode == 2 and out.stderr.count(b"\n") == 1 and b"stdout" in out.stderr
+
+
+def test_several_may_write_a_file_at_once(tmp_path):
+    """Two runners that see a stage end both keep its result."""
+    path, errors = tmp_path / "result.json", []
+
+    def write(content):
+        try:
+            for _ in range(300):
+                write_atomic(path, content)
+        except OSError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=write, args=(letter * 4000,)) for letter in "abcd"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors and path.read_text() in {letter * 4000 for letter in "abcd"}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["result.json"]
