@@ -138,10 +138,8 @@ class GRPO(Training):
         self.sampling = dict(reward=o.reward, alpha=o.alpha, temperature=o.temperature, **limits)
         check_room(self.model, self.tokenizer, self.held_out, o.max_new_tokens)
         saved = self.saved or {"updates": 0, "pool": None, "candidates": 0, "tokens": 0}
-        self.updates, self.tokens = (
-            saved["updates"],
-            saved.get("tokens", 0),
-        )  # of the whole run, all processes
+        self.updates = saved["updates"]
+        self.tokens = saved.get("tokens", 0)  # of the whole run, all processes
         self.problems = Problems(o, self.mixture, self.records, saved["pool"], saved["candidates"])
 
     def take_step(self):
