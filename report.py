@@ -38,10 +38,9 @@ def write_report(path, caption, table, png, tries):
         told = f"{escape(problem.problem)}\n<b>{escape(problem.question)}</b>\n\n{escape(text.strip())}"
         shown = f"<pre>{told}</pre>{judged}"
         rows.append(html_row("td", escape(name), problem.op, verdict.kind, f"{verdict.process:.2f}", shown))
-    lines = [html_row("td" if i else "th", *map(escape, row)) for i, row in enumerate(table)]
     figure = IMAGE.format(b64encode(png).decode()) if png else ""
     options = "".join(f"<option>{kind}</option>" for kind in sorted(kinds))
-    parts = dict(table=f"<table>{''.join(lines)}</table>", figure=figure, options=options, rows="".join(rows))
+    parts = dict(table=html_table(table), figure=figure, options=options, rows="".join(rows))
     page = Template(PAGE.read_text(encoding="utf-8"))
     write_atomic(path, page.substitute(caption=escape(caption), **parts))
     print(f"report: {path}")
@@ -58,6 +57,12 @@ def print_table(rows, left):
 
 def html_row(tag, *cells):
     return "<tr>" + "".join(f"<{tag}>{cell}" for cell in cells)
+
+
+def html_table(rows):
+    """Rows of strings, the header first."""
+    lines = (html_row("td" if i else "th", *map(escape, row)) for i, row in enumerate(rows))
+    return f"<table>{''.join(lines)}</table>"
 
 
 def pyplot():
@@ -143,10 +148,9 @@ def write_studies(path, caption, sections):
     """One page of studies. sections: (title, note, table as rows of strings, PNG or None) of each."""
     parts = []
     for title, note, table, png in sections:
-        lines = [html_row("td" if i else "th", *map(escape, row)) for i, row in enumerate(table)]
         figure = f"<p>{IMAGE.format(b64encode(png).decode())}" if png else ""
         head = f"<h2>{escape(title)}</h2><p>{escape(note)}</p>"
-        parts.append(f"{head}<table>{''.join(lines)}</table>{figure}")
+        parts.append(head + html_table(table) + figure)
     page = Template(STUDIES.read_text(encoding="utf-8"))
     write_atomic(path, page.substitute(caption=escape(caption), studies="".join(parts)))
     print(f"report: {path}")
