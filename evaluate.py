@@ -27,7 +27,7 @@ from report import check_page, draw_results, print_table, write_report
 from rollout import check_room, held_out_nll, roll_out
 from verify import explain, pass_at_k
 
-FLOORS = ("guess floor", "copy floor", "plus floor")
+FLOORS = {"guess_floor": "guess floor", "copy_floor": "copy floor", "plus_floor": "plus floor"}
 JUDGED = ("correct", "answer", "faithful")
 PRESETS = {
     "tiny": dict(mixture=f"op 2-8; {TINY_WORLD}", bands="id=2-4,edge=5-6,hard=7-8", problems=100, samples=8,
@@ -226,22 +226,22 @@ class Evaluation:
     def table(self):
         """→ rows of strings: the header, then a row a band and checkpoint."""
         columns = [f"correct@{k}" for k in self.ks] + ["answer@1", "faithful@1"]
-        rows = [["band", "checkpoint", *columns, *FLOORS, "NLL"]]
+        rows = [["band", "checkpoint", *columns, *FLOORS.values(), "NLL"]]
         for (band, ops), (name, result) in product(self.bands.items(), self.results.items()):
             stats, nll = result["band"][band], np.mean([result["nll"][str(op)] for op in ops])
             cells = ["{mean:.3f} [{low:.3f},{high:.3f}]".format(**stats[column]) for column in columns]
-            floors = [f"{stats[floor.replace(' ', '_')]:.3f}" for floor in FLOORS]
+            floors = [f"{stats[floor]:.3f}" for floor in FLOORS]
             rows.append([band, name, *cells, *floors, f"{nll:.3f}"])
         return rows
 
     def table_by_op(self):
         """→ rows of strings: the header, then a row an op: correct@k of each checkpoint, and the floors."""
         columns = list(product(self.results, self.ks))
-        rows = [["op", *(f"{name} @{k}" for name, k in columns), *FLOORS]]
+        rows = [["op", *(f"{name} @{k}" for name, k in columns), *FLOORS.values()]]
         for op in self.groups["op"]:
             stats = {name: result["op"][op] for name, result in self.results.items()}
             cells = [stats[name][f"correct@{k}"]["mean"] for name, k in columns]
-            cells += [next(iter(stats.values()))[floor.replace(" ", "_")] for floor in FLOORS]
+            cells += [next(iter(stats.values()))[floor] for floor in FLOORS]
             rows.append([op, *(f"{cell:.3f}" for cell in cells)])
         return rows
 
