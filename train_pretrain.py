@@ -9,6 +9,7 @@ Shapes: B rows, T positions.
 import math
 import time
 from dataclasses import dataclass
+from itertools import chain
 
 from lab.device import run_torch_script
 from lab.muon import Muon
@@ -46,6 +47,7 @@ class Options(TrainingOptions):
     solution_only: bool = opt(False, "loss on the solution and answer only, not on the problem")
     tokenizer: str | None = opt(None, "tokenizer.json (else of --init-from, else trained on the mixture)")
     vocab_size: int = opt(2200, "tokens of a tokenizer that is trained here", within="[266, 1000000]")
+    tokenizer_words: str = opt("", "words that a tokenizer trained here knows, besides those it reads")
     workers: int = opt(1, "1: a process prepares batches ahead; 0: none", within="[0, 1]", free=True)
     hidden_size: int = opt(768, "model width C", within="[2, inf)", group="model")
     layers: int = opt(12, "layers", within="[1, 1000]")
@@ -99,10 +101,11 @@ def make_optimizers(model, o):
     return [Muon(matrices, lr=o.muon_lr, weight_decay=o.weight_decay), adamw] if muon else [adamw]
 
 
-def train_tokenizer(mixture, records, vocab_size, seed, documents=4000):
-    """A tokenizer for the external records, or for the first documents of the mixture."""
+def train_tokenizer(mixture, records, vocab_size, seed, documents=4000, words=""):
+    """A tokenizer for these words, and the external records or the first documents of the mixture."""
     problems = records or (mixture.problem(seed, i, "train") for i in range(documents))
-    return train_bpe((prompt_text(p) + completion_text(p) for p in problems), vocab_size)
+    texts = (prompt_text(p) + completion_text(p) for p in problems)
+    return train_bpe(chain([words], texts), vocab_size)
 
 
 class Pretraining(Training):
@@ -142,7 +145,9 @@ class Pretraining(Training):
         if o.tokenizer:
             tokenizer = Tokenizer.load(o.tokenizer)
         else:
-            tokenizer = train_tokenizer(self.mixture, self.records, o.vocab_size, o.seed)
+            tokenizer = train_tokenizer(
+                self.mixture, self.records, o.vocab_size, o.seed, words=o.tokenizer_words
+            )
         sizes = (tokenizer.vocab_size, o.hidden_size, o.intermediate_size, o.layers)
         heads = dict(num_attention_heads=o.heads, num_key_value_heads=o.kv_heads)
         config = ModelConfig(*sizes, **heads, max_position_embeddings=o.context)

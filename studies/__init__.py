@@ -87,6 +87,8 @@ SCRIPTS = {
     "train_grpo": Script(lambda o: o.steps * o.prompts * o.group, of_grpo),
     "evaluate": Script(tries, of_evaluation, "checkpoints"),
 }
+# what the texts of the other two papers' studies have besides the words of problems
+CONTROL = "<thought> a </thought> <backward> a needs a <subgoal> a <verify> a ok <verify> a not <backtrack> a"
 READS = {"tokenizer": "latest/tokenizer.json"}  # what an option takes of a stage's run, if not `latest`
 
 
@@ -212,7 +214,8 @@ class Scale:
         """Pre-training, or, with init_from, what follows it."""
         if self.words and "init_from" not in given:
             words = f"{self.words}; {self.world}; tokens 1k"
-            given["tokenizer"] = self.stage("train_pretrain", mixture=words, eval_problems=1, eval_every=1000)
+            few = dict(eval_problems=1, eval_every=1000, tokenizer_words=CONTROL)
+            given["tokenizer"] = self.stage("train_pretrain", mixture=words, **few)
         mixture += f"; shares {self.shares}; tokens {max(1, round(self.share * tokens))}"
         return self.stage("train_pretrain", mixture=mixture, seed=seed.base, **given)
 

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 import data
 import datagen
+from studies import CONTROL
 from tokenizer import FIRST_MERGE, KNOWN_WORDS, LONGEST_WORD, PATTERN, SPECIALS, Tokenizer, main, train_bpe
+from train_pretrain import train_tokenizer
 
 
 def corpus(n=600):
@@ -248,3 +250,12 @@ def test_what_cannot_be_trained_on_is_one_line(line, options, words, tmp_path):
     with pytest.raises(UserError, match=words) as error:
         main([str(tmp_path / "r.jsonl"), *options, "--out", str(tmp_path / "t.json")])
     assert "\n" not in str(error.value) and not (tmp_path / "t.json").exists()
+
+
+def test_words_beside_those_of_the_mixture_are_tokens():
+    mixture = datagen.Mixture.parse(f"op 2; {datagen.MINI_WORLD}")
+    plain, more = (train_tokenizer(mixture, (), 700, 0, documents=50, words=words) for words in ("", CONTROL))
+    for tag in CONTROL.split():
+        parts = 3 if tag.startswith("<") else 1  # <, the word, >
+        assert len(more.encode(" " + tag)) == parts < len(plain.encode(" " + tag)) or tag == "a"
+    assert more.decode(more.encode(CONTROL)) == CONTROL
