@@ -190,7 +190,7 @@ class Scale:
     k: int  # tries of a problem
     seeds: int
     template: str = "zoo"  # of all but the studies of two contexts
-    cool: int = 0  # tokens of a base that are a branch, at a falling rate, of a trunk at a constant one
+    late: int = 0  # tokens that a base trains on to know another mixture (0: it is trained on that instead)
     shares: str = "documents"  # what weights in pre-training are shares of
     words: str = ""  # one tokenizer for all, of this mixture ("": each base trains its own)
     mid: dict = field(default_factory=dict)  # options of mid-training
@@ -220,13 +220,14 @@ class Scale:
         return self.stage("train_pretrain", mixture=mixture, seed=seed.base, **given)
 
     def base(self, seed, mixture=None):
-        """A base. mixture: of the whole training or, where there is a trunk, of the branch."""
-        usual = self.mixture(self.pt)
-        if not self.cool:
-            return self.train(seed, mixture or usual, self.tokens)
-        trunk = self.train(seed, usual, self.tokens - self.cool, schedule="wsd", cooldown=0.0)
-        falling = dict(schedule="wsd", cooldown=1.0, warmup=0.0)
-        return self.train(seed, mixture or usual, self.cool, init_from=trunk, **falling)
+        """A base. mixture: of another one than the scale's."""
+        return self.train(seed, mixture or self.mixture(self.pt), self.tokens)
+
+    def versed(self, seed, mixture):
+        """A base that knows this mixture: trained on it or, where `late` is set, on it in the end alone."""
+        if not self.late:
+            return self.base(seed, mixture)
+        return self.train(seed, mixture, self.late, init_from=self.base(seed), **self.mid)
 
     def rl(self, seed, start, mixture, steps=None, **given):
         steps = max(1, round(self.share * (steps or self.steps)))

@@ -10,6 +10,13 @@ MICRO = dict(
     train_grpo=dict(prompts=2, group=2, minibatch=2, eval_problems=1, max_new_tokens=16, row_tokens=512),
     evaluate=dict(problems=2, max_new_tokens=16),
 )  # fmt: skip
+MINI = dict(
+    train_pretrain=dict(
+        vocab_size=700, schedule="wsd", cooldown=1.0, min_lr=3e-5, max_new_tokens=320, eval_problems=32,
+        eval_every=2000),
+    train_grpo=dict(max_new_tokens=320, eval_problems=32),
+    evaluate=dict(problems=50, max_new_tokens=320),
+)  # fmt: skip
 # of the paper: its bands, contexts, and a tokenizer of all of them
 PAPER = dict(
     world="mode forward", bands={"id": "2-10", "edge": "11-14", "hard": "15-20"},
@@ -25,15 +32,17 @@ SCALES = {
         ranges={"id": "3", "near": "3-4", "edge": "4", "hard": "5"}, pool="3-5", wide="2-3", tokens=20 * 512,
         budget=1024, price={"measured": 256, "nominal": 512}, steps=2, k=2, seeds=2, options=MICRO,
         rates={"train_pretrain": 1e-3, "train_grpo": 0.5, "evaluate": 0.1}),
-    # the studies, on a laptop. PLACEHOLDERS until the miniature is found: world, ops, budgets, rates
+    # the studies, on a laptop; a base has seen a little of the edge, else RL would have nothing to find there
     "mini": Scale(
         preset="tiny", world=MINI_WORLD,
-        bands={"id": "2-8", "edge": "9-10", "hard": "11-12"}, pt="2-8", ladder=("2-4", "5-6", "7-8"),
-        ranges={"id": "7-8", "near": "8-9", "edge": "9-10", "hard": "11-12"}, pool="8-10", wide="2-8",
-        tokens=30_000_000, cool=6_000_000, budget=2_200_000, price={"measured": 69_000, "nominal": 470_000},
-        steps=64, k=32, seeds=4, words="op 2-12; template zoo, school",
-        mid=dict(lr=5e-4, muon_lr=1.5e-3, warmup=0.15), options=dict(evaluate=dict(problems=50)),
-        rates={"train_pretrain": 6e-5, "train_grpo": 0.018, "evaluate": 0.006}),
+        bands={"id": "2-6", "edge": "7-8", "hard": "9-10"}, ladder=("2-4", "5-6", "7-8"),
+        pt="2-3:2, 4-6:4.5, 7:0.4, 8:0.2",
+        ranges={"id": "5-6", "near": "6-7", "edge": "7-8", "hard": "9-10"}, pool="6-10", wide="2-6",
+        tokens=15_000_000, late=3_000_000, budget=6_600_000,
+        price={"measured": 104_000, "nominal": 707_000},
+        steps=64, k=32, seeds=4, words="op 2-12; template zoo, school, festival", options=MINI,
+        mid=dict(lr=3e-4, muon_lr=9e-4, warmup=0.1),
+        rates={"train_pretrain": 7e-5, "train_grpo": 0.03, "evaluate": 0.008}),
     # one GPU; no rate was measured
     "small": Scale(
         preset="small", **PAPER, tokens=500_000_000, budget=105_000_000, steps=200, k=32, seeds=3,
