@@ -116,9 +116,7 @@ def summarise(problems, counts, chosen, ks, n):
     """
     commonest = Counter(problems[i].answer for i in chosen).most_common(1)[0][1]
     out = {"problems": len(chosen), "guess_floor": commonest / len(chosen)}
-    for floor, constants in (("copy_floor", False), ("plus_floor", True)):
-        out[floor] = sum(sums_suffice(problems[i], constants) for i in chosen) / len(chosen)
-    out["process"] = float(counts["process"][chosen].mean())
+    out |= {name: float(counts[name][chosen].mean()) for name in ("copy_floor", "plus_floor", "process")}
     for kind, k in product(JUDGED, ks):
         values = [pass_at_k(n, int(c), k) for c in counts[kind][chosen]]
         low, high = interval(values)
@@ -181,6 +179,10 @@ class Evaluation:
             kinds = dict(band=band_of[p.op], op=str(p.op), mode=p.mode, template=p.template)
             for by, value in kinds.items():
                 self.groups.setdefault(by, {}).setdefault(value, []).append(i)
+        self.floors = {  # of each problem, besides the guess floor
+            "copy_floor": np.array([sums_suffice(p, constants=False) for p in self.problems]),
+            "plus_floor": np.array([sums_suffice(p, constants=True) for p in self.problems]),
+        }
         self.results, self.counts, self.texts = {}, {}, {}
         tries = f"{len(self.problems)} problems, {o.samples} samples each, temperature {o.temperature}"
         self.caption = f"{tries}, seed {o.seed}; 95% intervals over problems"
@@ -213,6 +215,7 @@ class Evaluation:
     def add(self, name, checkpoint, lines):
         """Take in a checkpoint's lines, in order of op."""
         counts = {kind: np.concatenate([line[kind] for line in lines]) for kind in (*JUDGED, "process")}
+        counts |= self.floors
         self.counts[name], self.texts[name] = counts, [text for line in lines for text in line["texts"]]
         result = {"checkpoint": str(checkpoint.path), "step": checkpoint.state.get("step")}
         result["nll"] = {str(line["op"]): line["nll"] for line in lines}

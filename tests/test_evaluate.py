@@ -163,7 +163,7 @@ def test_where_all_problems_agree_the_interval_is_not_a_point(value):
 
 def test_an_interval_where_nothing_was_solved_reaches_the_table():
     problems = [datagen.generate(1, i, op=2) for i in range(3)] * 70
-    counts = {kind: np.zeros(210, int) for kind in evaluate.JUDGED} | {"process": np.zeros(210)}
+    counts = dict.fromkeys((*evaluate.JUDGED, "process", "copy_floor", "plus_floor"), np.zeros(210, int))
     out = summarise(problems, counts, range(200), [1, 4], 4)
     for k in (1, 4):
         assert out[f"correct@{k}"] == {"mean": 0.0, "low": 0.0, "high": pytest.approx(0.0188, abs=1e-3)}
@@ -172,13 +172,14 @@ def test_an_interval_where_nothing_was_solved_reaches_the_table():
 def test_summary_against_brute_force():
     problems = [datagen.generate(1, i, op=3) for i in range(6)]
     counts = {k: np.array([0, 1, 2, 4, 4, 3]) for k in evaluate.JUDGED} | {"process": np.linspace(0, 1, 6)}
+    counts |= {"copy_floor": np.array([1, 0, 1, 1, 0, 1]), "plus_floor": np.ones(6)}
     out = summarise(problems, counts, [1, 2, 4], [1, 2], 4)
     assert out["correct@1"]["mean"] == pytest.approx((1 + 2 + 4) / 12)
     assert out["correct@2"]["mean"] == pytest.approx(sum(verify.pass_at_k(4, c, 2) for c in (1, 2, 4)) / 3)
     assert out["correct@2"]["low"] <= out["correct@2"]["mean"] <= out["correct@2"]["high"]
     assert out["problems"] == 3 and out["process"] == pytest.approx((0.2 + 0.4 + 0.8) / 3)
     answers = [problems[i].answer for i in (1, 2, 4)]
-    assert out["copy_floor"] == out["plus_floor"] == 1  # at op 3 there is nothing to compute
+    assert (out["copy_floor"], out["plus_floor"]) == (pytest.approx(1 / 3), 1)
     assert out["guess_floor"] == max(answers.count(a) for a in answers) / 3
 
 
