@@ -136,7 +136,7 @@ class GRPO(Training):
         self.begin()
         limits = dict(max_new_tokens=o.max_new_tokens, batch_size=o.sample_rows, workers=o.replicas)
         self.sampling = dict(reward=o.reward, alpha=o.alpha, temperature=o.temperature, **limits)
-        check_room(self.model, self.tokenizer, self.held_out, o.max_new_tokens)
+        check_room(self.model, self.tokenizer, [*self.held_out, *self.records], o.max_new_tokens)
         saved = self.saved or {"updates": 0, "pool": None, "candidates": 0, "tokens": 0}
         self.updates = saved["updates"]
         self.tokens = saved.get("tokens", 0)  # of the whole run, all processes
