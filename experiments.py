@@ -96,11 +96,8 @@ class Session:
         self.studies = [look_up("study", known, name) for name in names]
         self.shop = Workshop(Path(o.out, o.scale), Path(o.results, o.scale), o.strict)
 
-    def planned(self, study):
-        return min(study.seeds or self.scale.seeds, self.scale.seeds)
-
     def seeds(self, study):
-        return self.o.seeds or self.planned(study)
+        return self.o.seeds or study.planned(self.scale)
 
     def uses(self, *chosen):
         """{stage: what it is first used for} of arms and looks that --only lets through."""
@@ -120,7 +117,7 @@ class Session:
         return named.values()
 
     def values(self, study):
-        return Values(self.shop, study, self.scale, self.seeds(study), self.planned(study))
+        return Values(self.shop, study, self.scale, self.seeds(study))
 
     def pace(self):
         """{script: seconds a unit of work}, as measured at this scale, or else as the scale says."""
