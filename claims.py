@@ -86,9 +86,9 @@ class Values:
     A is the number of arms, S of bases, R of RL seeds in each. A value that is not there yet is nan.
     """
 
-    def __init__(self, shop, study, scale, bases):
-        """bases: how many to look at."""
-        self.study, self.scale, self.result, self.stages = study, scale, shop.result, study.at(scale, bases)
+    def __init__(self, results, study, scale, bases):
+        """results: by name of their stage; bases: how many to look at."""
+        self.results, self.study, self.scale, self.stages = results, study, scale, study.at(scale, bases)
         self.arms = list(dict.fromkeys(arm for _, arm, _ in self.stages))
         self.seeds = [[Seed(base, rl) for rl in range(study.nested)] for base in range(bases)]
         self.numbers = cache(self.numbers)
@@ -99,7 +99,7 @@ class Values:
 
     def numbers(self, seed, cell):
         """→ those of `measure`. Raises KeyError if there is no result yet."""
-        result = self.result(self.stage(seed, cell).name) or {}
+        result = self.results[self.stage(seed, cell).name]
         metric = cell.metric.replace("@K", f"@{self.scale.k}")
         return measure(result, cell.band and self.scale.ops(cell.band), metric, cell.part)
 
@@ -158,7 +158,7 @@ class Values:
         seeds = [seed for nested, whole in zip(self.seeds, there) if whole for seed in nested]
         stages = [self.stage(seed, it) for seed in seeds for it in cells]
         names = sorted({name for stage in stages for name in (*stage.ancestors, stage.name)})
-        results = [result for name in names if (result := self.result(name))]
+        results = [self.results[name] for name in names if name in self.results]
         problems = max(len(self.numbers(seeds[0], it)) for it in cells)
         tries = max(result.get("samples", 0) for result in results)
         return row | {
@@ -174,7 +174,7 @@ class Values:
         """Every value there is, a dict a line of results.jsonl."""
         kinds = [f"{kind}@{k}" for kind in JUDGED for k in (1, self.scale.k)] + list(BANDS)
         for (seed, arm, look), stage in self.stages.items():
-            result = self.result(stage.name) or {}
+            result = self.results.get(stage.name, {})
             facts = dict(study=self.study.name, arm=arm, base=seed.base, rl=seed.rl, look=look, key=stage.key)
             facts |= {name: result.get(name) for name in ("code", "tokens", "seconds")}
             facts |= dict(tries=result.get("samples"))

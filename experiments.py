@@ -13,7 +13,6 @@ stage. It writes results.jsonl, claims.md, a figure a study and report.html, ane
 """
 
 import json
-from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -46,10 +45,8 @@ def pack(shop, stage, folder):
     """Write the weights of a stage that is done in Hugging Face's format, with hash and result."""
     export([f"--ckpt={shop.run_folder(stage)}/latest", f"--out={folder}"])
     digest = content_hash((folder / "model.safetensors").read_bytes())
-    done = read_json(shop.folder(stage) / "done.json")
-    write_atomic(
-        folder / "stage.json", as_json({"hash": digest, "done": done, "result": shop.result(stage.name)})
-    )
+    facts = {"hash": digest, "done": shop.ended(stage, "done"), "result": shop.kept[stage.name]}
+    write_atomic(folder / "stage.json", as_json(facts))
 
 
 def unpack(shop, stage, folder):
@@ -62,7 +59,7 @@ def unpack(shop, stage, folder):
         with lock:
             save_checkpoint(shop.run_folder(stage) / "latest", *import_(folder))
             write_atomic(shop.folder(stage) / "done.json", as_json({**facts["done"], "from": str(folder)}))
-            write_atomic(shop.results / f"{stage.name}.json", json.dumps(facts["result"]) + "\n")
+            shop.save(stage, facts["result"])
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -108,26 +105,23 @@ class Session:
                 found.setdefault(stage, use)
         return {stage: use for stage, use in found.items() if self.o.only in stage.name}
 
-    def stages(self, *chosen):
-        return list(self.uses(*chosen))
-
     def family(self, *chosen):
         """Arms and looks, and before each all that it is made from."""
-        named = {it.name: it for stage in self.stages(*chosen) for it in (*stage.ancestors.values(), stage)}
+        named = {it.name: it for stage in self.uses(*chosen) for it in (*stage.ancestors.values(), stage)}
         return named.values()
 
     def values(self, study):
-        return Values(self.shop, study, self.scale, self.seeds(study))
+        return Values(self.shop.kept, study, self.scale, self.seeds(study))
 
     def pace(self):
         """{script: seconds a unit of work}, as measured at this scale, or else as the scale says."""
-        seconds, work = Counter(), Counter()
-        for path in self.shop.results.glob("*.json"):
-            result, script = read_json(path), path.stem.rpartition("-")[0]
-            seconds[script] += result["seconds"]
-            work[script] += result["work"]
-        measured = {script: seconds[script] / work[script] for script in work}
-        return {script: measured.get(script, self.scale.rates.get(script, 0.0)) for script in SCRIPTS}
+
+        def rate(script):
+            done = [kept for name, kept in self.shop.kept.items() if name.startswith(f"{script}-")]
+            seconds, work = (sum(kept[name] for kept in done) for name in ("seconds", "work"))
+            return seconds / work if done else self.scale.rates.get(script, 0.0)
+
+        return {script: rate(script) for script in SCRIPTS}
 
     def committed(self, stage):
         """The folder of its committed weights, which are to be taken if they are there; or None."""
@@ -139,7 +133,7 @@ class Session:
 
     def work_on(self, *chosen):
         """Run these studies' stages → exit code. Committed weights are taken where they are needed."""
-        stages, pace = self.stages(*chosen), self.pace()
+        stages, pace = self.uses(*chosen), self.pace()
         for stage in filter(self.committed, self.shop.todo(stages).values()):
             if not self.shop.here(stage):
                 unpack(self.shop, stage, self.committed(stage))
@@ -165,7 +159,7 @@ def plan(it, words):
     """Stages, how many are done, and hours for the rest; what two studies share counts in the first."""
     pace, counted = it.pace(), {}
     for study in it.studies:
-        stages = it.stages(study)
+        stages = it.uses(study)
         todo = it.shop.todo(stages)
         new = [stage for name, stage in todo.items() if name not in counted]
         counted |= todo
@@ -182,12 +176,12 @@ def status(it, words):
         state = "kept" if it.shop.known(stage) else it.shop.state(stage)
         print(f"{state:8} {stage.name:28} {uses.get(stage, 'for others')}")
         if state == "failed":
-            print("    " + "\n    ".join(read_json(it.shop.folder(stage) / "failed.json")["last"]))
+            print("    " + "\n    ".join(it.shop.ended(stage, state)["last"]))
 
 
 def report(it, words):
     rows, lines, sections, out = [], [], [], it.shop.out
-    for stage in filter(it.shop.here, it.stages(*it.studies)):
+    for stage in filter(it.shop.here, it.uses(*it.studies)):
         it.shop.keep(stage)
     for study in it.studies:
         values = it.values(study)

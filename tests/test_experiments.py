@@ -375,16 +375,6 @@ def test_weights_of_a_linear_contrast():
     }
 
 
-class Shop:
-    """Results made up."""
-
-    def __init__(self, results):
-        self.results = results
-
-    def result(self, name):
-        return self.results.get(name)
-
-
 def made_up(claim, rates, seeds=4, gate=lambda v: 0.0, noise=0.02, problems=60, missing=(), **scale):
     """The row of a claim, where arms have these rates in the band id."""
     stages = {(arm, s): stage("evaluate", checkpoints=f"{arm}{s}") for arm in rates for s in range(seeds)}
@@ -397,7 +387,7 @@ def made_up(claim, rates, seeds=4, gate=lambda v: 0.0, noise=0.02, problems=60, 
     study = Study("made", "up", lambda c, seed: {arm: stages[arm, seed.base] for arm in rates}, (claim,),
                   looks=lambda c, seed, arm, it: {"main": it}, gate=gate)  # fmt: skip
     scale = replace(SCALES["micro"], seeds=seeds, **scale)
-    return Values(Shop(results), study, scale, seeds).row(claim)
+    return Values(results, study, scale, seeds).row(claim)
 
 
 def gap(v):
@@ -468,7 +458,7 @@ def test_rl_seeds_are_averaged_within_their_base():
     for (seed, arm, _), it in study.at(SCALES["micro"], 2).items():
         counts = [round(20 * rates[seed])] * 5 if arm == "b" else [2] * 5
         results[it.name] = {**result({"2": counts, "3": counts}, samples=20), "seconds": 1, "code": "c"}
-    row = Values(Shop(results), study, SCALES["micro"], 2).row(UP)
+    row = Values(results, study, SCALES["micro"], 2).row(UP)
     assert row["effect"] == pytest.approx((0.5 + 0.7) / 2 - 0.1) and row["seeds"] == "2 × 2"
     assert row["plain"] == pytest.approx(paired([0.4, 0.6]).interval())
     within = np.mean([np.var([0.4, 0.6], ddof=1), np.var([0.5, 0.9], ddof=1)])
@@ -493,7 +483,7 @@ def test_every_claim_can_be_judged(study):
             {"rewards": rand.random(20).tolist(), "zero_variance": 0.5} if it.script == "train_grpo" else {}
         )
         results[it.name] = {**found, **rewards, "seconds": 36.0, "code": "c"}
-    values = Values(Shop(results), study, scale, 3)
+    values = Values(results, study, scale, 3)
     rows = [values.row(claim) for claim in study.claims]
     assert all(np.isfinite(row["effect"]) and row["verdict"] for row in rows)
     assert all(len(cells) == len(COLUMNS) for cells in table_of(rows))
