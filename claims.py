@@ -206,10 +206,8 @@ class Values:
         for band in self.scale.bands:
             above = None
             for arm in self.arms:
-                one, many = (
-                    np.concatenate([self.numbers(seeds[0], Cell(arm, band, metric)) for seeds in self.seeds])
-                    for metric in ("correct@1", "correct@K")
-                )
+                cells = [Cell(arm, band, metric) for metric in ("correct@1", "correct@K")]
+                one, many = (np.hstack([self.numbers(seed, it) for seed, *_ in self.seeds]) for it in cells)
                 said = "" if above is None else gain(above, one, 1)
                 rows.append([band, arm, f"{one.mean():.3f}", f"{many.mean():.3f}", said])
                 above = one

@@ -235,10 +235,8 @@ class Scale:
 
     def look(self, seed, start, template=None, **given):
         bands = ",".join(f"{name}={ops}" for name, ops in self.bands.items())
-        given = (
-            dict(mixture=self.mixture("2", template), bands=bands, samples=self.k, k=f"1,{self.k}") | given
-        )
-        return self.stage("evaluate", checkpoints=start, seed=1000 + seed.base, **given)
+        usual = dict(mixture=self.mixture("2", template), bands=bands, samples=self.k, k=f"1,{self.k}")
+        return self.stage("evaluate", checkpoints=start, seed=1000 + seed.base, **(usual | given))
 
 
 @dataclass(frozen=True)
