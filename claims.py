@@ -83,7 +83,7 @@ def weights_of(contrast):
 class Values:
     """What is known of a study: the values of its arms by seed, and what its claims come to.
 
-    A is the number of arms, S of bases, R of RL seeds in each. A value that is not there yet is nan.
+    A is the number of arms, S of bases, R of RL seeds in each.
     """
 
     def __init__(self, results, study, scale, bases):
@@ -104,13 +104,14 @@ class Values:
         return measure(result, cell.band and self.scale.ops(cell.band), metric, cell.part)
 
     def value(self, contrast, seed):
+        """The contrast in one seed; nan if a result is not there yet."""
         try:
             return contrast(lambda *a, **named: float(self.numbers(seed, Cell(*a, **named)).mean()))
         except KeyError:
             return np.nan
 
     def values(self, contrast):
-        """→ (S, R)."""
+        """→ (S, R) the contrast in every seed."""
         return np.array([[self.value(contrast, seed) for seed in nested] for nested in self.seeds])
 
     def table(self, place):
@@ -125,11 +126,14 @@ class Values:
         weights, found = weights_of(contrast), self.values(contrast)[there].mean(1)
         place, *others = dict.fromkeys(it[1:] for it in weights)
         table = self.table(place)[:, there]
-        row, whole = np.array([weights.get((arm, *place), 0.0) for arm in self.arms]), ~np.isnan(table).any(1)
+        row = np.array([weights.get((arm, *place), 0.0) for arm in self.arms])
+        whole = ~np.isnan(table).any(1)
         table, row = table[whole], row[whole]
         difference = not others and abs(row.sum()) < 1e-9 and np.allclose(row @ table, found)
         pool = (abs(table.mean(1) - 0.5) < 0.5 - FLOOR) | ("@" not in place[1])
-        return blocks(table, row, pool) if difference and len(found) > 1 and sum(pool) > 1 else paired(found)
+        if difference and len(found) > 1 and sum(pool) > 1:
+            return blocks(table, row, pool)
+        return paired(found)
 
     def state(self, claim, estimate, there):
         """Why there is no verdict, or the verdict."""
@@ -177,7 +181,7 @@ class Values:
             result = self.results.get(stage.name, {})
             facts = dict(study=self.study.name, arm=arm, base=seed.base, rl=seed.rl, look=look, key=stage.key)
             facts |= {name: result.get(name) for name in ("code", "tokens", "seconds")}
-            facts |= dict(tries=result.get("samples"))
+            facts["tries"] = result.get("samples")
             places = [(None, metric) for metric in RUNS if "rewards" in result]
             places += [(band, metric) for band in self.scale.bands for metric in kinds if "ops" in result]
             for band, metric in places:

@@ -463,6 +463,14 @@ def test_rl_seeds_are_averaged_within_their_base():
     assert row["plain"] == pytest.approx(paired([0.4, 0.6]).interval())
     within = np.mean([np.var([0.4, 0.6], ddof=1), np.var([0.5, 0.9], ddof=1)])
     assert row["spread"] == pytest.approx((0, within**0.5))  # 0.02 between, less 0.05 / 2
+    del results[
+        stage("evaluate", checkpoints=f"b{Seed(1, 1)}").name
+    ]  # a base counts if all its RL seeds are there
+    values = Values(results, study, SCALES["micro"], 2)
+    row = values.row(UP)
+    assert row["effect"] == pytest.approx(0.5 - 0.1) and row["verdict"] == "incomplete: 1 of 2 seeds"
+    panel = values.panels()["correct@1", "id"]
+    assert panel["a"][0] == pytest.approx([0.1, 0.1]) and panel["b"] == (pytest.approx([0.5]), 0)
 
 
 def test_committed_weights_that_are_not_what_was_hashed_are_refused(tmp_path):
