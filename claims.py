@@ -6,8 +6,9 @@ A claim's contrast is a function of v; v(arm, band, metric, look, part) is the v
 from collections import Counter
 from functools import cache
 from itertools import product
+from typing import NamedTuple
 
-from lab.statistics import block_error, blocks, discoveries, paired, spread, t_quantile, verdict
+from lab.statistics import blocks, discoveries, gain, paired, spread, verdict
 
 import numpy as np
 
@@ -62,161 +63,125 @@ def measure(result, ops, metric, part="all"):
     return np.array([row["errors"].get(kind, 0) / (n * len(row["correct"])) for row in rows])
 
 
-class Missing(Exception):
-    """A stage that has no result yet."""
+class Cell(NamedTuple):
+    """What a contrast asks v for."""
 
-
-def cell(arm, band, metric, look="main", part="all"):
-    """What v of a contrast is asked for."""
-    return arm, band, metric, look, part
+    arm: str
+    band: str | None  # of the scale, or operations; None of what is of a run
+    metric: str
+    look: str = "main"
+    part: str = "all"
 
 
 def weights_of(contrast):
     """{cell: its weight}, if the contrast is linear in what it looks at."""
     seen = {}
-    start = contrast(lambda *a, **named: seen.setdefault(cell(*a, **named), 0.0))
-    return {it: contrast(lambda *a, it=it, **named: float(cell(*a, **named) == it)) - start for it in seen}
+    start = contrast(lambda *a, **named: seen.setdefault(Cell(*a, **named), 0.0))
+    return {it: contrast(lambda *a, it=it, **named: float(Cell(*a, **named) == it)) - start for it in seen}
 
 
 class Values:
-    """What is known of a study: the values of its arms by seed, and what its claims come to."""
+    """What is known of a study: the values of its arms by seed, and what its claims come to.
 
-    def __init__(self, shop, study, scale, bases, planned):
-        """bases: how many to look at; planned: how many the study has."""
-        self.shop, self.study, self.scale, self.bases, self.planned = (
-            shop,
-            study,
-            scale,
-            range(bases),
-            planned,
-        )
-        self.stages = study.at(scale, bases)
+    A is the number of arms, S of bases, R of RL seeds in each.
+    """
+
+    def __init__(self, results, study, scale, bases):
+        """results: by name of their stage; bases: how many to look at."""
+        self.results, self.study, self.scale, self.stages = results, study, scale, study.at(scale, bases)
         self.arms = list(dict.fromkeys(arm for _, arm, _ in self.stages))
+        self.seeds = [[Seed(base, rl) for rl in range(study.nested)] for base in range(bases)]
         self.numbers = cache(self.numbers)
 
-    def stages_of(self, base, arm, look):
-        """Those of an arm, or of a look at it, by RL seed. Raises Missing if there are none."""
-        keys = [(Seed(base, rl), arm, look) for rl in range(self.study.nested)]
-        if keys[0] not in self.stages:
-            raise Missing
-        return [self.stages[key] for key in keys]
+    def stage(self, seed, cell):
+        """The run, or the look at it, that a cell is of. Raises KeyError."""
+        return self.stages[seed, cell.arm, None if cell.metric in RUNS else cell.look]
 
-    def numbers(self, base, arm, band, metric, look="main", part="all"):
-        """→ (R, n) of `measure`, for R RL seeds. Raises Missing."""
-        ops = band and self.scale.ops(band)
-        stages = self.stages_of(base, arm, None if metric in RUNS else look)
-        results = [self.shop.result(stage.name) for stage in stages]
-        if None in results or (metric in RUNS and any("rewards" not in result for result in results)):
-            raise Missing
-        metric = metric.replace("@K", f"@{self.scale.k}")
-        return np.array([measure(result, ops, metric, part) for result in results])
+    def numbers(self, seed, cell):
+        """→ those of `measure`. Raises KeyError if there is no result yet."""
+        result = self.results[self.stage(seed, cell).name]
+        metric = cell.metric.replace("@K", f"@{self.scale.k}")
+        return measure(result, cell.band and self.scale.ops(cell.band), metric, cell.part)
 
-    def view(self, base, rl=slice(None)):
-        """v of a contrast: values of one base, and the mean over its RL seeds or one of them."""
-        return lambda *a, **named: float(self.numbers(base, *a, **named)[rl].mean())
+    def value(self, contrast, seed):
+        """The contrast in one seed; nan if a result is not there yet."""
+        try:
+            return contrast(lambda *a, **named: float(self.numbers(seed, Cell(*a, **named)).mean()))
+        except KeyError:
+            return np.nan
 
-    def by_base(self, contrast):
-        """{base: the contrast} of the bases that have all it looks at."""
-        found = {}
-        for base in self.bases:
-            try:
-                found[base] = contrast(self.view(base))
-            except Missing:
-                continue
-        return found
+    def values(self, contrast):
+        """→ (S, R) the contrast in every seed."""
+        return np.array([[self.value(contrast, seed) for seed in nested] for nested in self.seeds])
 
-    def by_arm(self, place):
-        """{arm: {base: its value}}. place: (band, metric, look, part)."""
-        return {arm: self.by_base(lambda v, arm=arm: v(arm, *place)) for arm in self.arms}
+    def table(self, place):
+        """→ (A, S) values of all arms. place: a cell's band, metric, look and part."""
+        return np.array([self.values(lambda v, arm=arm: v(arm, *place)).mean(1) for arm in self.arms])
 
-    def table(self, place, bases):
-        """→ (arms that have a value in all these bases, (A, S) values)."""
-        values = self.by_arm(place)
-        arms = [arm for arm in self.arms if values[arm].keys() >= set(bases)]
-        return arms, np.array([[values[arm][base] for base in bases] for arm in arms])
+    def estimate(self, contrast, there):
+        """→ Estimate: by blocks, if it is a difference of arms in one place, else by the seeds alone.
 
-    def linear(self, contrast, found):
-        """{arm: weight} and the place of a contrast that is a difference of arms in one place, else None."""
-        weights = weights_of(contrast)
-        sums = [sum(w * self.view(base)(*it) for it, w in weights.items()) for base in found]
-        places, same = {it[1:] for it in weights}, np.allclose(sums, list(found.values()))
-        if len(places) > 1 or not same or abs(sum(weights.values())) > 1e-9:
-            return None
-        return {it[0]: w for it, w in weights.items()}, places.pop()
-
-    def estimate(self, contrast, found):
-        """→ Estimate: by blocks, if it is a difference of arms in one place, else by the seeds alone."""
-        plain, linear = paired(list(found.values())), self.linear(contrast, found)
-        if linear is None or len(found) < 2:
-            return plain
-        weights, place = linear
-        arms, table = self.table(place, found)
-        row = np.array([weights.get(arm, 0.0) for arm in arms])
+        there: (S,) of bool, the bases that have all it looks at.
+        """
+        weights, found = weights_of(contrast), self.values(contrast)[there].mean(1)
+        place, *others = dict.fromkeys(it[1:] for it in weights)
+        table = self.table(place)[:, there]
+        row = np.array([weights.get((arm, *place), 0.0) for arm in self.arms])
+        whole = ~np.isnan(table).any(1)
+        table, row = table[whole], row[whole]
+        difference = not others and abs(row.sum()) < 1e-9 and np.allclose(row @ table, found)
         pool = (abs(table.mean(1) - 0.5) < 0.5 - FLOOR) | ("@" not in place[1])
-        return blocks(table, row, pool) if sum(pool) > 1 else plain
+        if difference and len(found) > 1 and sum(pool) > 1:
+            return blocks(table, row, pool)
+        return paired(found)
 
-    def share_of_seeds(self, contrast, found):
-        """Share of the variance over seeds that is not of problems and tries; None where that is unknown."""
-        linear, total = self.linear(contrast, found), np.var(list(found.values()))
-        if linear is None or not total:
-            return None
-        weights, place = linear
-        each = {arm: [self.numbers(base, arm, *place).mean(0) for base in found] for arm in weights}
-        gaps = sum(w * np.array(each[arm]) for arm, w in weights.items())  # (S, n)
-        seeds, problems = gaps.shape
-        noise = gaps.var(1).mean() / max(1, problems - 1)
-        return max(0.0, 1 - noise / total * (seeds - 1) / seeds) if problems > 1 else None
-
-    def state(self, claim, estimate, found):
+    def state(self, claim, estimate, there):
         """Why there is no verdict, or the verdict."""
-        shares = [it for it in weights_of(claim.contrast) if "@" in it[2]]
-        means = [np.mean([self.view(base)(*it) for base in found]) for it in shares]
-        gate = list(self.by_base(self.study.gate).values()) if self.study.gate else [0]
-        rule = claim.expect, claim.margin, claim.half, claim.least
-        word, (low, high) = verdict(estimate, *rule), estimate.interval()
+        shares = [it for it in weights_of(claim.contrast) if "@" in it.metric]
+        means = [self.values(lambda v, it=it: v(*it))[there].mean() for it in shares]
+        gate, planned = self.values(self.study.gate).mean(1), self.study.planned(self.scale)
+        word = verdict(estimate, claim.expect, claim.margin, claim.half, claim.least)
         reasons = {
             f"incomplete: {self.scale.share:.0%} of the budget": self.scale.share < 1,
-            f"incomplete: {len(found)} of {self.planned} seeds": len(found) < self.planned,
-            "gate C0 not met": not gate or np.mean(gate) < 0,
+            f"incomplete: {sum(there)} of {planned} seeds": sum(there) < planned,
+            "gate C0 not met": np.isnan(gate).all() or np.nanmean(gate) < 0,
             "at floor": means and max(means) < FLOOR,
             "at ceiling": means and min(means) > 1 - FLOOR,
-            "underpowered": word == "undecided" and high - low > 2 * WIDEST,
+            "underpowered": word == "undecided" and estimate.half() > WIDEST,
         }
         return next((reason for reason, holds in reasons.items() if holds), word)
 
     def row(self, claim):
         """All that is known of a claim → dict."""
         row = {"id": claim.id, "claim": claim.text, "paper": claim.paper, "expect": claim.expect}
-        found = self.by_base(claim.contrast)
-        if not found:
+        values, cells = self.values(claim.contrast), weights_of(claim.contrast)
+        there = ~np.isnan(values).any(1)
+        if not there.any():
             return row | {"verdict": "not run"}
-        estimate, cells = self.estimate(claim.contrast, found), list(weights_of(claim.contrast))
-        runs = [[claim.contrast(self.view(base, rl)) for rl in range(self.study.nested)] for base in found]
-        used = {(it[0], None) for it in cells} | {(it[0], it[3]) for it in cells if it[2] not in RUNS}
-        stages = [stage for arm, look in used for base in found for stage in self.stages_of(base, arm, look)]
+        estimate = self.estimate(claim.contrast, there)
+        seeds = [seed for nested, whole in zip(self.seeds, there) if whole for seed in nested]
+        stages = [self.stage(seed, it) for seed in seeds for it in cells]
         names = sorted({name for stage in stages for name in (*stage.ancestors, stage.name)})
-        results = [result for name in names if (result := self.shop.result(name))]
-        problems = max(self.numbers(min(found), *it).shape[1] for it in cells)
+        results = [self.results[name] for name in names if name in self.results]
+        problems = max(len(self.numbers(seeds[0], it)) for it in cells)
         tries = max(result.get("samples", 0) for result in results)
         return row | {
             "effect": estimate.effect, "interval": estimate.interval(), "p": estimate.p,
-            "plain": paired(list(found.values())).interval(), "spread": spread(np.array(runs)),
-            "seeds": f"{len(found)} × {self.study.nested}", "problems": f"{problems} × {tries}",
-            "share": self.share_of_seeds(claim.contrast, found),
+            "plain": paired(values[there].mean(1)).interval(), "spread": spread(values[there]),
+            "seeds": f"{sum(there)} × {self.study.nested}", "problems": f"{problems} × {tries}",
             "hours": sum(result["seconds"] for result in results) / 3600,
             "tokens": sum(result.get("tokens", 0) for result in results),
             "code": sorted({result["code"] for result in results}),
-            "verdict": self.state(claim, estimate, found)}  # fmt: skip
+            "verdict": self.state(claim, estimate, there)}  # fmt: skip
 
     def lines(self):
         """Every value there is, a dict a line of results.jsonl."""
         kinds = [f"{kind}@{k}" for kind in JUDGED for k in (1, self.scale.k)] + list(BANDS)
         for (seed, arm, look), stage in self.stages.items():
-            if (result := self.shop.result(stage.name)) is None:
-                continue
+            result = self.results.get(stage.name, {})
             facts = dict(study=self.study.name, arm=arm, base=seed.base, rl=seed.rl, look=look, key=stage.key)
-            facts |= dict(code=result["code"], tries=result.get("samples"), tokens=result.get("tokens"))
-            facts |= dict(seconds=result["seconds"])
+            facts |= {name: result.get(name) for name in ("code", "tokens", "seconds")}
+            facts["tries"] = result.get("samples")
             places = [(None, metric) for metric in RUNS if "rewards" in result]
             places += [(band, metric) for band in self.scale.bands for metric in kinds if "ops" in result]
             for band, metric in places:
@@ -228,30 +193,27 @@ class Values:
         """{(metric, band): {arm: (one number a base, half the width of a block interval)}} for a figure."""
         found = {}
         for metric, band in product(("correct@1", f"correct@{self.scale.k}"), self.scale.bands):
-            place = (band, metric, self.study.shown, "all")
-            dots = {arm: list(values.values()) for arm, values in self.by_arm(place).items()}
-            (arms, table), half = self.table(place, self.bases), 0.0
-            if min(table.shape) > 1:
-                variance, df = block_error(table)
-                half = t_quantile(0.95, df) * (variance / len(self.bases)) ** 0.5
-            found[metric, band] = {arm: (dots[arm], half * (arm in arms)) for arm in dots if dots[arm]}
+            table = self.table((band, metric, self.study.shown, "all"))
+            there = ~np.isnan(table)
+            whole, half = table[there.all(1)], 0.0
+            if min(whole.shape) > 1:
+                half = blocks(whole, np.arange(len(whole)) == 0).half()  # of one arm; it is that of each
+            dots = zip(self.arms, table, there)
+            found[metric, band] = {
+                arm: (row[known].tolist(), half * known.all()) for arm, row, known in dots if known.any()
+            }
         return found
 
     def pairs(self):
-        """Rows of strings: each arm in each band, and its paired difference from the arm above."""
-        rows = [["band", "arm", "correct@1", f"correct@{self.scale.k}", "difference", "standard error"]]
+        """Rows of strings: each arm in each band, and how it differs from the arm above."""
+        rows = [["band", "arm", "correct@1", f"correct@{self.scale.k}", "against the arm above"]]
         for band in self.scale.bands:
             above = None
             for arm in self.arms:
-                kinds = ("correct@1", "correct@K")
-                one, many = (
-                    [self.numbers(base, arm, band, kind)[0] for base in self.bases] for kind in kinds
-                )
-                one, said = np.concatenate(one), ["", ""]
-                if above is not None:
-                    gap = one - above
-                    said = [f"{gap.mean():+.3f}", f"{gap.std(ddof=1) / len(gap) ** 0.5:.3f}"]
-                rows.append([band, arm, f"{one.mean():.3f}", f"{np.mean(many):.3f}", *said])
+                cells = [Cell(arm, band, metric) for metric in ("correct@1", "correct@K")]
+                one, many = (np.hstack([self.numbers(seed, it) for seed, *_ in self.seeds]) for it in cells)
+                said = "" if above is None else gain(above, one, 1)
+                rows.append([band, arm, f"{one.mean():.3f}", f"{many.mean():.3f}", said])
                 above = one
         return rows
 
@@ -272,7 +234,6 @@ COLUMNS = {  # of claims.md: what a row needs, and how it is said
     "by paired t": ("plain", bounds),
     "seeds": ("seeds", str),
     "problems × tries": ("problems", str),
-    "of seeds": ("share", "{:.0%}".format),
     "SD of bases, of RL seeds": ("spread", lambda pair: "{:.3f}, {:.3f}".format(*pair).replace("nan", "–")),
     "hours": ("hours", "{:.2f}".format),
     "token-equivalents": ("tokens", lambda n: f"{n / 1e6:,.1f}M"),

@@ -13,8 +13,8 @@ stage. It writes results.jsonl, claims.md, a figure a study and report.html, ane
 """
 
 import json
-from collections import Counter
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from lab.options import (
@@ -42,14 +42,18 @@ from studies import SCRIPTS, Seed, Study, load_studies
 # Committed bases
 
 
-def pack(shop, stage, folder):
-    """Write the weights of a stage that is done in Hugging Face's format, with hash and result."""
-    export([f"--ckpt={shop.run_folder(stage)}/latest", f"--out={folder}"])
-    digest = content_hash((folder / "model.safetensors").read_bytes())
-    done = read_json(shop.folder(stage) / "done.json")
-    write_atomic(
-        folder / "stage.json", as_json({"hash": digest, "done": done, "result": shop.result(stage.name)})
-    )
+def pack(it, words):
+    """Write the weights of all pre-training that is done here in Hugging Face's format, with hash and result;
+    --only says of which.
+    """
+    for stage in filter(it.shop.here, it.family(*it.studies)):
+        folder = Path(it.o.bases, stage.name)
+        if stage.script == "train_pretrain" and not folder.exists():
+            it.shop.keep(stage)
+            export([f"--ckpt={it.shop.run_folder(stage)}/latest", f"--out={folder}"])
+            digest = content_hash((folder / "model.safetensors").read_bytes())
+            facts = {"done": it.shop.ended(stage, "done"), "result": it.shop.kept[stage.name]}
+            write_atomic(folder / "stage.json", as_json({"hash": digest, **facts}))
 
 
 def unpack(shop, stage, folder):
@@ -62,7 +66,7 @@ def unpack(shop, stage, folder):
         with lock:
             save_checkpoint(shop.run_folder(stage) / "latest", *import_(folder))
             write_atomic(shop.folder(stage) / "done.json", as_json({**facts["done"], "from": str(folder)}))
-            write_atomic(shop.results / f"{stage.name}.json", json.dumps(facts["result"]) + "\n")
+            shop.save(stage, facts["result"])
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -96,11 +100,8 @@ class Session:
         self.studies = [look_up("study", known, name) for name in names]
         self.shop = Workshop(Path(o.out, o.scale), Path(o.results, o.scale), o.strict)
 
-    def planned(self, study):
-        return min(study.seeds or self.scale.seeds, self.scale.seeds)
-
     def seeds(self, study):
-        return self.o.seeds or self.planned(study)
+        return self.o.seeds or study.planned(self.scale)
 
     def uses(self, *chosen):
         """{stage: what it is first used for} of arms and looks that --only lets through."""
@@ -111,43 +112,39 @@ class Session:
                 found.setdefault(stage, use)
         return {stage: use for stage, use in found.items() if self.o.only in stage.name}
 
-    def stages(self, *chosen):
-        return list(self.uses(*chosen))
-
     def family(self, *chosen):
         """Arms and looks, and before each all that it is made from."""
-        named = {it.name: it for stage in self.stages(*chosen) for it in (*stage.ancestors.values(), stage)}
+        named = {it.name: it for stage in self.uses(*chosen) for it in (*stage.ancestors.values(), stage)}
         return named.values()
 
     def values(self, study):
-        return Values(self.shop, study, self.scale, self.seeds(study), self.planned(study))
+        return Values(self.shop.kept, study, self.scale, self.seeds(study))
 
+    @cached_property
     def pace(self):
         """{script: seconds a unit of work}, as measured at this scale, or else as the scale says."""
-        seconds, work = Counter(), Counter()
-        for path in self.shop.results.glob("*.json"):
-            result, script = read_json(path), path.stem.rpartition("-")[0]
-            seconds[script] += result["seconds"]
-            work[script] += result["work"]
-        measured = {script: seconds[script] / work[script] for script in work}
-        return {script: measured.get(script, self.scale.rates.get(script, 0.0)) for script in SCRIPTS}
+        rates = dict.fromkeys(SCRIPTS, 0.0) | self.scale.rates
+        for script in SCRIPTS:
+            done = [kept for name, kept in self.shop.kept.items() if name.startswith(f"{script}-")]
+            if done:
+                rates[script] = sum(kept["seconds"] for kept in done) / sum(kept["work"] for kept in done)
+        return rates
 
     def committed(self, stage):
         """The folder of its committed weights, which are to be taken if they are there; or None."""
         folder = Path(self.o.bases, stage.name)
         return folder if folder.exists() and not self.o.strict else None
 
-    def hours(self, stages, pace):
-        return sum(it.work * pace[it.script] for it in stages if not self.committed(it)) / 3600
+    def hours(self, stages):
+        return sum(it.work * self.pace[it.script] for it in stages if not self.committed(it)) / 3600
 
     def work_on(self, *chosen):
         """Run these studies' stages → exit code. Committed weights are taken where they are needed."""
-        stages, pace = self.stages(*chosen), self.pace()
+        stages, jobs = self.uses(*chosen), self.o.jobs
         for stage in filter(self.committed, self.shop.todo(stages).values()):
             if not self.shop.here(stage):
                 unpack(self.shop, stage, self.committed(stage))
-        jobs = self.o.jobs
-        runner = Runner(self.shop, jobs, lambda left: f"{self.hours(left, pace) / jobs:.2f} h left")
+        runner = Runner(self.shop, jobs, lambda left: f"{self.hours(left) / jobs:.2f} h left")
         code = runner.run(stages, self.o.retry)
         if code != FINISHED:
             print("stopped; the same line goes on")
@@ -155,9 +152,8 @@ class Session:
 
 
 def list_studies(it, words):
-    pace = it.pace()
     for study in it.studies:
-        cost = it.hours(it.family(study), pace) / it.seeds(study)
+        cost = it.hours(it.family(study)) / it.seeds(study)
         arms = ", ".join(study.arms(it.scale, Seed(0)))
         print(f"{study.name}: {study.title} {it.seeds(study)} bases, {cost:.2f} h each; arms {arms}")
         for claim in study.claims:
@@ -166,17 +162,15 @@ def list_studies(it, words):
 
 def plan(it, words):
     """Stages, how many are done, and hours for the rest; what two studies share counts in the first."""
-    pace, counted = it.pace(), {}
+    counted = {}
     for study in it.studies:
-        stages = it.stages(study)
+        stages = it.uses(study)
         todo = it.shop.todo(stages)
         new = [stage for name, stage in todo.items() if name not in counted]
         counted |= todo
-        done = sum(stage.name not in todo for stage in stages)
-        print(
-            f"{study.name:6} {done:4} done {len(new):4} to run {it.hours(new, pace):8.2f} h   {study.title}"
-        )
-    print(f"all             {len(counted):4} to run {it.hours(counted.values(), pace):8.2f} h   with one job")
+        done, hours = sum(stage.name not in todo for stage in stages), it.hours(new)
+        print(f"{study.name:6} {done:4} done {len(new):4} to run {hours:8.2f} h   {study.title}")
+    print(f"all             {len(counted):4} to run {it.hours(counted.values()):8.2f} h   with one job")
 
 
 def status(it, words):
@@ -185,12 +179,12 @@ def status(it, words):
         state = "kept" if it.shop.known(stage) else it.shop.state(stage)
         print(f"{state:8} {stage.name:28} {uses.get(stage, 'for others')}")
         if state == "failed":
-            print("    " + "\n    ".join(read_json(it.shop.folder(stage) / "failed.json")["last"]))
+            print("    " + "\n    ".join(it.shop.ended(stage, state)["last"]))
 
 
 def report(it, words):
     rows, lines, sections, out = [], [], [], it.shop.out
-    for stage in filter(it.shop.here, it.stages(*it.studies)):
+    for stage in filter(it.shop.here, it.uses(*it.studies)):
         it.shop.keep(stage)
     for study in it.studies:
         values = it.values(study)
@@ -205,15 +199,6 @@ def report(it, words):
     write_atomic(out / "claims.md", "".join([f"# Claims\n\n{told}\n", *tables]))
     write_studies(out / "report.html", told, sections)
     print(f"{told}\nclaims: {out / 'claims.md'}")
-
-
-def pack_bases(it, words):
-    """Of the pre-training that is done here; --only says which."""
-    for stage in filter(it.shop.here, it.family(*it.studies)):
-        folder = Path(it.o.bases, stage.name)
-        if stage.script == "train_pretrain" and not folder.exists():
-            it.shop.keep(stage)
-            pack(it.shop, stage, folder)
 
 
 def ablate(it, words):
@@ -248,7 +233,7 @@ COMMANDS = {
     "run": lambda it, words: it.work_on(*it.studies),
     "status": status,
     "report": report,
-    "pack": pack_bases,
+    "pack": pack,
     "ablate": ablate,
 }
 

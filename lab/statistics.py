@@ -58,9 +58,13 @@ class Estimate:
     error: float  # its standard error; inf where one seed says nothing of it
     df: int
 
+    def half(self, level=0.95):
+        """Half the width of the interval, by Student's t."""
+        return t_quantile(level, self.df) * self.error
+
     def interval(self, level=0.95):
-        """→ (low, high), by Student's t."""
-        half = t_quantile(level, self.df) * self.error
+        """→ (low, high)."""
+        half = self.half(level)
         return self.effect - half, self.effect + half
 
     @property
@@ -101,20 +105,16 @@ def paired(values):
     return Estimate(float(np.mean(values)), float(error), max(1, n - 1))
 
 
-def block_error(table):
-    """(A, S) values → the variance that neither arms nor seeds explain, and its degrees of freedom."""
-    rest = table - table.mean(0) - table.mean(1, keepdims=True) + table.mean()
-    df = (table.shape[0] - 1) * (table.shape[1] - 1)
-    return float((rest**2).sum() / df), df
+def blocks(table, weights, pool=slice(None)):
+    """A contrast of arms → Estimate, its error what neither arms nor seeds explain, pooled over arms whose
+    variances are alike.
 
-
-def blocks(table, weights, pool):
-    """A contrast of arms → Estimate, its error pooled over arms whose variances are alike.
-
-    table: (A, S) values; weights: (A,), which sum to 0; pool: (A,) of bool, the arms that the error is of.
+    table: (A, S) values; weights: (A,), which sum to 0; pool: which arms the error is of.
     """
-    variance, df = block_error(table[pool])
-    error = math.sqrt(variance * float(weights @ weights) / table.shape[1])
+    alike = table[pool]
+    rest = alike - alike.mean(0) - alike.mean(1, keepdims=True) + alike.mean()
+    df = (len(alike) - 1) * (alike.shape[1] - 1)
+    error = math.sqrt((rest**2).sum() / df * (weights @ weights) / alike.shape[1])
     return Estimate(float(weights @ table.mean(1)), error, df)
 
 
@@ -130,14 +130,6 @@ def spread(table):
     return math.sqrt(between), math.sqrt(within)
 
 
-# What is expected → whether an interval and the margin replicate it; whether they refute it.
-RULES = {
-    "up": (lambda low, high, m, least: low > least, lambda low, high, m: high < m),
-    "none": (lambda low, high, m, least: high < m, lambda low, high, m: low > m),
-    "equal": (lambda low, high, m, least: -m < low and high < m, lambda low, high, m: low > m or high < -m),
-}
-
-
 def verdict(estimate, expect, margin, half=None, least=0.0):
     """replicated, direction only, refuted, equal or undecided.
 
@@ -147,13 +139,17 @@ def verdict(estimate, expect, margin, half=None, least=0.0):
     """
     if expect == "down":
         return verdict(Estimate(-estimate.effect, estimate.error, estimate.df), "up", margin, half, least)
-    replicates, refutes = RULES[expect]
-    large = expect != "up" or estimate.effect >= margin
-    if large and replicates(*estimate.interval(0.90 if expect == "equal" else 0.95), margin, least):
-        if half is not None and estimate.effect < half:
-            return "direction only"
-        return "equal" if expect == "equal" else "replicated"
-    return "refuted" if refutes(*estimate.interval(), margin) else "undecided"
+    effect, (low, high), (inner, outer) = estimate.effect, estimate.interval(), estimate.interval(0.90)
+    holds, fails = {
+        "up": (effect >= margin and low > least, high < margin),
+        "none": (high < margin, low > margin),
+        "equal": (-margin < inner and outer < margin, low > margin or high < -margin),
+    }[expect]
+    if not holds:
+        return "refuted" if fails else "undecided"
+    if half is not None and effect < half:
+        return "direction only"
+    return "equal" if expect == "equal" else "replicated"
 
 
 def discoveries(ps, rate=0.10):

@@ -38,7 +38,7 @@ class Workshop:
     def __init__(self, out, results, strict=False):
         """strict: what other code has done counts for nothing."""
         self.out, self.results, self.strict, self.code = Path(out), Path(results), strict, code_hash()
-        self.read = {}  # results, by name
+        self.kept = {path.stem: read_json(path) for path in self.results.glob("*.json")}  # by name
 
     def folder(self, stage):
         return self.out / "stages" / stage.name
@@ -46,28 +46,25 @@ class Workshop:
     def run_folder(self, stage):
         return self.folder(stage) / "run"
 
+    def ended(self, stage, end):
+        """What was noted when its command ended in this way, or None."""
+        path = self.folder(stage) / f"{end}.json"
+        return read_json(path) if path.exists() else None
+
     def state(self, stage):
         """done, failed, stopped or, where nothing has ended, new."""
-        return next((end for end in ENDS if (self.folder(stage) / f"{end}.json").exists()), "new")
-
-    def result(self, name):
-        """What is kept of the stage with this name, or None."""
-        path = self.results / f"{name}.json"
-        if name not in self.read and path.exists():
-            self.read[name] = read_json(path)
-        return self.read.get(name)
+        return next((end for end in ENDS if self.ended(stage, end)), "new")
 
     def counts(self, facts):
-        return not self.strict or facts["code"] == self.code
+        return facts is not None and (not self.strict or facts["code"] == self.code)
 
     def known(self, stage):
         """Whether it has a result."""
-        return (result := self.result(stage.name)) is not None and self.counts(result)
+        return self.counts(self.kept.get(stage.name))
 
     def here(self, stage):
         """Whether its run folder is whole."""
-        done = self.folder(stage) / "done.json"
-        return done.exists() and self.counts(read_json(done))
+        return self.counts(self.ended(stage, "done"))
 
     def todo(self, stages):
         """{name: stage} to run, so that each of these has a result: they, and what they are made from. Those
@@ -90,10 +87,12 @@ class Workshop:
         """Distil the run of a stage that is here into its result, unless it has one."""
         if not self.known(stage):
             command = shlex.join([stage.file.name, *stage.flags(lambda parent: parent.name)])
-            done = read_json(self.folder(stage) / "done.json")
-            result = {"command": command, "work": stage.work, **done, **stage.distil(self.run_folder(stage))}
-            write_atomic(self.results / f"{stage.name}.json", json.dumps(result) + "\n")
-            self.read[stage.name] = result
+            facts = {"command": command, "work": stage.work, **self.ended(stage, "done")}
+            self.save(stage, facts | stage.distil(self.run_folder(stage)))
+
+    def save(self, stage, result):
+        write_atomic(self.results / f"{stage.name}.json", json.dumps(result) + "\n")
+        self.kept[stage.name] = result
 
     def claim(self, stage):
         """The stage's lock, an open file, until it is closed; None if somebody else has it."""
@@ -121,9 +120,9 @@ class Job(NamedTuple):
 class Runner:
     """Works through stages, `jobs` at once: `Runner(workshop, 2).run(stages)`."""
 
-    def __init__(self, workshop, jobs=1, left=lambda stages: ""):
+    def __init__(self, shop, jobs=1, left=lambda stages: ""):
         """left: stages → how long they will take, in words."""
-        self.workshop, self.size, self.left = workshop, jobs, left
+        self.shop, self.size, self.left = shop, jobs, left
         self.jobs, self.tried, self.stopping = {}, set(), False
         listed = os.environ.get("CUDA_VISIBLE_DEVICES")
         self.gpus = listed.split(",") if listed else [str(i) for i in range(torch.cuda.device_count())]
@@ -132,18 +131,18 @@ class Runner:
         """Until nothing is left that can be done → exit code; 75: something was stopped. retry: also what has
         failed. Raises UserError if anything has.
         """
-        todo = self.workshop.todo(stages)
+        todo = self.shop.todo(stages)
         for stage in todo.values() if retry else ():
-            (self.workshop.folder(stage) / "failed.json").unlink(missing_ok=True)
+            (self.shop.folder(stage) / "failed.json").unlink(missing_ok=True)
         handlers = {number: signal.signal(number, self.stop) for number in (signal.SIGINT, signal.SIGTERM)}
         with tqdm(total=len(todo), unit="stage", mininterval=5) as bar:
             while self.turn(todo, bar):
                 time.sleep(POLL)
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        failed = [stage for stage in todo.values() if self.workshop.state(stage) == "failed"]
+        failed = [stage for stage in todo.values() if self.shop.state(stage) == "failed"]
         if failed:
-            log = self.workshop.folder(failed[0]) / "log.txt"
+            log = self.shop.folder(failed[0]) / "log.txt"
             raise UserError(f"stages that failed: {len(failed)}, first {log}: mend that, then run --retry")
         return STOPPED if todo else FINISHED
 
@@ -151,9 +150,9 @@ class Runner:
         """Look once at what has ended and what can begin → whether to look again."""
         for slot in [slot for slot, job in self.jobs.items() if job.process.poll() is not None]:
             self.end(self.jobs.pop(slot))
-        done = list(filter(self.workshop.here, todo.values()))
+        done = list(filter(self.shop.here, todo.values()))
         for stage in done:
-            self.workshop.keep(stage)
+            self.shop.keep(stage)
             del todo[stage.name]
         elsewhere = [self.begin(stage) for stage in todo.values() if self.ready(stage)].count(False)
         at_work = " ".join(job.stage.name for job in self.jobs.values())
@@ -163,20 +162,20 @@ class Runner:
 
     def ready(self, stage):
         """Whether it may begin: not if it was stopped or has failed, since that would happen again."""
-        again = stage.name in self.tried or self.workshop.state(stage) == "failed"
-        return not (again or self.stopping) and all(map(self.workshop.here, stage.parents))
+        again = stage.name in self.tried or self.shop.state(stage) == "failed"
+        return not (again or self.stopping) and all(map(self.shop.here, stage.parents))
 
     def begin(self, stage):
         """Start a stage, if there is room for it → whether it was; not if another runner has it."""
-        shop, free = self.workshop, set(range(self.size)) - set(self.jobs)
-        lock = shop.claim(stage) if free else None
-        if lock is None or shop.here(stage):
+        free = set(range(self.size)) - set(self.jobs)
+        lock = self.shop.claim(stage) if free else None
+        if lock is None or self.shop.here(stage):
             return False
-        run, slot, environment = shop.run_folder(stage), min(free), dict(os.environ)
-        if shop.state(stage) == "done":  # by other code
+        run, slot, environment = self.shop.run_folder(stage), min(free), dict(os.environ)
+        if self.shop.state(stage) == "done":  # by other code
             shutil.rmtree(run)
             (run.parent / "done.json").unlink()
-        words = [*stage.flags(shop.run_folder), f"--out={run}", "--resume-or-start", *self.threads()]
+        words = [*stage.flags(self.shop.run_folder), f"--out={run}", "--resume-or-start", *self.threads()]
         if self.gpus:
             environment["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
         with (run.parent / "log.txt").open("ab") as log:
@@ -195,14 +194,15 @@ class Runner:
 
     def end(self, job):
         """Note how a command has ended: done.json, stopped.json or failed.json."""
-        folder, code = self.workshop.folder(job.stage), job.process.returncode
+        folder, code = self.shop.folder(job.stage), job.process.returncode
         end = {FINISHED: "done", STOPPED: "stopped"}.get(code, "stopped" if self.stopping else "failed")
-        before, lines = folder / "stopped.json", (folder / "log.txt").read_text(errors="replace").splitlines()
-        seconds = time.perf_counter() - job.began + (read_json(before)["seconds"] if before.exists() else 0)
+        lines = (folder / "log.txt").read_text(errors="replace").splitlines()
+        before = self.shop.ended(job.stage, "stopped") or {"seconds": 0}
+        seconds = before["seconds"] + time.perf_counter() - job.began
         device = next((line for line in reversed(lines) if line.startswith("device ")), None)
         facts = {"seconds": round(seconds, 1), "exit": code, "device": device, "torch": torch.__version__}
         facts |= {"code": job.code, "commit": commit(), "last": lines[-3:] if end == "failed" else []}
-        before.unlink(missing_ok=True)
+        (folder / "stopped.json").unlink(missing_ok=True)
         write_atomic(folder / f"{end}.json", as_json(facts))
         if end == "failed":
             tqdm.write(f"failed: {job.stage.name}: {lines[-1] if lines else f'exit code {code}'}")
@@ -217,8 +217,6 @@ class Runner:
 
 def commit():
     """The commit of this repository, or None outside of one."""
-    words = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
-    try:
-        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+    git = f"git -C {shlex.quote(str(ROOT))} rev-parse --short HEAD 2>/dev/null"
+    code, text = subprocess.getstatusoutput(git)
+    return None if code else text

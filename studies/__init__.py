@@ -236,10 +236,8 @@ class Scale:
 
     def look(self, seed, start, template=None, **given):
         bands = ",".join(f"{name}={ops}" for name, ops in self.bands.items())
-        given = (
-            dict(mixture=self.mixture("2", template), bands=bands, samples=self.k, k=f"1,{self.k}") | given
-        )
-        return self.stage("evaluate", checkpoints=start, seed=1000 + seed.base, **given)
+        usual = dict(mixture=self.mixture("2", template), bands=bands, samples=self.k, k=f"1,{self.k}")
+        return self.stage("evaluate", checkpoints=start, seed=1000 + seed.base, **(usual | given))
 
 
 @dataclass(frozen=True)
@@ -267,12 +265,16 @@ class Study:
     arms: Callable
     claims: tuple
     looks: Callable = lambda c, seed, arm, it: {"main": c.look(seed, it)}
-    gate: Callable | None = None  # contrast that must be at least 0, or no claim has a verdict
+    gate: Callable = lambda v: 0.0  # contrast that must be at least 0, or no claim has a verdict
     nested: int = 1  # RL seeds in each base
     seeds: int | None = None  # bases, if fewer than the scale's
     note: Callable = lambda c: ""  # scale → what must be known to read the table
     shown: str = "main"  # the look of the figure
     figure: Callable = draw_dots  # see report.draw_dots
+
+    def planned(self, scale):
+        """How many bases it has."""
+        return min(self.seeds or scale.seeds, scale.seeds)
 
     def at(self, scale, bases):
         """→ {(seed, arm, look or None): Stage} for bases 0, 1 …"""

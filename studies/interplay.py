@@ -13,9 +13,18 @@ ONE, K = "correct@1", "correct@K"
 RANGES = ("id", "near", "edge", "hard")
 
 
+def average(arms, band, metric, look="main"):
+    """The contrast that is the mean of some arms."""
+    return lambda v: mean(v(arm, band, metric, look) for arm in arms)
+
+
+def between(more, less, *place):
+    """The contrast of the means of some arms and of others."""
+    return lambda v: average(more, *place)(v) - average(less, *place)(v)
+
+
 def gain(arm, band, metric, base="base", look="main"):
-    """The contrast of an arm and the base."""
-    return lambda v: v(arm, band, metric, look) - v(base, band, metric, look)
+    return between([arm], [base], band, metric, look)
 
 
 def edge_rl(c, seed, start, **given):
@@ -54,10 +63,6 @@ def third(v):
     return sorted(gain(arm, "id", ONE)(v) for arm in RANGES)[1]
 
 
-def mean_gain(v):
-    return mean(gain(arm, "id", K)(v) for arm in RANGES)
-
-
 def best_heat(v):
     """RL at temperature 1 against the base at its best, which is given the choice."""
     return v("edge", "edge", K) - max(v("base", "edge", K, look) for look in ("cold", "main", "hot"))
@@ -69,13 +74,13 @@ def middle_rises(v):
 
 
 def nll(band):
-    return lambda v: mean(gain(arm, band, "nll")(v) for arm in RANGES)
+    return between(RANGES, ["base"], band, "nll")
 
 
 S3 = (
     Claim("C0", "ladder: the base solves id, some of edge, nothing of hard", ladder, "≈ 1, > 0, 0", margin=0),
     Claim("C1a", "RL lifts pass@1 on id, in three of four ranges", third, "clear"),
-    Claim("C1b", "… and leaves pass@K", mean_gain, "0", "equal", 0.05),
+    Claim("C1b", "… and leaves pass@K", between(RANGES, ["base"], "id", K), "0", "equal", 0.05),
     Claim("C2a", "RL at the edge lifts pass@K on edge", gain("edge", "edge", K), "to +.42", "up", 0.05, 0.21),
     Claim("C2b", "… and on hard", gain("edge", "hard", K), "up", "up", 0.05),
     Claim("C2c", "… and on edge over the base's best temperature", best_heat, margin=0.05),
@@ -140,7 +145,7 @@ def s6(c, seed):
 
 
 def dense(band, metric):
-    return lambda v: mean(v(arm, band, metric) for arm in DENSE) - v("outcome", band, metric)
+    return between(DENSE, ["outcome"], band, metric)
 
 
 def lost(v):
@@ -148,12 +153,10 @@ def lost(v):
 
 
 S6 = (
-    Claim("C24a", "process rewards lift pass@1 on hard", dense("hard", ONE), "+.034 to +.043", "up", 0.02,
-          0.019),
-    Claim("C24b", "… and on edge", dense("edge", ONE), "+.046 to +.052", "up", 0.02, 0.024),
-    Claim("C24c", "… and pass@K on hard", dense("hard", K), "+.026 to +.045", "up", 0.02, 0.017),
-    Claim("C25a", "mixed .2 beats .5 on hard", gain("mixed 0.2", "hard", ONE, "mixed 0.5"), "+.009",
-          "up", 0),
+    Claim("C24a", "process rewards lift pass@1 on hard", dense("hard", ONE), "+.034–.043", "up", 0.02, 0.019),
+    Claim("C24b", "… and on edge", dense("edge", ONE), "+.046–.052", "up", 0.02, 0.024),
+    Claim("C24c", "… and pass@K on hard", dense("hard", K), "+.026–.045", "up", 0.02, 0.017),
+    Claim("C25a", "mixed .2 beats .5 on hard", gain("mixed 0.2", "hard", ONE, "mixed 0.5"), "+.009", "up", 0),
     Claim("C25b", "strict beats .2 on hard", gain("strict", "hard", ONE, "mixed 0.2"), "-.002", "up", 0),
     Claim("C26", "process rewards: fewer right answers by wrong steps", dense("edge", "hacked"), "fewer",
           "down", 0),
@@ -205,10 +208,8 @@ def transfer(name, band="new"):
     return gain(f"RL {name}", band, K, name, "B")
 
 
-def rises(names, less=()):
-    return lambda v: (
-        mean(v(name, None, "rise") for name in names) - mean([v(name, None, "rise") for name in less] or [0])
-    )
+def rises(more, less=None):
+    return between(more, less, None, "rise") if less else average(more, None, "rise")
 
 
 S4 = (
@@ -304,11 +305,6 @@ def chosen(metric):
     return contrast
 
 
-def mid_and_light(v):
-    mid, light, heavy, full = (v(arm, "edge", ONE) for arm in ("mid", "light", "heavy", "full"))
-    return (mid + light) / 2 - (heavy + full) / 2
-
-
 def light_best(v):
     return v("light", "edge", ONE) - max(v(arm, "edge", ONE) for arm in SPLITS if arm != "light")
 
@@ -318,9 +314,12 @@ def crossing(v):
     return gain("full × 2", "hard", K, "heavy × 2")(v) - gain("full × 0.5", "hard", K, "heavy × 0.5")(v)
 
 
+lighter = between(["mid", "light"], ["heavy", "full"], "edge", ONE)
+
+
 def s5_claims(mark=""):
     return (
-        Claim(f"C19a{mark}", "edge pass@1: mid and light beat heavy and full RL", mid_and_light, "in words"),
+        Claim(f"C19a{mark}", "edge pass@1: mid and light beat heavy and full RL", lighter, "in words"),
         Claim(f"C19b{mark}", "… and light is best", light_best, "in words", margin=0),
         Claim(f"C20a{mark}", "hard pass@1: heavy > light", gain("heavy", "hard", ONE, "light"), "in words"),
         Claim(f"C20b{mark}", "… and pass@K", gain("heavy", "hard", K, "light"), "in words", margin=0.05),
@@ -393,9 +392,7 @@ STUDIES = (
     Study("s3", "Which problems should RL see?", s3, S3, s3_looks, gate=ladder),
     Study("n6", "Does RL forget, and what prevents it?", n6, N6),
     Study("s6", "What do process rewards add?", s6, S6),
-    Study(
-        "s4", "How much of a context must be seen?", s4, S4, both_contexts, seeds=2, note=exposure, shown="B"
-    ),
+    Study("s4", "How often must a word be seen?", s4, S4, both_contexts, seeds=2, note=exposure, shown="B"),
     Study("a62", "… and RL, where only primitives are known?", a62, A62, both_contexts, seeds=2, shown="B"),
     Study("a61", "… and RL, where all is known a little?", a61, A61, both_contexts, seeds=2, shown="B"),
     Study("s5", "Mid-training or RL, at measured compute?", s5("measured"), s5_claims()),

@@ -2,17 +2,7 @@
 
 import math
 
-from lab.statistics import (
-    Estimate,
-    block_error,
-    blocks,
-    discoveries,
-    paired,
-    spread,
-    t_quantile,
-    t_share,
-    verdict,
-)
+from lab.statistics import Estimate, blocks, discoveries, paired, spread, t_quantile, t_share, verdict
 
 import numpy as np
 import pytest
@@ -65,12 +55,13 @@ def test_two_arms_in_blocks_are_the_paired_test():
 
 
 def test_what_a_seed_does_to_all_arms_falls_out():
-    rand = np.random.default_rng(1)
+    rand, weights = np.random.default_rng(1), np.array([1.0, 0, 0, -1])
     table = rand.normal(size=(4, 5))
-    variance, df = block_error(table)
-    assert df == 12
-    assert block_error(table + 100 * rand.normal(size=5)) == pytest.approx((variance, df))
-    assert block_error(table + 100 * rand.normal(size=(4, 1))) == pytest.approx((variance, df))
+    estimate = blocks(table, weights)
+    assert estimate.df == 12
+    for offsets in (100 * rand.normal(size=5), 100 * rand.normal(size=(4, 1))):
+        moved = blocks(table + offsets, weights)
+        assert (moved.error, moved.df) == pytest.approx((estimate.error, estimate.df))
 
 
 @pytest.mark.parametrize("arms, seeds", [(2, 4), (5, 3), (5, 4)])
