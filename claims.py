@@ -5,7 +5,7 @@ A claim's contrast is a function of v; v(arm, band, metric, look, part) is the v
 
 from collections import Counter
 from functools import cache
-from itertools import product
+from itertools import chain, product
 from typing import NamedTuple
 
 from lab.statistics import blocks, discoveries, gain, paired, spread, verdict
@@ -160,9 +160,11 @@ class Values:
             return row | {"verdict": "not run"}
         estimate = self.estimate(claim.contrast, there)
         seeds = [seed for nested, whole in zip(self.seeds, there) if whole for seed in nested]
-        stages = [self.stage(seed, it) for seed in seeds for it in cells]
-        names = sorted({name for stage in stages for name in (*stage.ancestors, stage.name)})
-        results = [self.results[name] for name in names if name in self.results]
+        made = [[{*it.ancestors, it.name} for it in (self.stage(seed, c) for c in cells)] for seed in seeds]
+        shared = set().union(*(set.intersection(*arms) for arms in made))  # all arms of a seed start from it
+        names = sorted(set().union(*chain(*made)) & self.results.keys())
+        results = [self.results[name] for name in names]
+        compared = [name for name in names if name not in shared] or names
         problems = max(len(self.numbers(seeds[0], it)) for it in cells)
         tries = max(result.get("samples", 0) for result in results)
         return row | {
@@ -171,7 +173,7 @@ class Values:
             "seeds": f"{sum(there)} × {self.study.nested}", "problems": f"{problems} × {tries}",
             "hours": sum(result["seconds"] for result in results) / 3600,
             "tokens": sum(result.get("tokens", 0) for result in results),
-            "code": sorted({result["code"] for result in results}),
+            "code": sorted({self.results[name]["code"] for name in compared}),
             "verdict": self.state(claim, estimate, there)}  # fmt: skip
 
     def lines(self):
