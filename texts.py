@@ -23,7 +23,7 @@ import sys
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import count, cycle, pairwise
+from itertools import count, cycle, pairwise, takewhile
 
 from lab.options import CheckedOptions, UserError, opt, parse_options, read_jsonl, run_script, stream_key
 from lab.options import printable as on_terminal
@@ -249,6 +249,11 @@ def retract(definitions, first):
             lost.add(it.var)
 
 
+def agree(definitions, steps):
+    """Whether the judge reads these definitions, [(name, variable)], and no others."""
+    return definitions == [(step.name, step.var) for step in steps]
+
+
 class Reading:
     """A reflective chain beside the gold graph: what the rules look at."""
 
@@ -258,7 +263,7 @@ class Reading:
         self.verdict, (self.gold, _) = verify(self.plain, problem), gold_graph(problem)
         # Each definition as the judge reads it where it stands, be it retracted later or not.
         steps = parse_solution(cut(self.text, [e for e in self.events if e.kind != "define"])).steps
-        self.sound = len(steps) == len(self.of("define"))  # else only one of the two sees some definition
+        self.sound = agree([(d.name, d.var) for d in self.of("define")], steps)
         for definition, step in zip(self.of("define"), steps):
             definition.step = step
 
@@ -395,9 +400,9 @@ class Stitcher:
             name, var, equations = definition.groups()
             step, node = next(steps), self.gold.get(name)
             wrong = node and status(step, node) != "ok"
+            if name in self.standing and wrong:
+                return None
             if name in self.standing:
-                if wrong:
-                    return None
                 letters[var] = self.standing[name][0]
                 continue
             lefts = dict.fromkeys([var, *re.findall(r"(?:^|; )(?:so )?([A-Za-z]) =", equations)])
@@ -436,7 +441,7 @@ def stitch(wrongs, right, problem, rand, behaviours=BEHAVIOURS):
         return None
     it, masked = Stitcher(problem, rand, behaviours), 0
     it.say_parents(problem.query)
-    for wrong in sorted(wrongs, key=partial(right_steps, it.gold)):  # so that few err in what stands
+    for wrong in sorted(wrongs, key=partial(right_steps, problem)):  # so that few err in what stands
         error = it.follow(wrong)
         if not error:
             return None
@@ -444,31 +449,24 @@ def stitch(wrongs, right, problem, rand, behaviours=BEHAVIOURS):
         it.retract(*error)
     new = [node.name for node in problem.nodes if node.name not in it.standing]
     it.follow(right, rand.sample(new, min(len(new), rand.randint(1, 2))))
-    error, rest = (
-        "".join(" " + sentence for sentence in part) for part in (it.out[:masked], it.out[masked:])
-    )
+    error, rest = (" ".join(["", *part]) for part in (it.out[:masked], it.out[masked:]))
     rest += f" </solution> <answer> {problem.answer} </answer>"
     prompt = f"<question> {problem.problem} {problem.question} </question> <solution>"
     return {"prompt": prompt + error, "completion": rest, "chain": error + rest}
 
 
-def right_steps(gold, text):
+def right_steps(problem, text):
     """How many definitions of a try come before its first wrong one."""
-    return next(
-        (
-            i
-            for i, step in enumerate(parse_solution(chain_of(text)).steps)
-            if step.name in gold and status(step, gold[step.name]) != "ok"
-        ),
-        0,
-    )
+    verdict = verify(text, problem)
+    statuses = [verdict.nodes.get(step.name, "ok") for step in verdict.parsed.steps]
+    return len([*takewhile("ok".__eq__, statuses)])
 
 
 def is_sound(text):
-    """Whether the definitions of a plain try are those that the judge reads."""
+    """Whether a try is plain, and its definitions are those that the judge reads."""
     chain = chain_of(text)
     mine = [definition.groups()[:2] for _, definition in sentences(chain) if definition]
-    return "<" not in chain and mine == [(step.name, step.var) for step in parse_solution(chain).steps]
+    return "<" not in chain and agree(mine, parse_solution(chain).steps)
 
 
 def reflective(source, problem, rand, tries=None):
@@ -499,9 +497,8 @@ def conclusion(problem):
     between = [node for node in problem.nodes if node.operands and node.name != problem.query]
     said = rand.sample(between, min(1, len(between))) if problem.op >= 4 and rand.random() < 0.5 else []
     said = [(node.name, node.value) for node in said] + [(problem.query, problem.answer)]
-    return " ".join(
-        f"The {name} {'is' if 'number of' in name else 'number'} {value}." for name, value in said
-    )
+    verb = {True: "is", False: "number"}
+    return " ".join(f"The {name} {verb['number of' in name]} {value}." for name, value in said)
 
 
 def tell(layout, thought, source, problem, rand):
@@ -511,25 +508,15 @@ def tell(layout, thought, source, problem, rand):
     return None if chain is None else {"prompt": "", "completion": " " + told}
 
 
-THOUGHTS = {
-    "gold": gold,
-    "shuffled": shuffled,
-    "filler": filler,
-    "facts": facts,
-    "corrupted": partial(corrupted, 0),  # in one node
-    "corrupted-half": partial(corrupted, 0.5),
-    "corrupted-all": partial(corrupted, 1),
-    "raw": partial(sampled, lambda text, problem: True),
-    "self": partial(sampled, concludes),
-    "judged": partial(sampled, is_right),
-}
+THOUGHTS = {  # corrupted: in one node
+    "gold": gold, "shuffled": shuffled, "filler": filler, "facts": facts, "corrupted": partial(corrupted, 0),
+    "corrupted-half": partial(corrupted, 0.5), "corrupted-all": partial(corrupted, 1),
+    "raw": partial(sampled, lambda text, problem: True), "self": partial(sampled, concludes),
+    "judged": partial(sampled, is_right)}  # fmt: skip
 KINDS = {  # (source, problem, rand) → the texts of a record, or None
-    "plain": partial(tell, PLAIN, gold),
+    "plain": partial(tell, PLAIN, gold), "prefix": partial(tell, PREFIX, gold),
     **{kind: partial(tell, THOUGHT, thought) for kind, thought in THOUGHTS.items()},
-    "prefix": partial(tell, PREFIX, gold),
-    "reflective": reflective,
-    "reflective-gold": reflective_gold,
-}
+    "reflective": reflective, "reflective-gold": reflective_gold}  # fmt: skip
 TAKE_TRIES = ("raw", "self", "judged", "reflective")
 
 

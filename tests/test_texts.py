@@ -427,6 +427,7 @@ def test_tries_that_cannot_be_joined_are_not():
         ([gold], gold),  # no error
         ([f"Answer: {p.answer}."], gold),  # no definition
         ([], gold.replace(first, "")),  # not right
+        ([], gold.replace("Define", "So Define", 1)),  # a definition for the judge alone
         ([], gold.replace(first, f"<verify> 1 = 1. ok {first}")),  # not plain
         (
             [gold.replace(first, first.replace("; so", " so").replace(".", " 3."))],
@@ -492,6 +493,14 @@ def test_each_rule_refuses_what_it_is_for_and_can_be_switched_off(chain, broken)
 
 def test_a_definition_that_only_one_of_the_two_sees_keeps_no_rule():
     chain = f"{A} Define b in P <subgoal> b in P. as m; s = k = 3; so m = 2 * s = 2 * 3 = 6. {T} {END}"
+    assert not any(texts.rules(chain, P).values())
+
+
+def test_names_are_read_as_the_judge_reads_them():
+    """Where they differ, `resolve` may take away another than the judge would; no rule holds then."""
+    chain = (
+        f"{A} {B.replace(' as m', ' as k as m')} <verify> The b in P number 2 times the a in P. ok {T} {END}"
+    )
     assert not any(texts.rules(chain, P).values())
 
 
