@@ -408,6 +408,21 @@ def test_the_letters_of_a_stitched_chain_go_on_as_if_there_had_been_no_error():
     assert same > 100
 
 
+@every_source
+def test_the_try_that_errs_first_comes_first(source):
+    joined = 0
+    for i in range(150):
+        p, rand = problem(source, i), random.Random(i)
+        wrongs = [texts.corrupted(0, source, p, rand) for _ in range(2)]
+        if None not in wrongs and len({texts.right_steps(p, wrong) for wrong in wrongs}) == 2:
+            record, other = (
+                texts.stitch(pair, p.solution, p, random.Random(0)) for pair in (wrongs, wrongs[::-1])
+            )
+            assert record == other
+            joined += record is not None
+    assert joined > 60
+
+
 @pytest.mark.parametrize("without", texts.BEHAVIOURS[:3])
 def test_an_ablation_leaves_a_behaviour_out(without):
     left = [behaviour for behaviour in texts.BEHAVIOURS if behaviour != without]
