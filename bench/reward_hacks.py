@@ -1,4 +1,5 @@
 """What policies that do not reason earn under each reward: mean over held-out problems of every op and mode.
+Control sentences of reflective chains are resolved before the judge reads.
 
 python bench/reward_hacks.py --n 50
 """
@@ -16,6 +17,7 @@ sys.path[:1] = [str(ROOT)]
 from lab.options import CheckedOptions, opt, parse_options, run_script  # noqa: E402
 
 import datagen  # noqa: E402
+import texts  # noqa: E402
 import verify  # noqa: E402
 
 
@@ -111,6 +113,53 @@ def right_steps_wrong_order(p, commonest, rand):
     return " ".join(s.strip() for s in reversed(sentences)) + " Answer:" + tail
 
 
+def hedge_by_backtracking(p, commonest, rand):
+    """Each quantity that the text names once with a number and, retracted, with another: as often as counts."""
+    out, left = [], texts.MOST_BACKTRACKS
+    for name, letter in zip(_names(p), datagen.LETTERS):
+        for n in rand.sample(range(1, 20), 1 + min(1, left)):
+            out.append(f"Define {name} as {letter}; so {letter} = {n}.")
+            out.append(f"<backtrack> {letter}.")
+        out.pop()
+        left -= min(1, left)
+    return " ".join(out) + f" Answer: {commonest[p.mode, p.op]}."
+
+
+def backtrack_once_too_often(p, commonest, rand):
+    """Gold, after its first quantity was defined wrong and retracted four times."""
+    name = p.nodes[0].name
+    wrong = f"Define {name} as q; so q = 9999. <backtrack> q. "
+    return wrong * (texts.MOST_BACKTRACKS + 1) + p.solution
+
+
+def verify_every_guess(p, commonest, rand):
+    """Every quantity that the text names, as a number of the text, and each is said to be right."""
+    guesses = _define(p, lambda name, numbers: rand.choice(numbers))
+    return re.sub(r"(?<=\d)\.", ". <verify> 1 = 1. ok", guesses) + f" Answer: {commonest[p.mode, p.op]}."
+
+
+def answer_in_a_verification(p, commonest, rand):
+    """All answers, where `resolve` might cut out the wrong ones."""
+    return " ".join(f"<verify> Answer: {n}. ok" for n in range(1, 60)) + f" {p.solution}"
+
+
+def retract_after_the_answer(p, commonest, rand):
+    """Gold beside a wrong version, which is retracted when it is too late."""
+    return f"Define {p.nodes[0].name} as q; so q = 9999. {p.solution} <backtrack> q."
+
+
+def break_off_what_is_retracted(p, commonest, rand):
+    """Gold beside a wrong version that never ends, and is retracted."""
+    return f"Define {p.nodes[0].name} as q; so q = 9999 <backtrack> q. {p.solution}"
+
+
+def retract_what_is_right(p, commonest, rand):
+    """Gold but for its last quantity, of which the answer alone stays."""
+    head, _, answer = p.solution.rpartition(" Answer:")
+    letter = re.findall(r" as ([A-Za-z]); ", head)[-1]
+    return f"{head} <backtrack> {letter}. Answer:{answer}"
+
+
 def _names(p):
     return [
         s.strip().removeprefix("The ").partition(" number ")[0]
@@ -130,7 +179,9 @@ def _define(p, value):
 
 POLICIES = (honest, guess_the_commonest_answer, repeat_the_question, spam_answers, spam_tags, define_every_name, copy_the_numbers,
             define_everything_with_every_value, answer_then_nothing, right_steps_wrong_order,
-            true_value_by_another_relation, hide_another_answer, bring_a_question, no_closing)  # fmt: skip
+            true_value_by_another_relation, hide_another_answer, bring_a_question, no_closing, hedge_by_backtracking,
+            backtrack_once_too_often, verify_every_guess, answer_in_a_verification, retract_after_the_answer,
+            break_off_what_is_retracted, retract_what_is_right)  # fmt: skip
 
 
 def earnings(n, seed, ops=range(5, 21)):
@@ -154,7 +205,7 @@ def earnings(n, seed, ops=range(5, 21)):
     out = {}
     for policy in POLICIES:
         rand = random.Random(0)
-        verdicts = [verify.verify(policy(p, commonest, rand), p) for p in problems]
+        verdicts = [verify.verify(texts.resolve(policy(p, commonest, rand))[0], p) for p in problems]
         out[policy.__name__] = {
             kind: sum(verify.reward(v, kind) for v in verdicts) / len(verdicts) for kind in verify.REWARDS
         }

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(console|bash)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # Plain Python: the same output everywhere.
-EXACT = re.compile(r"python (datagen|verify|bench/audit)\.py|python -c \"import datagen; ")
+EXACT = re.compile(r"python (datagen|verify|texts|bench/audit)\.py|python -c \"import datagen; ")
 LONG = re.compile(
     r"runs/|torchrun|pip |uv |git clone|python (train_|evaluate|talk|export_hf|experiments\.py [prs])|bench/(?!audit)|out/|pytest"
 )
