@@ -101,7 +101,7 @@ def make_optimizers(model, o):
     return [Muon(matrices, lr=o.muon_lr, weight_decay=o.weight_decay), adamw] if muon else [adamw]
 
 
-def train_tokenizer(mixture, records, vocab_size, seed, documents=4000, words=""):
+def train_tokenizer(mixture, records, vocab_size, seed, words="", documents=4000):
     """A tokenizer for these words, and the external records or the first documents of the mixture."""
     problems = records or (mixture.problem(seed, i, "train") for i in range(documents))
     texts = (prompt_text(p) + completion_text(p) for p in problems)
@@ -145,9 +145,7 @@ class Pretraining(Training):
         if o.tokenizer:
             tokenizer = Tokenizer.load(o.tokenizer)
         else:
-            tokenizer = train_tokenizer(
-                self.mixture, self.records, o.vocab_size, o.seed, words=o.tokenizer_words
-            )
+            tokenizer = train_tokenizer(self.mixture, self.records, o.vocab_size, o.seed, o.tokenizer_words)
         sizes = (tokenizer.vocab_size, o.hidden_size, o.intermediate_size, o.layers)
         heads = dict(num_attention_heads=o.heads, num_key_value_heads=o.kv_heads)
         config = ModelConfig(*sizes, **heads, max_position_embeddings=o.context)

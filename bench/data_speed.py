@@ -31,7 +31,7 @@ class Options(CheckedOptions):
 def main(argv=None):
     o = parse_options(Options, argv, description=__doc__.splitlines()[0])
     mixture = Mixture.parse("op 2-10; template zoo; mode forward")
-    tokenizer = train_tokenizer(mixture, (), 2200, 0, o.documents)
+    tokenizer = train_tokenizer(mixture, (), 2200, 0, documents=o.documents)
     stream = batches(Source(mixture, tokenizer, 0, ROWS, ROW_TOKENS), workers=o.workers)
     for _ in islice(stream, 8):  # the worker starts, the lanes fill
         pass
