@@ -32,7 +32,7 @@ SCALES = {
         ranges={"id": "3", "near": "3-4", "edge": "4", "hard": "5"}, pool="3-5", wide="2-3", tokens=20 * 512,
         budget=1024, price={"measured": 256, "nominal": 512}, steps=2, k=2, seeds=2, options=MICRO,
         rates={"train_pretrain": 1e-3, "train_grpo": 0.5, "evaluate": 0.1}),
-    # the studies, on a laptop; a base has seen a little of the edge, else RL would have nothing to find there.
+    # the studies, on a laptop; a base has seen a little of the edge, else RL would have nothing to find.
     # PROVISIONAL: with these tokens a base does not yet read every number (bench/RESULTS.md)
     "mini": Scale(
         preset="tiny", world=MINI_WORLD,
