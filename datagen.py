@@ -346,7 +346,6 @@ def generate(seed, index, *, op, mode="forward", template="zoo", split="train", 
 # ------------------------------------------------------------------------------------------------------------
 # Mixtures
 
-# Words, digits and signs: near enough to tokens, without a tokenizer.
 WORDS = re.compile(r"[A-Za-z]+|\d|[^\w\s]")
 CHOICES = {"template": {t: t for t in TEMPLATES}, "mode": {m: m for m in MODES}, "layers": {"2": 2, "3": 3}}
 # Keys of a mixture that set knobs of WorldConfig: an example of the value, its pattern and type, the knobs.
@@ -460,11 +459,16 @@ def weigh(keys, by_tokens):
     return weighted
 
 
+def count_words(text):
+    """Words, digits and signs: near enough to tokens, without a tokenizer."""
+    return len(WORDS.findall(text))
+
+
 def mean_length(choices, weights):
-    """Mean length of 200 texts of split train, in words, digits and signs. Arguments as in Mixture."""
+    """Mean length of 200 texts of split train, by `count_words`. Arguments as in Mixture."""
     drawn = random.Random(stream_key("mean length")).choices(choices, weights, k=200)
     problems = [generate(0, i, split="train", **choice) for i, choice in enumerate(drawn)]
-    return sum(len(WORDS.findall(f"{p.problem} {p.question} {p.solution}")) for p in problems) / len(problems)
+    return sum(count_words(f"{p.problem} {p.question} {p.solution}") for p in problems) / len(problems)
 
 
 def parse_ops(text):

@@ -28,7 +28,7 @@ from itertools import count, cycle, pairwise, takewhile
 from lab.options import CheckedOptions, UserError, opt, parse_options, read_jsonl, run_script, stream_key
 from lab.options import printable as on_terminal
 
-from datagen import LETTERS, MINI_WORLD, SPLITS, WORDS, Mixture, from_record, statements_of
+from datagen import LETTERS, MINI_WORLD, SPLITS, Mixture, count_words, from_record, statements_of
 from tokenizer import Tokenizer
 from verify import LONE, PIECE, STOP, TAGS, evaluate, gold_graph, number, parse_solution, verify
 
@@ -518,11 +518,6 @@ KINDS = {  # (source, problem, rand) → the texts of a record, or None
     **{kind: partial(tell, THOUGHT, thought) for kind, thought in THOUGHTS.items()},
     "reflective": reflective, "reflective-gold": reflective_gold}  # fmt: skip
 TAKE_TRIES = ("raw", "self", "judged", "reflective")
-
-
-def count_words(text):
-    """Words, digits and signs: near enough to tokens."""
-    return len(WORDS.findall(text))
 
 
 @dataclass(frozen=True)

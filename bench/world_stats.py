@@ -51,7 +51,7 @@ def rows(problems, count):
 
 def main(argv=None):
     o = parse_options(Options, argv, description=__doc__.splitlines()[0])
-    count, unit = lambda text: len(datagen.WORDS.findall(text)), "words, digits and signs"
+    count, unit = datagen.count_words, "words, digits and signs"
     if o.tokenizer:
         from tokenizer import Tokenizer
 
