@@ -231,6 +231,8 @@ class Source:
     split: str = "train"
     replay: Mixture | None = None  # an earlier stage's mixture …
     replay_share: float = 0.0  # … and its share of the documents
+    repeat: float = 0.0  # share of the mixture's documents that are of its first `repeat_pool`, again
+    repeat_pool: int = 1
     records: tuple = ()  # instead of the mixture's problems, each once an epoch
 
     def __post_init__(self):
@@ -243,9 +245,14 @@ class Source:
         if int((number + 1) * self.replay_share) > replayed:
             return self.replay.problem(self.seed, number, self.split)
         if not self.records:
-            return self.mixture.problem(self.seed, number, self.split)
+            return self.mixture.problem(self.seed, self.perhaps_earlier(number), self.split)
         epoch, place = divmod(number - replayed, len(self.records))
         return self.records[order_of_records(len(self.records), self.seed, epoch)[place]]
+
+    def perhaps_earlier(self, number):
+        """The number of the problem that stands there: this one, or for a share of them one of the first."""
+        rand = random.Random(stream_key(self.seed, "repeat", number)) if self.repeat else None
+        return rand.randrange(self.repeat_pool) if rand and rand.random() < self.repeat else number
 
     def document(self, number):
         return self.fitting(self.record(number))

@@ -44,6 +44,8 @@ class Options(TrainingOptions):
     out: str = opt("out/base", "folder for all that is written", group="run", free=True)
     mixture: str = opt("op 2-10; tokens 10B", "what to train on, and how much: datagen.Mixture")
     replay: float = opt(0.0, "share of documents from the mixture of --init-from", within="[0, 1)")
+    repeat: float = opt(0.0, "share of the documents that are of the first --repeat-pool", within="[0, 1]")
+    repeat_pool: int = opt(2000, "how many documents come again and again", within="[1, inf)")
     solution_only: bool = opt(False, "loss on the solution and answer only, not on the problem")
     tokenizer: str | None = opt(None, "tokenizer.json (else of --init-from, else trained on the mixture)")
     vocab_size: int = opt(2200, "tokens of a tokenizer that is trained here", within="[266, 1000000]")
@@ -73,6 +75,8 @@ class Options(TrainingOptions):
             raise UserError(f"--min-lr {self.min_lr} must be at most --lr {self.lr}")
         if self.replay and not self.init_from:
             raise UserError("--replay needs --init-from: it repeats the mixture of that checkpoint")
+        if self.repeat and self.data:
+            raise UserError("--repeat repeats problems of the mixture; the records of --data repeat anyway")
 
 
 def learning_rate(step, steps, o):
@@ -133,6 +137,7 @@ class Pretraining(Training):
         self.cursors = [saved["cursors"][r] for r in self.part]
         # a later stage's documents are from a split of their own
         where = dict(split="mid" if o.init_from else "train", records=self.records)
+        where.update(repeat=o.repeat, repeat_pool=o.repeat_pool)
         if self.replay:
             where.update(replay=Mixture.parse(self.replay), replay_share=o.replay)
         source = Source(self.mixture, self.tokenizer, o.seed, o.rows, o.row_tokens, o.solution_only, **where)

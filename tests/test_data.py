@@ -214,6 +214,19 @@ def test_replay_has_its_share_with_and_without_records(share):
     )  # each once an epoch
 
 
+def test_repeated_documents_have_their_share_and_are_the_first_ones():
+    mixture = Mixture.parse("op 2-3; template zoo")
+    fresh, repeating, alike = (Source(mixture, TOKENIZER, 0, 2, 2048, repeat=share, repeat_pool=20) for share in (0, 0.25, 0.25))  # fmt: skip
+    number = {fresh.record(i).id: i for i in range(800)}
+    drawn = [number[repeating.record(i).id] for i in range(800)]
+    again = [n for i, n in enumerate(drawn) if n != i]
+    assert len(again) / 800 == pytest.approx(0.25, abs=0.04)
+    assert set(again) == set(range(20))
+    for row in range(2):  # a row is a lane of its own: neither has all that repeat
+        assert sum(n != i for i, n in enumerate(drawn) if i % 2 == row) == pytest.approx(100, abs=25)
+    assert drawn == [number[alike.record(i).id] for i in range(800)]
+
+
 def test_external_records(tmp_path):
     path = tmp_path / "r.jsonl"
     shared = Path(__file__).parents[2] / "shared" / "gsm_infinite" / "sample.jsonl"
