@@ -12,9 +12,9 @@ MICRO = dict(
 )  # fmt: skip
 MINI = dict(
     train_pretrain=dict(
-        vocab_size=700, schedule="wsd", cooldown=1.0, min_lr=3e-5, max_new_tokens=320, eval_problems=32,
-        eval_every=2000),
-    train_grpo=dict(max_new_tokens=320, eval_problems=32),
+        vocab_size=700, schedule="wsd", cooldown=0.5, min_lr=3e-5, repeat=0.5, repeat_pool=2000,
+        max_new_tokens=320, eval_problems=32, eval_every=2000),
+    train_grpo=dict(kl=0.0, max_new_tokens=320, eval_problems=32, eval_every=64),
     evaluate=dict(problems=50, max_new_tokens=320),
 )  # fmt: skip
 # of the paper: its bands, contexts, and a tokenizer of all of them
@@ -32,17 +32,16 @@ SCALES = {
         ranges={"id": "3", "near": "3-4", "edge": "4", "hard": "5"}, pool="3-5", wide="2-3", tokens=20 * 512,
         budget=1024, price={"measured": 256, "nominal": 512}, steps=2, k=2, seeds=2, options=MICRO,
         rates={"train_pretrain": 1e-3, "train_grpo": 0.5, "evaluate": 0.1}),
-    # the studies, on a laptop; a base has seen a little of the edge, else RL would have nothing to find.
-    # PROVISIONAL: with these tokens a base does not yet read every number (bench/RESULTS.md)
+    # the studies, on a laptop; a base has seen a little of the edge, else RL would have nothing to find
     "mini": Scale(
         preset="tiny", world=MINI_WORLD,
         bands={"id": "2-6", "edge": "7-8", "hard": "9-10"}, ladder=("2-4", "5-6", "7-8"),
-        pt="2-3:2, 4-6:4.5, 7:0.4, 8:0.2",
+        pt="2-6:5, 7:0.6, 8:0.3",
         ranges={"id": "5-6", "near": "6-7", "edge": "7-8", "hard": "9-10"}, pool="6-10", wide="2-6",
-        tokens=15_000_000, late=3_000_000, budget=6_600_000,
+        tokens=12_000_000, late=3_000_000, budget=6_600_000,
         price={"measured": 104_000, "nominal": 707_000},
         steps=64, k=32, seeds=4, words="op 2-12; template zoo, school, festival", options=MINI,
-        mid=dict(lr=3e-4, muon_lr=9e-4, warmup=0.1),
+        mid=dict(lr=3e-4, muon_lr=9e-4, warmup=0.1, cooldown=1.0, repeat=0.0),
         rates={"train_pretrain": 7e-5, "train_grpo": 0.03, "evaluate": 0.008}),
     # one GPU; no rate was measured
     "small": Scale(
