@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from collections import defaultdict
@@ -416,6 +417,15 @@ def test_report(runs, tmp_path):
     page = (tmp_path / "r.html").read_text()  # tests/test_report.py has what is in it
     assert f"report: {tmp_path / 'r.html'}" in out.stdout and page.count('data-checkpoint="base"') == 6
     assert "data:image/png;base64," in page and "Paired differences" not in page
+
+
+def test_where_there_are_no_links_a_file_with_the_name_will_do(runs, tmp_path):
+    run, name = tmp_path / "run", os.readlink(runs / "base" / "latest")
+    shutil.copytree(runs / "base" / name, run / name)
+    (run / "latest").write_text(name)
+    assert load_checkpoint(run / "latest", CPU).path == (run / name).resolve()
+    (run / "latest").write_text("step_0000099")
+    assert "no checkpoint at" in error_line(call("talk", "--ckpt", run / "latest", "--op", 2))
 
 
 def test_dry_run_and_config_round_trip(runs, tmp_path, monkeypatch):
