@@ -87,7 +87,9 @@ def test_short_commands(path, workshop):
             assert out.stdout == expected, command
 
 
-@pytest.mark.parametrize("path", [*FILES, ROOT / "runs" / "demo.sh"], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "path", [*FILES, *(ROOT / "runs" / f"{name}.sh" for name in ("demo", "gpu"))], ids=lambda p: p.name
+)
 def test_flags_of_long_commands_exist(path):
     """Without running them: every script and flag that a long command names is there."""
     found = commands(path)
@@ -115,24 +117,61 @@ def test_the_file_table_names_every_file():
         assert f"`{file.relative_to(ROOT)}`" in table, file.name
 
 
-def test_the_demo_ends_at_a_stage_that_was_stopped(workshop):
-    """With a stand-in for Python whose mid-training is stopped: RL does not start, the exit code is 75."""
+@pytest.fixture
+def stand_in(workshop):
+    """A function that makes a shell script the Python of runs/*.sh → the commands it was given."""
     shutil.copy(ROOT / "requirements.lock", workshop)
     (workshop / ".venv" / "bin").mkdir(parents=True)
     installed = [(workshop / name).read_text() for name in ("requirements.txt", "requirements.lock")]
     (workshop / ".venv" / "installed.txt").write_text("".join(installed))
-    python = workshop / ".venv" / "bin" / "python"
-    python.write_text('#!/bin/sh\necho "$@" >> calls\ncase "$*" in *demo/mid\\ *) exit 75;; esac\n')
-    python.chmod(0o755)
-    assert run("bash runs/demo.sh", workshop).returncode == 75
-    calls = (workshop / "calls").read_text().splitlines()
-    assert [call.split()[0] for call in calls] == ["train_pretrain.py", "train_pretrain.py"]
-    assert all("--resume-or-start" in call for call in calls)
-    python.write_text('#!/bin/sh\necho "$@" >> calls\n')
-    assert run("bash runs/demo.sh", workshop).returncode == 0
-    calls = (workshop / "calls").read_text().splitlines()[2:]
+    python, calls = workshop / ".venv" / "bin" / "python", workshop / "calls"
+
+    def make(body):
+        calls.write_text("")
+        python.write_text(f'#!/bin/bash\necho "$@" >> calls\n{body}\n')
+        python.chmod(0o755)
+        return lambda: calls.read_text().splitlines()
+
+    return make
+
+
+@pytest.mark.parametrize("name", ["demo", "gpu"])
+def test_the_demo_ends_at_a_stage_that_was_stopped(workshop, stand_in, name):
+    """With a stand-in for Python whose mid-training is stopped: RL does not start, the exit code is 75."""
+    calls = stand_in(f'case "$*" in *{name}/mid\\ *) exit 75;; esac')
+    assert run(f"bash runs/{name}.sh", workshop).returncode == 75
+    assert [call.split()[0] for call in calls()] == ["train_pretrain.py", "train_pretrain.py"]
+    assert all("--resume-or-start" in call for call in calls())
+    calls = stand_in("")
+    assert run(f"bash runs/{name}.sh", workshop).returncode == 0
     stages = ["train_pretrain.py", "train_pretrain.py", "train_grpo.py", "evaluate.py"]
-    assert [call.split()[0] for call in calls] == stages
+    assert [call.split()[0] for call in calls()] == stages
+
+
+@pytest.mark.parametrize("code, requeued", [(75, True), (0, False), (2, False), (137, False)])
+@pytest.mark.parametrize("told", [False, True], ids=["alone", "told to stop"])
+def test_a_job_of_slurm_is_queued_again_when_it_can_be_resumed(workshop, stand_in, code, requeued, told):
+    """With stand-ins for Python and scontrol. Told to stop, it waits until the command has saved."""
+    saves = f"trap 'echo saved >> calls; exit {code}' TERM; touch begun; while :; do sleep 0.02; done"
+    calls = stand_in(saves if told else f"exit {code}")
+    (workshop / "scontrol").write_text('#!/bin/sh\necho scontrol "$@" >> calls\n')
+    (workshop / "scontrol").chmod(0o755)
+    kill = "while [ ! -e begun ]; do sleep 0.02; done; kill $!;" if told else ""
+    job = f"PATH=$PWD:$PATH SLURM_JOB_ID=7 SLURM_SUBMIT_DIR=$PWD bash runs/slurm.sh --studies s3 & {kill} wait $!"
+    assert run(job, workshop).returncode == code
+    expected = ["experiments.py run --studies s3", *["saved"] * told, *["scontrol requeue 7"] * requeued]
+    assert calls() == expected
+
+
+def test_installing_leaves_nothing_behind():
+    """What setuptools writes beside the code is ignored by git; the licence is one file."""
+    out = run("git check-ignore build/lib reasoning_lab.egg-info/PKG-INFO", ROOT)
+    assert out.stdout.splitlines() == ["build/lib", "reasoning_lab.egg-info/PKG-INFO"]
+    facts = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert 'license = "MIT"' in facts and (ROOT / "LICENSE").read_text().startswith("MIT License")
+    version = re.search(r'^version = "(.*)"', facts, re.MULTILINE)[1]
+    assert f"version: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"## {version}\n" in (ROOT / "CHANGELOG.md").read_text()
 
 
 @pytest.mark.slow
