@@ -66,7 +66,7 @@ def write_report(it, png):
     contents += ["<h2>Errors, as shares of all tries</h2>", html_table([["", *errors], *shares])]
     contents += ["<h2>Where it comes from</h2>"]
     for what, facts in {"this evaluation": options, **it.made}.items():
-        told = escape(json.dumps(facts, indent=1, ensure_ascii=False))
+        told = escape(json.dumps(facts, indent=1))
         contents.append(f"<details><summary>{escape(what)}</summary><pre>{told}</pre></details>")
     every = max(1, len(it.problems) // it.o.report_samples)
     band_of = {i: band for band, chosen in it.groups["band"].items() for i in chosen}
@@ -93,7 +93,7 @@ def html_problem(problem, band, texts):
     kind = f"op {problem.op} · {band} · {problem.mode} · {problem.template}"
     cards = []
     for name, text in texts.items():
-        verdict, lines = verify(text, problem), explain(text, problem).splitlines()
+        verdict, lines = verify(text, problem), explain(text, problem).split("\n")
         judged = "".join(f'<div class="{CLASSES.get(line[0], "dim")}">{escape(line)}</div>' for line in lines)
         data = f'data-checkpoint="{escape(name)}" data-level="{LEVELS.index(verdict.kind)}"'
         mark = "good" if verdict.correct else "bad"
