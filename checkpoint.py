@@ -16,7 +16,7 @@ from pathlib import Path
 
 from lab.device import compute_dtype
 from lab.options import UserError, read_json
-from lab.runs import as_json, code_hash, damage, manifest_hash, step_folders, write_folder
+from lab.runs import as_json, code_hash, damage, follow, manifest_hash, step_folders, write_folder
 
 import torch
 
@@ -79,10 +79,9 @@ def load_checkpoint(path, device, dtype="float32", attention="auto"):
     Raises UserError, one line, for a missing or damaged file, weights of another shape, or another
     tokenizer's weights; it names another checkpoint of the run that can be used instead.
     """
-    path = Path(path)
+    given, path = path, follow(path)  # `latest` may point elsewhere tomorrow
     if not path.is_dir():
-        raise UserError(f"no checkpoint at {path}: expected a folder with {', '.join(FILES)}")
-    path = path.resolve()  # `latest` may point elsewhere tomorrow
+        raise UserError(f"no checkpoint at {given}: expected a folder with {', '.join(FILES)}")
     try:
         return _load(path, device, dtype, attention)
     except Exception as error:  # what is no checkpoint of this code: torch raises a dozen types

@@ -183,7 +183,7 @@ class Evaluation:
             "copy_floor": np.array([sums_suffice(p, constants=False) for p in self.problems]),
             "plus_floor": np.array([sums_suffice(p, constants=True) for p in self.problems]),
         }
-        self.results, self.counts, self.texts = {}, {}, {}
+        self.results, self.counts, self.texts, self.made = {}, {}, {}, {}
         tries = f"{len(self.problems)} problems, {o.samples} samples each, temperature {o.temperature}"
         self.caption = f"{tries}, seed {o.seed}; 95% intervals over problems"
 
@@ -218,6 +218,8 @@ class Evaluation:
         counts |= self.floors
         self.counts[name], self.texts[name] = counts, [text for line in lines for text in line["texts"]]
         result = {"checkpoint": str(checkpoint.path), "step": checkpoint.state.get("step")}
+        state = {what: checkpoint.state.get(what) for what in ("code", "torch", "tokenizer_hash")}
+        self.made[name] = result | {"weights": lines[0]["weights"], **state, "options": checkpoint.options}
         result["nll"] = {str(line["op"]): line["nll"] for line in lines}
         result["errors"] = dict(sum((Counter(line["errors"]) for line in lines), Counter()).most_common())
         for by, groups in self.groups.items():
@@ -260,16 +262,15 @@ class Evaluation:
         print(f"\n{self.caption}")
         print_table(self.table(), left=2)
         print_table(self.table_by_op(), left=1)
-        for (before, after), band in product(pairwise(self.results), self.bands):
-            counts = [self.counts[name]["correct"][self.groups["band"][band]] for name in (before, after)]
-            print(f"{after} - {before}, {band}: {gain(*counts, self.o.samples)}")
+        for pair, band, said in self.differences(pairwise(self.results)):
+            print(f"{pair}, {band}: {said}")
         print(f"results: {Path(self.o.out) / 'results.json'}")
 
-    def tries(self):
-        """(checkpoint, problem, text) of the first try at some problems of each op."""
-        every = max(1, len(self.problems) // self.o.report_samples)
-        for (name, texts), i in product(self.texts.items(), range(0, len(self.problems), every)):
-            yield name, self.problems[i], texts[i]
+    def differences(self, pairs):
+        """Rows of strings: (after - before, band, how they differ over the same problems)."""
+        for (before, after), (band, chosen) in product(pairs, self.groups["band"].items()):
+            counts = [self.counts[name]["correct"][chosen] for name in (before, after)]
+            yield f"{after} - {before}", band, gain(*counts, self.o.samples)
 
 
 def main(argv=None):
@@ -285,7 +286,7 @@ def main(argv=None):
             it.print()
             png = draw_results(it.results, it.bands, it.ks, Path(o.out) / "figure.png")
             if o.report:
-                write_report(o.report, it.caption, it.table(), png, it.tries())
+                write_report(it, png)
     except KeyboardInterrupt:  # judged.jsonl holds what was judged
         print(f"stopped; continue with: python evaluate.py --resume --out {o.out}")
         return STOPPED

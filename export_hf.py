@@ -2,10 +2,12 @@
 
     python export_hf.py --ckpt out/demo/grpo/latest --out out/hf
     python export_hf.py --import --ckpt out/hf --out out/back
+    python export_hf.py --lm-eval records.jsonl --out out/task
 
 Exporting writes config.json (Qwen2ForCausalLM), model.safetensors, tokenizer.json, tokenizer_config.json,
 generation_config.json and a model card. Importing reads such a folder, or, with a --tokenizer of ours, any
-Qwen2 checkpoint of transformers. Neither touches a folder that it did not write. Needs safetensors.
+Qwen2 checkpoint of transformers. With --lm-eval it writes records as a task of lm-evaluation-harness, which
+our judge scores. None touches a folder that it did not write. Needs safetensors.
 """
 
 import importlib.util
@@ -14,10 +16,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from lab.options import CheckedOptions, UserError, opt, parse_options, read_json, run_script, write_atomic
+from lab.runs import follow
 
 import torch
 
 from checkpoint import load_checkpoint, new_model, save_checkpoint
+from data import prompt_text, read_records
 from model import ModelConfig
 from tokenizer import PATTERN, SPECIALS, Tokenizer
 
@@ -43,6 +47,32 @@ Step {step}, tokenizer `{tokenizer_hash}`, code `{code}`, torch {torch}. Options
 {measured}
 """
 HEAD = "| checkpoint | band | correct@1 | 95% interval | answer@1 |\n|---|---|---|---|---|"
+# A task of lm-evaluation-harness. {{prompt}} is a field of a problem's line.
+TASK = """task: reasoning_lab
+dataset_path: json
+dataset_kwargs: {data_files: {test: %s}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{prompt}}"
+doc_to_target: ""
+generation_kwargs: {until: ["[EOS]"], do_sample: false, max_gen_toks: 512}
+process_results: !function judge.judge
+metric_list: %s
+"""
+JUDGE = """import json
+import sys
+
+sys.path.append(%r)  # last: evaluate.py has the name of a package
+
+from verify import verify
+
+
+def judge(doc, results):
+    verdict = verify(results[0], json.loads(doc["record"]))
+    judged = {"correct": verdict.correct, "answer": verdict.answer_correct, "faithful": verdict.faithful}
+    return {name: float(value) for name, value in judged.items()} | {"process": verdict.process}
+"""
+METRICS = ("correct", "answer", "faithful", "process")
 ROW = "| {correct@1[mean]:.3f} | {correct@1[low]:.3f} to {correct@1[high]:.3f} | {answer@1[mean]:.3f} |"
 
 
@@ -53,6 +83,7 @@ class Options(CheckedOptions):
     results: str | None = opt(None, "results.json of evaluate.py for the model card")
     import_: bool = opt(False, "read a Hugging Face folder and write a checkpoint")
     tokenizer: str | None = opt(None, "with --import: tokenizer.json of ours for a checkpoint without one")
+    lm_eval: str | None = opt(None, "JSONL of records to write as a task of lm-evaluation-harness")
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -100,12 +131,14 @@ def json_files(checkpoint):
 def tokenizer_json(tokenizer):
     """Our tokenizer as the tokenizers library's: the same pre-tokens, and bytes as characters."""
     ranks = {token.decode("latin-1").translate(CHARACTERS): i for token, i in tokenizer.ranks.items()}
-    special = dict(single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
+    special = dict(single_word=False, lstrip=False, rstrip=False, normalized=False)
     words = {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated", "invert": False}
     as_bytes = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     return {
         "version": "1.0", "truncation": None, "padding": None,
-        "added_tokens": [{"id": i, "content": name, **special} for i, name in enumerate(SPECIALS)],
+        # `special` ones are left out where others decode, and a solution without <answer> has none
+        "added_tokens": [
+            {"id": i, "content": name, **special, "special": i < 4} for i, name in enumerate(SPECIALS)],
         "normalizer": None, "pre_tokenizer": {"type": "Sequence", "pretokenizers": [words, as_bytes]},
         "post_processor": None, "decoder": {**as_bytes, "add_prefix_space": True, "use_regex": True},
         "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
@@ -191,21 +224,45 @@ def read_tokenizer(folder):
 
 
 # ------------------------------------------------------------------------------------------------------------
+# Other programs
+
+
+def write_task(records, out):
+    """Records → a folder for `lm_eval --include_path`: the task, its problems, and the judge that it calls.
+    Raises UserError if a record cannot be judged.
+    """
+    lines = []
+    for record in records:
+        if "solution" not in record:
+            raise UserError(f"{record['where']}: it has no `solution` to compare with")
+        lines.append(json.dumps({"prompt": prompt_text(record), "record": json.dumps(record)}) + "\n")
+    metrics = [{"metric": name, "aggregation": "mean", "higher_is_better": True} for name in METRICS]
+    task = TASK % tuple(map(json.dumps, (str((out / "problems.jsonl").resolve()), metrics)))
+    files = {"problems.jsonl": "".join(lines), "judge.py": JUDGE % str(Path(__file__).parent.resolve())}
+    for name, content in {**files, "reasoning_lab.yaml": task}.items():
+        write_atomic(out / name, content)
+
+
+# ------------------------------------------------------------------------------------------------------------
 # Command line
 
 
 def main(argv=None):
     o = parse_options(Options, argv, description=__doc__)
-    if o.ckpt is None:
+    source, out = Path(o.ckpt or o.lm_eval or ""), Path(o.out)
+    if not (o.ckpt or o.lm_eval):
         raise UserError("nothing to do: python export_hf.py --ckpt out/base/latest --out out/hf")
+    if o.ckpt and o.lm_eval:
+        raise UserError("--lm-eval writes a task, --ckpt is for a checkpoint: give one of them")
     if importlib.util.find_spec("safetensors") is None:
         raise UserError("export needs the package safetensors: pip install safetensors")
-    source, out = Path(o.ckpt), Path(o.out)
-    if out.resolve().is_relative_to(source.resolve()):  # it would become a part of what is read
+    if out.resolve().is_relative_to(follow(source)):  # it would become a part of what is read
         raise UserError(f"--out {out} is inside of --ckpt {source}: choose another folder")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):  # and what is there would be lost
         raise UserError(f"--out {out} is not empty: choose a new folder")
-    if o.import_:
+    if o.lm_eval:
+        write_task(read_records(o.lm_eval), out)
+    elif o.import_:
         save_checkpoint(out, *import_(source, o.tokenizer))
     else:
         export(load_checkpoint(source, torch.device("cpu")), out, read_json(o.results) if o.results else None)

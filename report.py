@@ -1,19 +1,26 @@
 """What one looks at: figures of an evaluation, and one HTML page of judged solutions that opens offline."""
 
 import io
+import json
 from base64 import b64encode
+from collections import Counter
+from dataclasses import asdict
+from hashlib import sha256
 from html import escape
-from itertools import cycle
+from itertools import combinations, cycle
 from pathlib import Path
 from string import Template
 
-from lab.options import UserError, write_atomic
+from lab.options import UserError, printable, write_atomic
+from lab.runs import code_hash
 
 from verify import explain, verify
 
-PAGE, STUDIES = (Path(__file__).with_name("docs") / name for name in ("page.html", "studies.html"))
-IMAGE = '<img alt="pass@1 by operations, pass@k by k" src="data:image/png;base64,{}">'
-CLASSES = {"✓": "good", "✗": "bad", "·": "extra"}  # of a line of `explain`, by how it begins
+PAGE = Path(__file__).with_name("docs") / "page.html"
+IMAGE = '<div class="wide"><img alt="{}" src="data:image/png;base64,{}"></div>'
+CLASSES = {"✓": "good", "✗": "bad", "·": "dim"}  # of a line of `explain`, by how it begins
+LEVELS = ("wrong", "answer only", "correct", "faithful")  # Verdict.kind, the best last
+SHOWN = {"0123": "any", "123": "answer right", "23": "correct", "3": "faithful", "01": "not correct"}
 
 
 def check_page(path, out):
@@ -25,25 +32,77 @@ def check_page(path, out):
     trial.unlink()
 
 
-def write_report(path, caption, table, png, tries):
-    """One HTML page that needs nothing but itself. table: rows of strings, the header first; tries:
-    (checkpoint, problem, text) of each solution to show.
+def write_page(path, title, caption, contents):
+    """One HTML page that needs nothing but itself. contents: HTML, by the functions below.
+
+    Its policy lets a browser run this page's own script, which a hash names, and load nothing: whatever a
+    model wrote is text, and would stay that if it were not escaped.
     """
-    rows, kinds = [], set()
-    for name, problem, text in tries:
-        verdict = verify(text, problem)
-        kinds.add(verdict.kind)
-        lines = explain(text, problem).splitlines()
-        judged = "".join(f'<div class="{CLASSES.get(line[0], "")}">{escape(line)}</div>' for line in lines)
-        told = f"{escape(problem.problem)}\n<b>{escape(problem.question)}</b>\n\n{escape(text.strip())}"
-        shown = f"<pre>{told}</pre>{judged}"
-        rows.append(html_row("td", escape(name), problem.op, verdict.kind, f"{verdict.process:.2f}", shown))
-    figure = IMAGE.format(b64encode(png).decode()) if png else ""
-    options = "".join(f"<option>{kind}</option>" for kind in sorted(kinds))
-    parts = dict(table=html_table(table), figure=figure, options=options, rows="".join(rows))
-    page = Template(PAGE.read_text(encoding="utf-8"))
-    write_atomic(path, page.substitute(caption=escape(caption), **parts))
+    page, hashes = PAGE.read_text(encoding="utf-8"), {}
+    for tag in ("style", "script"):
+        content = page.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]
+        hashes[f"{tag}_hash"] = f"sha256-{b64encode(sha256(content.encode()).digest()).decode()}"
+    words = dict(title=escape(title), caption=escape(caption))
+    write_atomic(path, Template(page).substitute(contents="\n".join(contents), **words, **hashes))
     print(f"report: {path}")
+
+
+def write_report(it, png):
+    """The page of an evaluate.Evaluation: tables, figure, the first try at some problems of each op, and how
+    all of it was made.
+    """
+    tries, options = len(it.problems) * it.o.samples, {"code": code_hash(), "options": asdict(it.o)}
+    errors = {name: result["errors"] for name, result in it.results.items()}
+    kinds = sum(map(Counter, errors.values()), Counter()).most_common()
+    shares = ([kind, *(f"{of.get(kind, 0) / tries:.3f}" for of in errors.values())] for kind, _ in kinds)
+    differences = [["", "band", "over the same problems"], *it.differences(combinations(it.results, 2))]
+    contents = [
+        "<h2>By band</h2>",
+        html_table(it.table()),
+        html_figure(png, "pass@1 by operations, pass@k by k"),
+    ]
+    contents += ["<h2>By operations</h2>", html_table(it.table_by_op())]
+    contents += ["<h2>Paired differences</h2>", html_table(differences)] * (len(it.results) > 1)
+    contents += ["<h2>Errors, as shares of all tries</h2>", html_table([["", *errors], *shares])]
+    contents += ["<h2>Where it comes from</h2>"]
+    for what, facts in {"this evaluation": options, **it.made}.items():
+        told = escape(json.dumps(facts, indent=1))
+        contents.append(f"<details><summary>{escape(what)}</summary><pre>{told}</pre></details>")
+    every = max(1, len(it.problems) // it.o.report_samples)
+    band_of = {i: band for band, chosen in it.groups["band"].items() for i in chosen}
+    contents += ["<h2>Solutions, judged step by step</h2>", html_filters(list(it.results), list(it.bands))]
+    for i, problem in list(enumerate(it.problems))[::every]:
+        contents.append(html_problem(problem, band_of[i], {name: of[i] for name, of in it.texts.items()}))
+    write_page(it.o.report, "Evaluation", it.caption, contents)
+
+
+def html_filters(names, bands):
+    """Which checkpoints are shown, side by side, of which band, and how at least one of them must do."""
+    box = '<label><input type="checkbox" name="checkpoint" value="{0}" checked> {0}</label>'
+    boxes = "".join(box.format(escape(name)) for name in names)
+    picks = {"band": {"": "all", **dict(zip(bands, bands))}}
+    picks["verdict"] = SHOWN | ({"differ": "they differ"} if len(names) > 1 else {})
+    for name, values in picks.items():
+        options = (f'<option value="{escape(v)}">{escape(said)}</option>' for v, said in values.items())
+        boxes += f'<label>{name} <select name="{name}">{"".join(options)}</select></label>'
+    return f'<form id="filters">{boxes}<output class="dim"></output></form>'
+
+
+def html_problem(problem, band, texts):
+    """A problem, and what each checkpoint made of it."""
+    kind = f"op {problem.op} · {band} · {problem.mode} · {problem.template}"
+    cards = []
+    for name, text in texts.items():
+        verdict, lines = verify(text, problem), explain(text, problem).split("\n")
+        judged = "".join(f'<div class="{CLASSES.get(line[0], "dim")}">{escape(line)}</div>' for line in lines)
+        data = f'data-checkpoint="{escape(name)}" data-level="{LEVELS.index(verdict.kind)}"'
+        mark = "good" if verdict.correct else "bad"
+        title = f'<h4>{escape(name)} · <span class="{mark}">{verdict.kind}</span></h4>'
+        told = f'<pre>{escape(printable(text.strip()))}</pre><div class="judged">{judged}</div>'
+        cards.append(f"<section {data}>{title}{told}</section>")
+    asked = f"{escape(problem.problem)} <b>{escape(problem.question)}</b>"
+    start = f'<article data-band="{escape(band)}"><h3>{escape(kind)}</h3><p>{asked}</p>'
+    return f'{start}<div class="tries">{"".join(cards)}</div></article>'
 
 
 def print_table(rows, left):
@@ -55,14 +114,18 @@ def print_table(rows, left):
     print()
 
 
-def html_row(tag, *cells):
-    return "<tr>" + "".join(f"<{tag}>{cell}" for cell in cells)
-
-
 def html_table(rows):
-    """Rows of strings, the header first."""
-    lines = (html_row("td" if i else "th", *map(escape, row)) for i, row in enumerate(rows))
-    return f"<table>{''.join(lines)}</table>"
+    """Rows of strings, the header first. It scrolls where it is wider than the page."""
+    cells = [
+        [f'<td class="long">{escape(text)}' if len(text) > 30 else f"<td>{escape(text)}" for text in row]
+        for row in rows[1:]
+    ]
+    lines = map("".join, [[f"<th>{escape(text)}" for text in rows[0]], *cells])
+    return f'<div class="wide"><table><tr>{"<tr>".join(lines)}</table></div>'
+
+
+def html_figure(png, alt):
+    return IMAGE.format(escape(alt), b64encode(png).decode()) if png else ""
 
 
 def pyplot():
@@ -79,6 +142,7 @@ def pyplot():
 def draw_by_op(axes, stats, label, **style):
     """pass@1 by operations with its interval. stats: {op: {mean, low, high}}."""
     ops = sorted(stats)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     (line,) = axes.plot(ops, [stats[op]["mean"] for op in ops], "o-", label=label, **style)
     low, high = ([stats[op][bound] for op in ops] for bound in ("low", "high"))
     axes.fill_between(ops, low, high, color=line.get_color(), alpha=0.25, lw=0)
@@ -146,11 +210,8 @@ def draw_dots(panels, path):
 
 def write_studies(path, caption, sections):
     """One page of studies. sections: (title, note, table as rows of strings, PNG or None) of each."""
-    parts = []
+    contents = []
     for title, note, table, png in sections:
-        figure = f"<p>{IMAGE.format(b64encode(png).decode())}" if png else ""
         head = f"<h2>{escape(title)}</h2><p>{escape(note)}</p>"
-        parts.append(head + html_table(table) + figure)
-    page = Template(STUDIES.read_text(encoding="utf-8"))
-    write_atomic(path, page.substitute(caption=escape(caption), studies="".join(parts)))
-    print(f"report: {path}")
+        contents.append(head + html_table(table) + html_figure(png, f"{title}: each seed of each arm"))
+    write_page(path, "Studies", caption, contents)

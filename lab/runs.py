@@ -2,7 +2,8 @@
 
     config.json                  options, and the hash of the weights it started from
     step_N/                      checkpoints, each a folder of files with a manifest of their hashes
-    latest, best                 links to the newest checkpoint, and to the one with the highest score
+    latest, best                 links to the newest checkpoint, and to the one with the highest score; where
+                                 there can be no links, files with its name
     metrics.jsonl, samples.txt   logs
 
 A checkpoint knows how long the logs were: resuming cuts them back to there, so that the record of a run is
@@ -27,6 +28,8 @@ from lab.options import UserError, flag, opt, parse_options, read_config, read_j
 
 from filelock import FileLock, Timeout
 from tqdm import tqdm
+
+WINDOWS = os.name == "nt"
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,9 @@ def as_json(value):
 
 def sync(path):
     """Have what a file holds, or the entries of a folder, on disk."""
-    handle = os.open(path, os.O_RDONLY)
+    if WINDOWS and path.is_dir():  # which it cannot open
+        return
+    handle = os.open(path, os.O_RDWR if WINDOWS else os.O_RDONLY)
     os.fsync(handle)
     os.close(handle)
 
@@ -146,10 +151,17 @@ def damage(path):
     return None if manifest else "manifest.json lists nothing"
 
 
+def follow(path):
+    """A folder, or the one that `latest` or `best` stands for, as a link or as a file with its name."""
+    path = Path(path)
+    named = path.name in ("latest", "best") and path.is_file()
+    return (path.parent / path.read_text() if named else path).resolve()
+
+
 def manifest_hash(path, name):
     """The hash of one file of a folder, or None if there is no such folder (any more)."""
-    there = path and (Path(path) / "manifest.json").exists()
-    return read_json(Path(path) / "manifest.json").get(name) if there else None
+    there = path and (follow(path) / "manifest.json").exists()
+    return read_json(follow(path) / "manifest.json").get(name) if there else None
 
 
 def step_folders(run):
@@ -280,12 +292,16 @@ class Run:
         """
         temporary = self.path / f".{name}.tmp"
         temporary.unlink(missing_ok=True)
-        temporary.symlink_to(path.name)
+        point = temporary.write_text if WINDOWS else temporary.symlink_to  # it could not replace a link
+        try:
+            point(path.name)
+        except OSError:  # a disk without links, such as exFAT
+            temporary.write_text(path.name)
         os.replace(temporary, self.path / name)
         sync(self.path)
         folders = step_folders(self.path)  # the last may be damaged ones, later than `latest`
         named = ["best", "latest"] + ["step_0000000"] * self.keep_first
-        kept = {path.resolve() for path in (*folders[-self.o.keep :], *map(self.path.joinpath, named))}
+        kept = {follow(path) for path in (*folders[-self.o.keep :], *map(self.path.joinpath, named))}
         for folder in folders:
             if folder.resolve() not in kept:
                 shutil.rmtree(folder)

@@ -8,7 +8,6 @@ folder, on one machine or many; a lock says who has which.
     RESULTS/NAME.json   what is kept of a stage: a few KB
 """
 
-import fcntl
 import json
 import os
 import shlex
@@ -95,7 +94,13 @@ class Workshop:
         self.kept[stage.name] = result
 
     def claim(self, stage):
-        """The stage's lock, an open file, until it is closed; None if somebody else has it."""
+        """The stage's lock, an open file, until it is closed; None if somebody else has it. Raises UserError
+        on Windows, where a command could not keep the lock of a runner that was killed.
+        """
+        try:
+            import fcntl
+        except ImportError:
+            raise UserError("studies run on Linux and macOS; on Windows take its Linux subsystem") from None
         path = self.folder(stage) / "lock"
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("w")

@@ -9,14 +9,18 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+CHANGES = ROOT / "docs" / "change.md"  # each section's commands run after its edit
+FILES = [ROOT / "README.md", *sorted({*(ROOT / "docs").glob("*.md")} - {CHANGES})]
 BLOCK = re.compile(r"^```(console|bash)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+DIFF = re.compile(r"^```diff\n(.*?)^```", re.MULTILINE | re.DOTALL)
+SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", CHANGES.read_text(), re.MULTILINE | re.DOTALL))
 # Plain Python: the same output everywhere.
 EXACT = re.compile(r"python (datagen|verify|texts|bench/audit)\.py|python -c \"import datagen; ")
 LONG = re.compile(
@@ -32,6 +36,10 @@ def commands(path):
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".sh":
         return [(line, None) for line in text.replace("\\\n", " ").splitlines() if line.startswith("python ")]
+    return commands_of(text)
+
+
+def commands_of(text):
     out = []
     for kind, body in BLOCK.findall(text):
         if kind == "bash":
@@ -69,11 +77,50 @@ def help_of(script):
 @pytest.fixture
 def workshop(tmp_path):
     """A folder with a copy of the repository's code to run in."""
+    return copy_to(tmp_path)
+
+
+def copy_to(folder):
     for file in (*ROOT.glob("*.py"), *ROOT.glob("*.t*ml"), *ROOT.glob("*.txt")):
-        shutil.copy(file, tmp_path)
+        shutil.copy(file, folder)
     for name in ("lab", "studies", "runs", "bench", "tests", "docs"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    return tmp_path
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+def change(section, folder):
+    """Make the edit of a section of docs/change.md in a copy of the repository."""
+    (folder / "change.diff").write_text("".join(DIFF.findall(section)))
+    out = run("git apply change.diff", folder)
+    assert out.returncode == 0, out.stderr
+
+
+def test_the_changes_are_those_that_are_asked_for():
+    things = (
+        "A reward, A context, An operator, A model size, The attention, A training stage, A data set, A study"
+    )
+    assert ", ".join(SECTIONS) == things
+
+
+@pytest.mark.parametrize("title", SECTIONS)
+def test_a_change_does_what_is_written(title, workshop):
+    """Those that train twice or more: below."""
+    change(SECTIONS[title], workshop)
+    for command, expected in commands_of(SECTIONS[title]):
+        if not re.match(r"bash|python experiments\.py r", command):
+            out = run(command, workshop)
+            assert out.returncode == 0, f"{command}\n{out.stderr}"
+            if re.match(r"python (datagen|verify|bench/)", command):
+                assert out.stdout == expected, command
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("title", ["A training stage", "A study"])
+def test_a_change_that_trains_more_than_once(title, workshop):
+    change(SECTIONS[title], workshop)
+    for command, _ in commands_of(SECTIONS[title]):
+        out = run(command, workshop)
+        assert out.returncode == 0, f"{command}\n{out.stderr}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.name)
@@ -87,7 +134,9 @@ def test_short_commands(path, workshop):
             assert out.stdout == expected, command
 
 
-@pytest.mark.parametrize("path", [*FILES, ROOT / "runs" / "demo.sh"], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "path", [*FILES, *(ROOT / "runs" / f"{name}.sh" for name in ("demo", "gpu"))], ids=lambda p: p.name
+)
 def test_flags_of_long_commands_exist(path):
     """Without running them: every script and flag that a long command names is there."""
     found = commands(path)
@@ -115,47 +164,99 @@ def test_the_file_table_names_every_file():
         assert f"`{file.relative_to(ROOT)}`" in table, file.name
 
 
-def test_the_demo_ends_at_a_stage_that_was_stopped(workshop):
-    """With a stand-in for Python whose mid-training is stopped: RL does not start, the exit code is 75."""
+@pytest.fixture
+def stand_in(workshop):
+    """A function that makes a shell script the Python of runs/*.sh → the commands it was given."""
     shutil.copy(ROOT / "requirements.lock", workshop)
     (workshop / ".venv" / "bin").mkdir(parents=True)
     installed = [(workshop / name).read_text() for name in ("requirements.txt", "requirements.lock")]
     (workshop / ".venv" / "installed.txt").write_text("".join(installed))
-    python = workshop / ".venv" / "bin" / "python"
-    python.write_text('#!/bin/sh\necho "$@" >> calls\ncase "$*" in *demo/mid\\ *) exit 75;; esac\n')
-    python.chmod(0o755)
-    assert run("bash runs/demo.sh", workshop).returncode == 75
-    calls = (workshop / "calls").read_text().splitlines()
-    assert [call.split()[0] for call in calls] == ["train_pretrain.py", "train_pretrain.py"]
-    assert all("--resume-or-start" in call for call in calls)
-    python.write_text('#!/bin/sh\necho "$@" >> calls\n')
-    assert run("bash runs/demo.sh", workshop).returncode == 0
-    calls = (workshop / "calls").read_text().splitlines()[2:]
+    python, calls = workshop / ".venv" / "bin" / "python", workshop / "calls"
+
+    def make(body):
+        calls.write_text("")
+        python.write_text(f'#!/bin/bash\necho "$@" >> calls\n{body}\n')
+        python.chmod(0o755)
+        return lambda: calls.read_text().splitlines()
+
+    return make
+
+
+@pytest.mark.parametrize("name", ["demo", "gpu"])
+def test_the_demo_ends_at_a_stage_that_was_stopped(workshop, stand_in, name):
+    """With a stand-in for Python whose mid-training is stopped: RL does not start, the exit code is 75."""
+    calls = stand_in(f'case "$*" in *{name}/mid\\ *) exit 75;; esac')
+    assert run(f"bash runs/{name}.sh", workshop).returncode == 75
+    assert [call.split()[0] for call in calls()] == ["train_pretrain.py", "train_pretrain.py"]
+    assert all("--resume-or-start" in call for call in calls())
+    calls = stand_in("")
+    assert run(f"bash runs/{name}.sh", workshop).returncode == 0
     stages = ["train_pretrain.py", "train_pretrain.py", "train_grpo.py", "evaluate.py"]
-    assert [call.split()[0] for call in calls] == stages
+    assert [call.split()[0] for call in calls()] == stages
+
+
+@pytest.mark.parametrize("code, requeued", [(75, True), (0, False), (2, False), (137, False)])
+@pytest.mark.parametrize("told", [False, True], ids=["alone", "told to stop"])
+def test_a_job_of_slurm_is_queued_again_when_it_can_be_resumed(workshop, stand_in, code, requeued, told):
+    """With stand-ins for Python and scontrol. Told to stop, it waits until the command has saved."""
+    saves = f"trap 'echo saved >> calls; exit {code}' TERM; touch begun; while :; do sleep 0.02; done"
+    calls = stand_in(saves if told else f"exit {code}")
+    (workshop / "scontrol").write_text('#!/bin/sh\necho scontrol "$@" >> calls\n')
+    (workshop / "scontrol").chmod(0o755)
+    kill = "while [ ! -e begun ]; do sleep 0.02; done; kill $!;" if told else ""
+    job = f"PATH=$PWD:$PATH SLURM_JOB_ID=7 SLURM_SUBMIT_DIR=$PWD bash runs/slurm.sh --studies s3 & {kill} wait $!"
+    assert run(job, workshop).returncode == code
+    expected = ["experiments.py run --studies s3", *["saved"] * told, *["scontrol requeue 7"] * requeued]
+    assert calls() == expected
+
+
+def test_installing_leaves_nothing_behind():
+    """What setuptools writes beside the code is ignored by git; the licence is one file."""
+    out = run("git check-ignore build/lib reasoning_lab.egg-info/PKG-INFO", ROOT)
+    assert out.stdout.splitlines() == ["build/lib", "reasoning_lab.egg-info/PKG-INFO"]
+    facts = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert 'license = "MIT"' in facts and (ROOT / "LICENSE").read_text().startswith("MIT License")
+    version = re.search(r'^version = "(.*)"', facts, re.MULTILINE)[1]
+    assert f"version: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"## {version}\n" in (ROOT / "CHANGELOG.md").read_text()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.name)
 def test_every_command(path, workshop):
     for command, _ in commands(path):
-        if not re.search(r"runs/test|-m slow|pip |uv |git clone|nanogpt|--trl|paper|small", command):
+        if not re.search(
+            r"runs/test|runs/gpu|lm_eval|-m slow|pip |uv |git clone|nanogpt|--trl|paper|small", command
+        ):
             out = run(command, workshop)
             assert out.returncode == 0, f"{command}\n{out.stderr[-2000:]}"
 
 
-def update(path):
-    def fill(match):
+def fill(text, folder):
+    """The text with what its console blocks print in this folder."""
+
+    def printed(match):
         kind, body = match.groups()
         if kind != "console":
             return match[0]
         parts = [split(part)[0] for part in re.split(r"^\$ ", body, flags=re.MULTILINE)[1:]]
-        out = [(command, run(command, ROOT)) for command in parts]
+        out = [(command, run(command, folder)) for command in parts]
         for command, result in out:
             assert result.returncode == 0, f"{command}\n{result.stderr}"
         return f"```{kind}\n" + "".join(f"$ {command}\n{result.stdout}" for command, result in out) + "```"
 
-    path.write_text(BLOCK.sub(fill, path.read_text(encoding="utf-8")), encoding="utf-8")
+    return BLOCK.sub(printed, text)
+
+
+def update(path):
+    text = path.read_text(encoding="utf-8")
+    if path.resolve() != CHANGES:
+        text = fill(text, ROOT)
+    for section in SECTIONS.values() if path.resolve() == CHANGES else ():
+        with tempfile.TemporaryDirectory() as name:
+            change(section, copy_to(Path(name)))
+            text = text.replace(section, fill(section, Path(name)))
+    path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

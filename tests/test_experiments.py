@@ -275,6 +275,14 @@ def test_a_command_whose_runner_was_killed_keeps_its_stage(toy, tmp_path):
     shop.claim(it).close()
 
 
+def test_where_no_lock_can_be_handed_on_a_study_is_refused_in_one_line(toy, tmp_path, monkeypatch):
+    """On Windows, that is; what needs no lock works."""
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    out = call("experiments", "run", *toy)
+    assert out.returncode == 2 and "error: studies run on Linux and macOS" in out.stderr.splitlines()[-1]
+    assert call("experiments", "plan", *toy).returncode == 0
+
+
 def test_every_job_sees_one_gpu(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     monkeypatch.setenv("STUB_JOURNAL", str(tmp_path / "journal"))

@@ -1,8 +1,11 @@
 """The Hugging Face folder against transformers and tokenizers themselves, and back."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 import time
 from itertools import product
 
@@ -21,6 +24,7 @@ import export_hf
 import sampler
 from model import ModelConfig, Qwen2
 from tokenizer import train_bpe
+from verify import verify
 
 transformers = pytest.importorskip("transformers")
 safetensors = pytest.importorskip("safetensors.torch")
@@ -170,6 +174,146 @@ def test_a_checkpoint_that_transformers_made(tmp_path, tied):
         torch.testing.assert_close(model(tokens)[0], peer(tokens).logits, atol=1e-4, rtol=1e-4)
     with pytest.raises(UserError, match="--tokenizer"):
         export_hf.import_(tmp_path / "hf", None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_what_transformers_writes_of_ours_comes_back(tmp_path, tied, dtype):
+    """After somebody trained it there, say: in several files, in bfloat16, with a head of its own."""
+    torch.manual_seed(1)
+    config = ModelConfig(TOKENIZER.vocab_size, 64, 128, 3, 4, 2, 2048, tie_word_embeddings=tied)
+    model = randomise(Qwen2(config), 0.15)
+    common.save_checkpoint(tmp_path / "ckpt", model, TOKENIZER, {}, {"step": 7})
+    ok("--ckpt", tmp_path / "ckpt", "--out", tmp_path / "hf")
+    peer = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=dtype)
+    assert (peer.lm_head.weight is peer.model.embed_tokens.weight) == tied
+    peer.save_pretrained(tmp_path / "back", max_shard_size="100KB")
+    transformers.AutoTokenizer.from_pretrained(tmp_path / "hf").save_pretrained(tmp_path / "back")
+    files = sorted((tmp_path / "back").glob("*.safetensors"))
+    assert len(files) > 1 and (tmp_path / "back" / "model.safetensors.index.json").exists()
+    ok("--import", "--ckpt", tmp_path / "back", "--out", tmp_path / "again")
+    again = common.load_checkpoint(tmp_path / "again", CPU)
+    assert again.tokenizer.hash == TOKENIZER.hash and again.model.config.tie_word_embeddings == tied
+    for key, value in model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[key], value.to(dtype).float()), key
+    files[1].unlink()
+    message = refused("--import", "--ckpt", tmp_path / "back", "--out", tmp_path / "half")
+    assert "has shape None" in message or "layers" in message
+
+
+def test_what_others_decode_can_be_judged(theirs):
+    """They leave out special tokens: the tags of the answer are none of these."""
+    text = data.completion_text(PROBLEMS[0])
+    ids = theirs[1](data.prompt_text(PROBLEMS[0]) + text)["input_ids"]
+    decoded = theirs[1].decode(ids, skip_special_tokens=True)
+    assert decoded.endswith(text.removesuffix("[EOS]")) and decoded.startswith("<question> ")
+    assert verify(decoded.partition("<solution>")[2], PROBLEMS[0]).faithful
+
+
+def records_of(path, problems):
+    path.write_text("".join(json.dumps(datagen.to_record(p)) + "\n" for p in problems))
+    return path
+
+
+def test_a_task_for_lm_evaluation_harness(tmp_path):
+    """Its files, without the harness: the prompt is ours, and the judge is ours, wherever it is called from."""
+    problems = PROBLEMS[40:44] + [datagen.generate(1, 0, op=5, mode="reverse")]
+    ok("--lm-eval", records_of(tmp_path / "records.jsonl", problems), "--out", tmp_path / "task")
+    lines = [json.loads(line) for line in (tmp_path / "task" / "problems.jsonl").read_text().splitlines()]
+    assert [line["prompt"] for line in lines] == [data.prompt_text(p) for p in problems]
+    script = """import json, judge
+for line in open("problems.jsonl"):
+    doc = json.loads(line)
+    solution = json.loads(doc["record"])["solution"]
+    print(judge.judge(doc, [solution]), judge.judge(doc, ["Answer: 1000."]))"""
+    how = dict(cwd=tmp_path / "task", capture_output=True, text=True)
+    out = subprocess.run([sys.executable, "-c", script], **how)
+    right, wrong = (str(dict.fromkeys(export_hf.METRICS, value)) for value in (1.0, 0.0))
+    assert out.stdout.splitlines() == [f"{right} {wrong}"] * 5, out.stderr
+    (tmp_path / "texts.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    assert "texts.jsonl, line 1: it has no `solution`" in refused(
+        "--lm-eval", tmp_path / "texts.jsonl", "--out", tmp_path / "x"
+    )
+    assert "give one of them" in refused("--lm-eval", "a", "--ckpt", "b", "--out", tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.slow
+def test_lm_evaluation_harness_counts_what_we_count(exported, tmp_path):
+    """`pip install lm-eval`; as a command, for our evaluate.py has the name of a package that it needs."""
+    pytest.importorskip("lm_eval")
+    problems, limit = PROBLEMS[:6], 40
+    ok("--lm-eval", records_of(tmp_path / "records.jsonl", problems), "--out", tmp_path / "task")
+    words = [
+        "--model",
+        "hf",
+        "--model_args",
+        f"pretrained={exported[1]}",
+        "--device",
+        "cpu",
+        "--batch_size",
+        "2",
+    ]
+    words += [
+        "--tasks",
+        "reasoning_lab",
+        "--include_path",
+        tmp_path / "task",
+        "--gen_kwargs",
+        f"max_gen_toks={limit}",
+    ]
+    words += ["--output_path", tmp_path / "out", "--log_samples"]
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
+    out = subprocess.run(
+        [sys.executable, "-m", "lm_eval", *map(str, words)], cwd=tmp_path, env=offline, capture_output=True, text=True)  # fmt: skip
+    assert out.returncode == 0, out.stderr[-3000:]
+    results = json.loads(next((tmp_path / "out").rglob("results*.json")).read_text())["results"][
+        "reasoning_lab"
+    ]
+    samples = [
+        json.loads(line) for line in next((tmp_path / "out").rglob("samples*.jsonl")).read_text().splitlines()
+    ]
+    prompts = [TOKENIZER.encode(data.prompt_text(p)) for p in problems]
+    ours = sampler.generate(
+        exported[0].model, prompts, max_new_tokens=limit, temperature=0, stop_id=TOKENIZER.eos_id
+    )
+    texts = [TOKENIZER.decode(ids).replace("[EOS]", "") for ids in ours.ids]
+    special = re.compile(r"\[(?:PAD|UNK|BOS|EOS)\]")
+    found = [sample["resps"][0][0] for sample in sorted(samples, key=lambda sample: sample["doc_id"])]
+    assert found == [special.sub("", text) for text in texts]
+    for name in export_hf.METRICS:
+        assert f"{name},none" in results
+
+
+@pytest.mark.slow
+def test_two_steps_of_trl_with_our_judge_as_reward(exported, tmp_path):
+    """`pip install trl`. The prompts and the judge are ours, the trainer and what it samples are theirs."""
+    trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
+    rows = [{"prompt": data.prompt_text(p), "record": json.dumps(datagen.to_record(p))} for p in PROBLEMS[:8]]
+    seen = []
+
+    def judged(completions, record, **more):
+        verdicts = [verify(text, json.loads(gold)) for text, gold in zip(completions, record)]
+        seen.extend(completions)
+        return [1 / (1 + len(verdict.errors)) + verdict.process for verdict in verdicts]
+
+    config = trl.GRPOConfig(
+        output_dir=str(tmp_path / "trl"), max_steps=2, num_generations=4, per_device_train_batch_size=8,
+        max_completion_length=24, learning_rate=1e-3, report_to=[], save_strategy="no", use_cpu=True, bf16=False)  # fmt: skip
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(exported[1], dtype=torch.float32)
+    before = {name: value.clone() for name, value in theirs.state_dict().items()}
+    trainer = trl.GRPOTrainer(
+        theirs, judged, config, datasets.Dataset.from_list(rows),
+        processing_class=transformers.AutoTokenizer.from_pretrained(exported[1]))  # fmt: skip
+    trainer.train()
+    rewards = [line["reward"] for line in trainer.state.log_history if "reward" in line]
+    assert trainer.state.global_step == 2 and len(seen) == 16 and rewards
+    assert any(not torch.equal(value, before[name]) for name, value in theirs.state_dict().items())
+    theirs.save_pretrained(tmp_path / "hf")
+    transformers.AutoTokenizer.from_pretrained(exported[1]).save_pretrained(tmp_path / "hf")
+    ok("--import", "--ckpt", tmp_path / "hf", "--out", tmp_path / "back")
+    back = common.load_checkpoint(tmp_path / "back", CPU).model.state_dict()
+    assert all(torch.equal(back[name], value) for name, value in theirs.state_dict().items())
 
 
 def test_import_never_deletes_what_the_folder_held(exported, tmp_path):

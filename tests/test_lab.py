@@ -10,6 +10,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
+from lab import runs
 from lab.cost import count_memory, describe_cost, kept_for_backward, matmul_rate
 from lab.device import DeviceOptions, Processes, compute_dtype, setup
 from lab.options import (
@@ -28,7 +29,10 @@ from lab.options import (
 from lab.runs import (
     Run,
     code_hash,
+    content_hash,
     damage,
+    follow,
+    manifest_hash,
     newest_folder,
     own_folder,
     parse_run_options,
@@ -264,6 +268,29 @@ def test_the_last_checkpoints_and_the_best_are_kept(tmp_path):
     for step in range(4):
         first.save(step, {"weights.pt": b"x"})
     assert [int(path.name[5:]) for path in step_folders(tmp_path / "first")] == [0, 3]
+
+
+@pytest.mark.parametrize("windows", [False, True])
+def test_where_there_are_no_links_a_file_names_the_checkpoint(tmp_path, monkeypatch, windows):
+    """On exFAT a link is refused, on Windows none is made; what is kept, and what is found, is the same."""
+
+    def refuse(path, target):
+        assert not windows
+        raise PermissionError("no links here")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    monkeypatch.setattr(runs, "WINDOWS", windows)
+    run = run_of(tmp_path, keep=1)
+    for step, score in enumerate([0.1, 0.9, 0.2, 0.3]):
+        run.save(step, {"weights.pt": b"%d" % step})
+        assert (tmp_path / "latest").read_text() == f"step_{step:07d}"
+        run.rate(step, score)
+    assert [int(path.name[5:]) for path in step_folders(tmp_path)] == [1, 3]
+    for name, step in (("best", 1), ("latest", 3)):
+        assert not (tmp_path / name).is_symlink()
+        assert follow(tmp_path / name) == (tmp_path / f"step_{step:07d}").resolve()
+        assert manifest_hash(tmp_path / name, "weights.pt") == content_hash(b"%d" % step)
+    assert manifest_hash(tmp_path / "worst", "weights.pt") is None
 
 
 def test_logs_are_cut_back_to_the_checkpoint(tmp_path):

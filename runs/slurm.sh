@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# A study as an array of Slurm jobs, as many as you like: they share its stages over one folder, each of one GPU.
+#   bash runs/test.sh                                                 # once, for .venv
+#   sbatch --array=0-3 runs/slurm.sh --studies s3 --scale small       # what is after the file goes to experiments.py run
+# Told to stop, by a cluster that preempts with notice or 120 seconds before its time is over, a job saves (exit code 75) and is
+# queued again; it goes on where it was. Killed without notice it goes on from its last checkpoint.
+#SBATCH --job-name=study
+#SBATCH --gres=gpu:1
+#SBATCH --cpus-per-task=8
+#SBATCH --time=12:00:00
+#SBATCH --signal=B:TERM@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=study-%A-%a.log
+set -uo pipefail
+cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}" || exit 2  # Slurm runs a copy of this file from elsewhere
+.venv/bin/python experiments.py run "$@" &
+child=$! told=
+trap 'trap "" TERM; told=1; kill -TERM "$child"' TERM
+wait "$child"
+code=$?
+if [ -n "$told" ]; then  # the signal has ended `wait`, not yet the command
+  wait "$child"
+  code=$?
+fi
+if [ "$code" = 75 ] && [ -n "${SLURM_JOB_ID:-}" ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"
