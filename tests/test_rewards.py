@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 from lab.options import UserError
 
@@ -17,6 +18,7 @@ import verify
 from bench.step_trace import small_run
 from rewards import Reward, soft_overlong
 from rollout import Rollout
+from sampled import as_line, keep_tries
 from tasks import read_problems, read_tasks
 
 OWN = """import math
@@ -280,3 +282,16 @@ def test_the_example_of_the_readme():
     assert Reward(f"{file}:short_and_right, {file}:brevity:2")(tried(n_tokens=70))[0] == pytest.approx(
         0.5 - 1.4
     )
+
+
+def test_tries_of_two_processes_stand_in_the_order_of_their_prompts():
+    """Of 5 prompts the first process has 0, 2 and 4, the other 1 and 3; two tries at each."""
+    texts = [[f"{p}{g}" for p in range(r, 5, 2) for g in "ab"] for r in (0, 1)]
+    own, others = ([tried(text) for text in part] for part in texts)
+    processes = SimpleNamespace(first=True, gather=lambda lines: [lines, [*map(as_line, others)]])
+    kept = []
+    run = SimpleNamespace(keep_last=lambda name, step, steps, lines: kept.append((name, step, steps, lines)))
+    keep_tries(run, processes, SimpleNamespace(prompts=5, group=2, show_every=0, keep_rollouts=3), 7, own)
+    ((name, step, steps, lines),) = kept
+    assert (name, step, steps) == ("rollouts.jsonl", 7, 3)
+    assert [line["text"] for line in lines] == [f"{p}{g}" for p in range(5) for g in "ab"]
