@@ -16,7 +16,16 @@ from pathlib import Path
 
 from lab.device import compute_dtype
 from lab.options import UserError, read_json
-from lab.runs import as_json, code_hash, damage, follow, manifest_hash, step_folders, write_folder
+from lab.runs import (
+    as_json,
+    checkpoint_folder,
+    code_hash,
+    damage,
+    follow,
+    manifest_hash,
+    step_folders,
+    write_folder,
+)
 
 import torch
 
@@ -69,17 +78,17 @@ def _bytes(tensors):
 
 def weights_hash(path):
     """The hash of a checkpoint's weights, or None if there is no such folder (any more)."""
-    return manifest_hash(path, "weights.pt")
+    return manifest_hash(path and checkpoint_folder(path), "weights.pt")
 
 
 def load_checkpoint(path, device, dtype="float32", attention="auto"):
-    """Read a checkpoint folder → Checkpoint with the model on `device`. dtype, attention: as of
-    DeviceOptions.
+    """Read a checkpoint folder, or `latest` of a run folder → Checkpoint with the model on `device`. dtype,
+    attention: as of DeviceOptions.
 
     Raises UserError, one line, for a missing or damaged file, weights of another shape, or another
     tokenizer's weights; it names another checkpoint of the run that can be used instead.
     """
-    given, path = path, follow(path)  # `latest` may point elsewhere tomorrow
+    given, path = path, follow(checkpoint_folder(path))  # `latest` may point elsewhere tomorrow
     if not path.is_dir():
         raise UserError(f"no checkpoint at {given}: expected a folder with {', '.join(FILES)}")
     try:

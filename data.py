@@ -53,7 +53,7 @@ def prompt_text(record):
     """What the model is given: the problem in its tags, or the `prompt` of a text to continue."""
     if get(record, "prompt") is not None:
         return "[BOS]" + get(record, "prompt")
-    text = f"{get(record, 'problem').strip()} {get(record, 'question').strip()}".strip()
+    text = f"{(get(record, 'problem') or '').strip()} {get(record, 'question').strip()}".strip()
     return f"[BOS]<question> {text} </question> <solution>"
 
 

@@ -139,8 +139,13 @@ def from_record(record):
 
 
 def name_all(rand, vertices, template, config):
-    """The name of each vertex, from a fresh draw of which index is which word."""
+    """The name of each vertex, from a fresh draw of which index is which word. Raises UserError if the
+    context has too few.
+    """
     k, p = (1 + max(getattr(v, index) for v in vertices) for index in ("kind", "place"))
+    for what, known, n in (("kinds", template.kinds, k), ("places", template.places, p)):
+        if n > len(known):
+            raise UserError(f"the context has words for {len(known)} {what}, a problem needs {n}: add some")
     kinds = sample(rand, template.kinds[: max(k, config.kinds)], k)
     places = sample(rand, template.places[: max(p, config.places)], p)
     return {v: template.names[v.type](kinds[v.kind], places[v.place]) for v in vertices}
@@ -362,6 +367,9 @@ KNOBS = {
     "places": ("8", r"(\d{1,2})", int, "places"),
 }
 KEYS = dict.fromkeys(["op", *CHOICES, *KNOBS, "share", "shares", "tokens"])
+EXAMPLES = {"op": "2-4:3, 5", "share": "0.5", "shares": "tokens", "tokens": "6M"}
+EXAMPLES |= {key: ", ".join(table) for key, table in CHOICES.items()}
+KEYS_HELP = "; ".join(f"{key} {EXAMPLES.get(key) or KNOBS[key][0]}" for key in KEYS)  # as --help lists them
 
 
 @dataclass(frozen=True)

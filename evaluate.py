@@ -1,10 +1,13 @@
 """Evaluate checkpoints on the same held-out problems: pass@k by operations, band, mode and template.
 
-    python evaluate.py base=out/base/latest grpo=out/grpo/latest --preset tiny --report out/eval/report.html
+    python evaluate.py out/base out/grpo --preset tiny --report out/eval/report.html
+    python evaluate.py out/grpo --data records.jsonl --samples 8 --k 1,8 --out out/own
+    python evaluate.py --rescore --out out/eval
 
 Every problem gets `samples` tries; each is judged as correct (every step and the answer), by its answer
-alone, and as faithful. Writes judged.jsonl (each problem's counts, as it goes), results.json and figure.png
-to --out, prints the table. Stopped by ctrl-C or SIGTERM it exits with 75; --resume goes on from judged.jsonl.
+alone, and as faithful; of a record of --data that has an answer alone, that is all. Writes samples.jsonl (the
+tries, as it goes), judged.jsonl (each problem's counts), results.json and figure.png to --out, prints the
+table. Stopped by ctrl-C or SIGTERM it exits with 75; --resume goes on from samples.jsonl.
 """
 
 import json
@@ -16,16 +19,17 @@ from pathlib import Path
 
 from lab.device import run_torch_script, setup
 from lab.options import STOPPED, UserError, colour, opt, printable, read_jsonl, write_atomic
-from lab.runs import RunOptions, as_json, own_folder, parse_run_options
+from lab.runs import RunOptions, as_json, checkpoint_folder, own_folder, parse_run_options
 from lab.statistics import gain, interval
 
 import numpy as np
 
 from checkpoint import load_checkpoint, weights_hash
-from datagen import TINY_WORLD, Mixture, held_out, parse_ops
+from datagen import KEYS_HELP, TINY_WORLD, Mixture, held_out, parse_ops
 from report import check_page, draw_results, print_table, write_report
 from rollout import check_room, held_out_nll, roll_out
-from verify import explain, pass_at_k
+from tasks import read_problems
+from verify import explain, pass_at_k, verify
 
 FLOORS = {"guess_floor": "guess floor", "copy_floor": "copy floor", "plus_floor": "plus floor"}
 JUDGED = ("correct", "answer", "faithful")
@@ -42,7 +46,9 @@ class Options(RunOptions):
     out: str = opt("out/eval", "folder for all that is written", group="run", free=True)
     checkpoints: str | None = opt(None, "folders, or name=folder", group="evaluation", free=True)
     bands: str = opt("id=2-10,edge=11-14,hard=15-20", "name=operations of each band")
-    mixture: str = opt("op 2-20", "world to draw from: datagen.Mixture, but for its ops, which the bands say")
+    data: str | None = opt(None, "evaluate on the problems of this JSONL file instead; `answer` will do")
+    rescore: bool = opt(False, "judge the tries in --out anew, without a model", free=True)
+    mixture: str = opt("op 2-20", f"world to draw from, its ops those of the bands: {KEYS_HELP}")
     problems: int = opt(100, "problems of each number of operations", within="[2, inf)")
     samples: int = opt(128, "tries for each problem, n", within="[1, inf)")
     k: str = opt("1,8,32,128", "values of k for pass@k, each at most n")
@@ -83,7 +89,7 @@ def named_folders(text):
     named = {}
     for item in text.split(","):
         name, equals, path = item.strip().rpartition("=")
-        name = name if equals else Path(path).parent.name
+        name = name if equals else checkpoint_folder(path).parent.name
         if name in named:
             raise UserError(f"two checkpoints are called {name!r}: give one a name, as in other={path}")
         named[name] = path
@@ -116,7 +122,8 @@ def summarise(problems, counts, chosen, ks, n):
     """
     commonest = Counter(problems[i].answer for i in chosen).most_common(1)[0][1]
     out = {"problems": len(chosen), "guess_floor": commonest / len(chosen)}
-    out |= {name: float(counts[name][chosen].mean()) for name in ("copy_floor", "plus_floor", "process")}
+    means = (name for name in ("copy_floor", "plus_floor", "process") if name in counts)
+    out |= {name: float(counts[name][chosen].mean()) for name in means}
     for kind, k in product(JUDGED, ks):
         values = [pass_at_k(n, int(c), k) for c in counts[kind][chosen]]
         low, high = interval(values)
@@ -128,42 +135,60 @@ def summarise(problems, counts, chosen, ks, n):
 # Evaluation
 
 
-def judge(checkpoint, problems, numbers, o):
-    """Sample and judge problems of one number of operations → a dict for one line of judged.jsonl.
+def try_out(checkpoint, problems, numbers, o):
+    """Sample tries at problems of one number of operations → a dict for one line of samples.jsonl.
 
-    numbers: the problems' indices, which their samples' randomness depends on. Counts are of tries that pass,
-    one a problem.
+    numbers: the problems' indices, which their samples' randomness depends on.
     """
     model, tokenizer, op = checkpoint.model, checkpoint.tokenizer, problems[0].op
     how = dict(temperature=o.temperature, top_p=o.top_p, max_new_tokens=o.max_new_tokens)
     how |= dict(batch_size=o.sample_rows, progress=f"op {op}", workers=o.replicas)
     rollouts = roll_out(model, tokenizer, problems, o.samples, (o.seed, "evaluation"), numbers, **how)
-    verdicts, errors = [rollout.verdict for rollout in rollouts], Counter()
-    for verdict in verdicts:  # each kind once; no set: its order would depend on the hash seed
-        nodes = [f"node_{status}" for status in verdict.nodes.values() if status != "ok"]
-        errors.update(dict.fromkeys(verdict.errors + nodes, 1))
-    errors["unfinished"] = sum(not rollout.finished for rollout in rollouts)
+    solved = [problem for problem in problems if "Answer:" in (problem.solution or "")]
+    made = {what: checkpoint.state.get(what) for what in ("code", "torch", "tokenizer_hash")}
     return {
+        "checkpoint": str(checkpoint.path),
+        "step": checkpoint.state.get("step"),
+        "made": made | {"options": checkpoint.options},  # for the report
         "op": op,
-        "correct": np.reshape([v.correct for v in verdicts], (-1, o.samples)).sum(1).tolist(),
-        "answer": np.reshape([v.answer_correct for v in verdicts], (-1, o.samples)).sum(1).tolist(),
-        "faithful": np.reshape([v.faithful for v in verdicts], (-1, o.samples)).sum(1).tolist(),
-        "process": np.reshape([v.process for v in verdicts], (-1, o.samples)).mean(1).tolist(),
-        "errors": dict(errors),
-        "answers": [v.parsed.answer for v in verdicts],  # of every try, as are tokens
+        "nll": held_out_nll(model, tokenizer, solved)[op] if solved else None,
         "tokens": [len(rollout.completion_ids) for rollout in rollouts],
-        "texts": [rollout.text for rollout in rollouts[:: o.samples]],
-        "nll": held_out_nll(model, tokenizer, problems)[op],
+        "finished": [rollout.finished for rollout in rollouts],
+        "texts": [rollout.text for rollout in rollouts],  # problem-major
     }
 
 
-def judged_before(path):
-    """{(name, weights, op): line} of an evaluation that was interrupted; a line that was being written is
-    done again.
+def judge(line, problems, n):
+    """A line of samples.jsonl, n tries at each of these problems → a line of judged.jsonl: how many pass."""
+    verdicts = [verify(text, problems[i // n]) for i, text in enumerate(line["texts"])]
+    errors = Counter()
+    for verdict in verdicts:  # each kind once; no set: its order would depend on the hash seed
+        nodes = [f"node_{status}" for status in verdict.nodes.values() if status != "ok"]
+        errors.update(dict.fromkeys(verdict.errors + nodes, 1))
+    errors["unfinished"] = line["finished"].count(False)
+    return {
+        **line,
+        "correct": np.reshape([v.solved for v in verdicts], (-1, n)).sum(1).tolist(),
+        "answer": np.reshape([v.answer_correct for v in verdicts], (-1, n)).sum(1).tolist(),
+        "faithful": np.reshape([v.faithful for v in verdicts], (-1, n)).sum(1).tolist(),
+        "process": np.reshape([v.process for v in verdicts], (-1, n)).mean(1).tolist(),
+        "errors": dict(errors),
+        "answers": [v.parsed.answer for v in verdicts],  # of every try, as are tokens
+        "texts": line["texts"][::n],
+    }
+
+
+def sampled_before(path):
+    """{(name, op): line} of samples.jsonl, if an evaluation was interrupted; the later line stands. One that
+    was being written is done again.
     """
     content = path.read_bytes() if path.exists() else b""
     write_atomic(path, content[: content.rfind(b"\n") + 1])
-    return {(line["name"], line["weights"], line["op"]): line for _, line in read_jsonl(path)}
+    return {(line["name"], line["op"]): line for _, line in read_jsonl(path)}
+
+
+def show(number):
+    return "-" if number is None else f"{number:.3f}"
 
 
 class Evaluation:
@@ -173,16 +198,21 @@ class Evaluation:
         self.o, self.bands, self.ks = o, parse_bands(o.bands), parse_ks(o.k, o.samples)
         self.folders, mixture = named_folders(o.checkpoints), Mixture.parse(o.mixture)
         band_of = {op: band for band, ops in self.bands.items() for op in ops}
-        self.problems = held_out(mixture, band_of, o.problems, o.seed, "eval")
+        if o.data:
+            self.problems = read_problems(o.data)
+            self.bands = {Path(o.data).stem: sorted({problem.op for problem in self.problems})}
+            band_of = dict.fromkeys(*self.bands.values(), *self.bands)
+        else:
+            self.problems = held_out(mixture, band_of, o.problems, o.seed, "eval")
         self.groups = {}  # by → value → indices of problems
         for i, p in enumerate(self.problems):
             kinds = dict(band=band_of[p.op], op=str(p.op), mode=p.mode, template=p.template)
             for by, value in kinds.items():
                 self.groups.setdefault(by, {}).setdefault(value, []).append(i)
-        self.floors = {  # of each problem, besides the guess floor
-            "copy_floor": np.array([sums_suffice(p, constants=False) for p in self.problems]),
-            "plus_floor": np.array([sums_suffice(p, constants=True) for p in self.problems]),
-        }
+        self.floors = {}  # of each problem, besides the guess floor: only where all graphs are known
+        if all(p.nodes for p in self.problems):
+            for floor, constants in (("copy_floor", False), ("plus_floor", True)):
+                self.floors[floor] = np.array([sums_suffice(p, constants) for p in self.problems])
         self.results, self.counts, self.texts, self.made = {}, {}, {}, {}
         tries = f"{len(self.problems)} problems, {o.samples} samples each, temperature {o.temperature}"
         self.caption = f"{tries}, seed {o.seed}; 95% intervals over problems"
@@ -196,30 +226,36 @@ class Evaluation:
         return checkpoints
 
     def run(self, checkpoints):
-        """Judge what has not been judged before, a line of judged.jsonl at a time."""
-        o, path = self.o, Path(self.o.out) / "judged.jsonl"
-        done = judged_before(path)
-        with path.open("a", encoding="utf-8") as file:
-            for name, checkpoint in checkpoints.items():
-                weights, lines = weights_hash(checkpoint.path), []
-                for op, chosen in self.groups["op"].items():
-                    line = done.get((name, weights, int(op)))
-                    if line is None:
-                        line = {"name": name, "checkpoint": str(checkpoint.path), "weights": weights}
-                        line |= judge(checkpoint, [self.problems[i] for i in chosen], chosen, o)
-                        print(json.dumps(line), file=file, flush=True)
-                    lines.append(line)
-                self.add(name, checkpoint, lines)
-        write_atomic(path.with_name("results.json"), as_json({"options": asdict(o), "results": self.results}))
+        """Sample what has not been sampled before, a line of samples.jsonl at a time; judge all of it.
 
-    def add(self, name, checkpoint, lines):
-        """Take in a checkpoint's lines, in order of op."""
+        checkpoints: {name: Checkpoint}, or None to judge what there is: UserError if that is not all.
+        """
+        o, out, judged = self.o, Path(self.o.out), []
+        before = sampled_before(out / "samples.jsonl")
+        with (out / "samples.jsonl").open("a", encoding="utf-8") as file:
+            for name in self.folders:
+                weights, lines = checkpoints and weights_hash(checkpoints[name].path), []
+                for op, chosen in self.groups["op"].items():
+                    line, problems = before.get((name, int(op))), [self.problems[i] for i in chosen]
+                    if checkpoints and (line is None or line["weights"] != weights):
+                        line = {"name": name, "weights": weights}
+                        line |= try_out(checkpoints[name], problems, chosen, o)
+                        print(json.dumps(line), file=file, flush=True)
+                    if line is None:
+                        raise UserError(f"{file.name} lacks the tries of {name} at op {op}: --resume first")
+                    lines.append(judge(line, problems, o.samples))
+                self.add(name, lines)
+                judged += lines
+        write_atomic(out / "judged.jsonl", "".join(json.dumps(line) + "\n" for line in judged))
+        write_atomic(out / "results.json", as_json({"options": asdict(o), "results": self.results}))
+
+    def add(self, name, lines):
+        """Take in a checkpoint's judged lines, in order of op."""
         counts = {kind: np.concatenate([line[kind] for line in lines]) for kind in (*JUDGED, "process")}
         counts |= self.floors
         self.counts[name], self.texts[name] = counts, [text for line in lines for text in line["texts"]]
-        result = {"checkpoint": str(checkpoint.path), "step": checkpoint.state.get("step")}
-        state = {what: checkpoint.state.get(what) for what in ("code", "torch", "tokenizer_hash")}
-        self.made[name] = result | {"weights": lines[0]["weights"], **state, "options": checkpoint.options}
+        result = {"checkpoint": lines[0]["checkpoint"], "step": lines[0]["step"]}
+        self.made[name] = result | {"weights": lines[0]["weights"], **lines[0]["made"]}
         result["nll"] = {str(line["op"]): line["nll"] for line in lines}
         result["errors"] = dict(sum((Counter(line["errors"]) for line in lines), Counter()).most_common())
         for by, groups in self.groups.items():
@@ -233,10 +269,10 @@ class Evaluation:
         columns = [f"correct@{k}" for k in self.ks] + ["answer@1", "faithful@1"]
         rows = [["band", "checkpoint", *columns, *FLOORS.values(), "NLL"]]
         for (band, ops), (name, result) in product(self.bands.items(), self.results.items()):
-            stats, nll = result["band"][band], np.mean([result["nll"][str(op)] for op in ops])
+            stats, nll = result["band"][band], [result["nll"][str(op)] for op in ops]
             cells = ["{mean:.3f} [{low:.3f},{high:.3f}]".format(**stats[column]) for column in columns]
-            floors = [f"{stats[floor]:.3f}" for floor in FLOORS]
-            rows.append([band, name, *cells, *floors, f"{nll:.3f}"])
+            numbers = [*map(stats.get, FLOORS), None if None in nll else np.mean(nll)]
+            rows.append([band, name, *cells, *map(show, numbers)])
         return rows
 
     def table_by_op(self):
@@ -246,8 +282,8 @@ class Evaluation:
         for op in self.groups["op"]:
             stats = {name: result["op"][op] for name, result in self.results.items()}
             cells = [stats[name][f"correct@{k}"]["mean"] for name, k in columns]
-            cells += [next(iter(stats.values()))[floor] for floor in FLOORS]
-            rows.append([op, *(f"{cell:.3f}" for cell in cells)])
+            cells += map(next(iter(stats.values())).get, FLOORS)
+            rows.append([op, *map(show, cells)])
         return rows
 
     def print(self):
@@ -276,18 +312,19 @@ class Evaluation:
 def main(argv=None):
     o = parse_run_options(Options, argv, PRESETS, __doc__, positional="checkpoints")
     it = Evaluation(o)
-    checkpoints = it.load(setup(o))  # before the folder is made: one may be missing
+    # before the folder is made: one may be missing
+    checkpoints = None if o.rescore else it.load(setup(o))
     if o.report:
         check_page(Path(o.report), Path(o.out))
     handler = signal.signal(signal.SIGTERM, signal.default_int_handler)  # it stops as ctrl-C does
     try:
-        with own_folder(o):
+        with own_folder(o, inputs=[o.data] if o.data else []):
             it.run(checkpoints)
             it.print()
             png = draw_results(it.results, it.bands, it.ks, Path(o.out) / "figure.png")
             if o.report:
                 write_report(it, png)
-    except KeyboardInterrupt:  # judged.jsonl holds what was judged
+    except KeyboardInterrupt:  # samples.jsonl holds what was sampled
         print(f"stopped; continue with: python evaluate.py --resume --out {o.out}")
         return STOPPED
     finally:

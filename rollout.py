@@ -2,18 +2,17 @@
 
 import random
 from collections import defaultdict
-from dataclasses import dataclass
-from itertools import groupby
+from dataclasses import dataclass, field
+from itertools import chain, groupby
 
 from lab.options import UserError, stream_key
 
 import torch
 
 from attention import Layout
-from data import IGNORE, Document, pack, pack_groups, prompt_text, to_document
+from data import IGNORE, Document, get, pack, pack_groups, prompt_text, to_document
 from sampler import generate
 from verify import Verdict, explain, verify
-from verify import reward as verify_reward
 
 
 class Problems:
@@ -72,22 +71,25 @@ class Rollout:
     verdict: Verdict
     reward: float = 0.0
     advantage: float = 0.0
+    weight: float = 1.0  # of each of its tokens in the loss
+    parts: dict = field(default_factory=dict)  # of the reward: {name: value}
 
 
-def roll_out(model, tokenizer, problems, group, stream, numbers=None, *, reward="strict", alpha=0.2, **how):
+def roll_out(model, tokenizer, problems, group, stream, numbers=None, *, reward=None, **how):
     """Sample `group` solutions of each problem, judge and reward them → Rollouts, problem-major.
 
     A sample depends on `stream`, which names what it is for, on its problem's number (numbers; None: its
-    index) and on its place in the group. reward, alpha: as of verify.reward; how: as of sampler.generate.
+    index) and on its place in the group. reward: a rewards.Reward, or None; how: as of sampler.generate.
     """
     prompts = [tokenizer.encode(prompt_text(problem)) for problem in problems]
     how.update(group_size=group, stop_id=tokenizer.eos_id, seed=stream_key(*stream), indices=numbers)
     samples, rollouts = generate(model, prompts, **how), []
     for i, ids in enumerate(samples.ids):
         problem, prompt, text = problems[i // group], prompts[i // group], tokenizer.decode(ids)
-        old_logp, finished, verdict = samples.logprobs[i], samples.finished[i], verify(text, problem)
-        paid = verify_reward(verdict, reward, alpha)
-        rollouts.append(Rollout(problem, prompt, ids, old_logp, finished, text, verdict, paid))
+        sampled = prompt, ids, samples.logprobs[i], samples.finished[i]
+        rollouts.append(Rollout(problem, *sampled, text, verify(text, problem)))
+        if reward is not None:
+            rollouts[-1].reward, rollouts[-1].parts = reward(rollouts[-1])
     return rollouts
 
 
@@ -106,7 +108,8 @@ def check_room(model, tokenizer, problems, max_new_tokens):
 
 
 def pack_rollouts(rollouts, row_tokens, pad_id):
-    """Rollouts → Batch whose targets are the completions, with `old_logp` and `advantage` beside them.
+    """Rollouts → Batch whose targets are the completions, with `old_logp`, `advantage` and `weight` beside
+    them.
 
     Each row holds a prompt once for all samples of it there. Its last token stands before each of them
     again: it is what predicts their first.
@@ -116,7 +119,8 @@ def pack_rollouts(rollouts, row_tokens, pad_id):
         documents = []
         for rollout in group:
             n, old_logp = len(rollout.completion_ids), [0.0, *rollout.old_logp]
-            values = {"old_logp": old_logp, "advantage": [0.0] + [rollout.advantage] * n}
+            values = {name: [0.0] + [getattr(rollout, name)] * n for name in ("advantage", "weight")}
+            values["old_logp"] = old_logp
             ids, trained = [*prompt_ids[-1:], *rollout.completion_ids], [False] + [True] * n
             documents.append(Document(ids, trained, values, goes_on=True))
             longest = max(longest, len(prompt_ids) + n)
@@ -152,20 +156,27 @@ def held_out_nll(model, tokenizer, problems, row_tokens=2048, rows=4):
     return nll
 
 
-def evaluate_held_out(model, tokenizer, problems, max_new_tokens, workers=1):
-    """NLL and greedy solutions of held-out problems → ({name: value} for the log, text for samples.txt)."""
-    most = min(max_new_tokens, room(model, tokenizer, problems))
-    greedy, by_op = dict(temperature=0, max_new_tokens=most, workers=workers), defaultdict(list)
-    for rollout in roll_out(model, tokenizer, problems, 1, ("held out",), **greedy):
+def evaluate_held_out(model, tokenizer, problems, max_new_tokens, tries=0, **how):
+    """NLL and solutions of held-out problems, a greedy one each or so many tries at temperature 1 → ({name:
+    value} for the log, text for samples.txt). how: as of sampler.generate.
+    """
+    how |= dict(max_new_tokens=min(max_new_tokens, room(model, tokenizer, problems)))
+    how["temperature"], by_op = float(tries > 0), defaultdict(list)
+    for rollout in roll_out(model, tokenizer, problems, tries or 1, ("held out",), **how):
         by_op[rollout.problem.op].append(rollout)
     correct = {op: sum(r.verdict.correct for r in some) / len(some) for op, some in by_op.items()}
     values = {f"eval/nll_op{op}": value for op, value in held_out_nll(model, tokenizer, problems).items()}
     values |= {f"eval/correct_op{op}": value for op, value in correct.items()}
     values["eval/pass@1"] = sum(correct.values()) / len(correct)
+    if tries > 1:  # at least one right
+        groups = zip(*[iter(chain(*by_op.values()))] * tries)
+        solved = [any(rollout.verdict.correct for rollout in group) for group in groups]
+        values[f"eval/pass@{tries}"] = sum(solved) / len(solved)
     return values, "".join(f"--- op {op}\n{described(some[0])}\n\n" for op, some in by_op.items())
 
 
 def described(rollout):
     """A rollout to read: problem, solution, and the judge's account of it."""
     problem, text = rollout.problem, rollout.text
-    return f"{problem.problem}\n{problem.question}\n{text.strip()}\n{explain(text, problem)}"
+    told = [get(problem, "problem"), get(problem, "question"), text.strip(), explain(text, problem)]
+    return "\n".join(filter(None, told))

@@ -53,7 +53,8 @@ def generate(model, prompts, *, indices=None, progress=None, **sampling):
 
     A sample is a function of the model and (seed, prompt index, group index), whatever batch_size, group_size
     and its neighbours are. Log-probs are those of the full distribution, also where top_p cuts it.
-    indices: the prompts' indices, if these are some of a larger set's prompts. progress: text of a tqdm bar.
+    indices: the prompts' indices, if these are some of a larger set's prompts. progress: text of a bar, where
+    there is a terminal.
     Raises UserError where prompt and new tokens do not fit the model's context, or a setting is out of range.
     """
     o = Sampling(**sampling)
@@ -68,7 +69,8 @@ def generate(model, prompts, *, indices=None, progress=None, **sampling):
     workers = o.workers if next(model.parameters()).device.type == "cpu" else 1
     batches = balanced(by_length, max(1, o.batch_size // G), workers)
     shares = [batches[w::workers] for w in range(min(workers, len(batches)))]
-    with tqdm(total=len(samples), desc=progress, unit="sample", leave=False, disable=progress is None) as bar:
+    how = dict(unit="sample", leave=False, disable=None if progress else True)  # None: where no terminal is
+    with tqdm(total=len(samples), desc=progress, **how) as bar:
 
         @torch.inference_mode()
         def work(batches):

@@ -1,7 +1,7 @@
 """Talk with a checkpoint: it solves a problem of the world, or one that is typed, and the judge has a look.
 
-python talk.py --ckpt out/demo/grpo/latest --op 5
-echo "The otters in Fernhollow number 3. … What is …?" | python talk.py --ckpt out/demo/grpo/latest
+python talk.py --ckpt out/demo/grpo --op 5
+echo "The otters in Fernhollow number 3. … What is …?" | python talk.py --ckpt out/demo/grpo
 """
 
 import sys

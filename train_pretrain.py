@@ -1,13 +1,13 @@
 """Next-token training: pre-training, mid-training, continual pre-training and SFT are one loop (training.py).
 
     python train_pretrain.py --preset tiny --out out/base
-    python train_pretrain.py --init-from out/base/latest --out out/mid --mixture "op 5; tokens 1M"
+    python train_pretrain.py --init-from out/base --mixture "op 5; tokens 1M" --out out/mid
+    python train_pretrain.py --resume --out out/base
 
 Shapes: B rows, T positions.
 """
 
 import math
-import time
 from dataclasses import dataclass
 from itertools import chain
 
@@ -19,7 +19,7 @@ import torch
 
 from checkpoint import new_model
 from data import Source, batches, completion_text, prompt_text
-from datagen import TINY_WORLD, Mixture
+from datagen import KEYS_HELP, TINY_WORLD, Mixture
 from model import ModelConfig
 from tokenizer import Tokenizer, train_bpe
 from training import Training, TrainingOptions, run_training
@@ -42,7 +42,7 @@ PRESETS = {
 @dataclass(frozen=True)
 class Options(TrainingOptions):
     out: str = opt("out/base", "folder for all that is written", group="run", free=True)
-    mixture: str = opt("op 2-10; tokens 10B", "what to train on, and how much: datagen.Mixture")
+    mixture: str = opt("op 2-10; tokens 10B", f"what to train on, and how much: {KEYS_HELP}")
     replay: float = opt(0.0, "share of documents from the mixture of --init-from", within="[0, 1)")
     repeat: float = opt(0.0, "share of the documents that are of the first --repeat-pool", within="[0, 1]")
     repeat_pool: int = opt(2000, "how many documents come again and again", within="[1, inf)")
@@ -58,7 +58,8 @@ class Options(TrainingOptions):
     intermediate_size: int = opt(3072, "width of the MLP", within="[1, inf)")
     context: int = opt(2048, "longest sequence the model is built for, in tokens", within="[64, inf)")
     local_heads: bool = opt(False, "start with heads that look a few tokens back: Qwen2.look_nearby")
-    rows: int = opt(256, "rows of a batch, B", within="[1, inf)", group="optimisation")
+    steps: int = opt(0, "optimizer steps (0: of the mixture's tokens)", group="optimisation", grows=True)
+    rows: int = opt(256, "rows of a batch, B", within="[1, inf)")
     micro_batch_size: int = opt(0, "rows of a micro-batch, for memory (0: all)", free=True)
     optimizer: str = opt("adamw", "muon: for the layers' matrices, AdamW for the rest", ("adamw", "muon"))
     schedule: str = opt("cosine", "of the learning rate; wsd: constant, then linear", ("cosine", "wsd"))
@@ -115,16 +116,20 @@ def train_tokenizer(mixture, records, vocab_size, seed, words="", documents=4000
 class Pretraining(Training):
     def __init__(self, o, device, processes, folder=None):
         super().__init__(o, device, processes, folder)
-        if self.mixture.tokens is None:
+        if not (o.steps or self.mixture.tokens):
             raise UserError(f"mixture {o.mixture!r} has no token budget: add for example '; tokens 6M'")
         if o.rows % processes.size:
             raise UserError(f"--rows {o.rows} must be a multiple of the {processes.size} processes")
         self.step_tokens = o.rows * o.row_tokens
-        self.steps = max(1, self.mixture.tokens // self.step_tokens)
+        self.steps = o.steps or max(1, self.mixture.tokens // self.step_tokens)
         if self.start is None:
             self.model, self.tokenizer = self.untrained()
         self.optimizers = make_optimizers(self.model, o)
         self.begin()
+        self.tokens, planned = self.step * self.step_tokens, (self.saved or {}).get("steps", self.steps)
+        if any(learning_rate(i, planned, o) != learning_rate(i, self.steps, o) for i in range(self.step)):
+            why = f"the learning rates of {self.step} steps were those of a run of {planned}"
+            raise UserError(f"--steps {self.steps}: {why}; only at a constant rate can it go on longer")
         longest = max(self.lengths)
         if longest > o.row_tokens:
             raise UserError(f"a document has {longest} tokens, a row only {o.row_tokens}: raise --row-tokens")
@@ -142,7 +147,6 @@ class Pretraining(Training):
             where.update(replay=Mixture.parse(self.replay), replay_share=o.replay)
         source = Source(self.mixture, self.tokenizer, o.seed, o.rows, o.row_tokens, o.solution_only, **where)
         self.batches = batches(source, self.part, self.cursors, o.workers)
-        self.clock = time.perf_counter()
 
     def untrained(self):
         """A fresh model of the options' sizes, and its tokenizer."""
@@ -177,21 +181,14 @@ class Pretraining(Training):
         loss = sum(self.replicas.map(learn, batch.micro_batches(o.micro_batch_size or o.rows, self.device)))
         factor = learning_rate(self.step, self.steps, o)
         loss, norm = self.update(loss, factor)
-        rate = self.step_tokens / (time.perf_counter() - self.clock)
-        self.clock = time.perf_counter()
-        values = {
-            "train/loss": loss,
-            "train/grad_norm": norm,
-            "train/lr": o.lr * factor,
-            "train/skipped": self.guard.skipped,
-            "train/tokens": (self.step + 1) * self.step_tokens,
-            "time/tokens_per_second": rate,
-        }
-        return values, {"loss": f"{loss:.3f}", "tok_s": f"{rate:,.0f}"}
+        self.tokens += self.step_tokens
+        values = {"train/loss": loss, "train/grad_norm": norm, "train/lr": o.lr * factor}
+        values |= {"train/skipped": self.guard.skipped, "train/tokens": self.tokens}
+        return values, {"loss": f"{loss:.3f}"}
 
     def state(self):
         cursors = [cursor for part in self.processes.gather(self.cursors) for cursor in part]
-        return {"tokens_seen": self.step * self.step_tokens, "cursors": cursors, "replay": self.replay}
+        return {"tokens_seen": self.tokens, "cursors": cursors, "replay": self.replay}
 
     def score(self, values):
         return -sum(values[f"eval/nll_op{op}"] for op in self.mixture.ops) / len(self.mixture.ops)
@@ -199,7 +196,7 @@ class Pretraining(Training):
     def work(self):
         rows = min(self.o.micro_batch_size or self.o.rows, len(self.part))
         document = sum(self.lengths) // len(self.lengths)
-        return dict(tokens=self.mixture.tokens, rows=rows, document=document, passes=3)
+        return dict(tokens=self.steps * self.step_tokens, rows=rows, document=document, passes=3)
 
 
 def main(argv=None):

@@ -4,21 +4,23 @@ A loop is: save → evaluate → stop → take a step. The save comes first, so 
 lose it.
 """
 
+import os
 import sys
+import time
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 
 from lab.cost import describe_cost
 from lab.device import Processes, setup
 from lab.options import FINISHED, STOPPED, UserError, opt
 from lab.replicas import Replicas
-from lab.runs import Guard, Run, RunOptions, parse_run_options
+from lab.runs import Guard, Progress, Run, RunOptions, parse_run_options, say
 
 import torch
-from tqdm import tqdm
 
 from checkpoint import checkpoint_files, load_checkpoint, weights_hash
 from data import read_records, to_document
-from datagen import Mixture, held_out
+from datagen import KEYS_HELP, Mixture, held_out
 from rollout import evaluate_held_out
 
 COMPILE = ("never", "auto", "always")
@@ -27,7 +29,7 @@ COMPILE = ("never", "auto", "always")
 @dataclass(frozen=True)
 class TrainingOptions(RunOptions):
     init_from: str | None = opt(None, "checkpoint folder to start from", group="training")
-    mixture: str = opt("op 2-10", "problems to train on: see datagen.Mixture")
+    mixture: str = opt("op 2-10", f"problems to train on: {KEYS_HELP}")
     data: str | None = opt(None, "train on the records of this JSONL file instead")
     row_tokens: int = opt(2048, "tokens of a row, T; several documents share one", within="[64, inf)")
     micro_batch_size: int = opt(4, "rows of a micro-batch, for memory", within="[1, inf)", free=True)
@@ -39,9 +41,11 @@ class TrainingOptions(RunOptions):
     max_bad_steps: int = opt(10, "updates in a row that may be skipped as not finite", within="[1, inf)")
     eval_every: int = opt(500, "steps between checkpoints; each is evaluated on split dev", within="[1, inf)")
     eval_problems: int = opt(32, "problems of each op in that evaluation", within="[1, inf)")
+    eval_tries: int = opt(0, "tries at each of them at temperature 1, for pass@k (0: a greedy one)")
     max_new_tokens: int = opt(512, "longest solution that is sampled, in tokens", within="[1, inf)")
     keep: int = opt(2, "checkpoints to keep, besides the best", within="[1, inf)", free=True)
     log_every: int = opt(1, "steps between lines of metrics.jsonl", within="[1, inf)", free=True)
+    quiet: bool = opt(False, "print nothing but errors", free=True)
     dry_run: bool = opt(False, "print parameters, FLOPs, memory and time, and stop", free=True)
 
 
@@ -55,6 +59,8 @@ class Training:
     """
 
     reference = None  # a frozen model beside the one that learns: that of step 0, whose checkpoint is kept
+    read = staticmethod(read_records)  # of --data
+    tokens = 0  # trained on, by all processes
 
     def __init__(self, o, device, processes, folder=None):
         """folder: the checkpoint of this run to go on from, or None."""
@@ -62,7 +68,8 @@ class Training:
         if o.compile == "always" and device.type != "cuda":  # a CPU's documents would be compiled each step
             raise UserError(f"--compile always needs a CUDA GPU, the device is {device.type}: leave it out")
         self.mixture = Mixture.parse(o.mixture)
-        self.records = tuple(read_records(o.data)) if o.data else ()
+        self.records = tuple(self.read(o.data)) if o.data else ()
+        self.inputs = [o.data] if o.data else []  # files that a run depends on while it goes on
         self.held_out = held_out(self.mixture, self.mixture.ops, o.eval_problems, o.seed, "dev")
         start = folder or o.init_from
         self.start = None if start is None else self.load(start)
@@ -91,8 +98,8 @@ class Training:
         if self.saved:
             self.start.load_optimizers(self.optimizers)
 
-    def train(self, run, bar):
-        """The loop; bar: a tqdm's. Returns whether it reached the end."""
+    def train(self, run, progress):
+        """The loop. Returns whether it reached the end."""
         o, saved, first = self.o, self.step if self.saved else None, self.processes.first
         while True:
             stopping = run.should_stop()
@@ -103,27 +110,34 @@ class Training:
                 self.evaluate(run)
             if stopping or self.step == self.steps:
                 return self.step == self.steps
+            begun, before = time.perf_counter(), self.tokens
             values, shown = self.take_step()
             self.step += 1
-            bar.update()
-            bar.set_postfix(shown, refresh=False)
+            rate = progress.update(self.tokens - before, time.perf_counter() - begun, shown)
+            self.keep_tries(run)
             if self.step % o.log_every == 0:
-                run.log(self.step, values)
+                run.log(self.step, {**values, "time/tokens_per_second": rate})
+
+    def keep_tries(self, run):
+        """Write down, and show, what was sampled in a step."""
 
     def save(self, run):
-        state = {"step": self.step, "guard": self.guard.state(), **self.state()}
+        state = {"step": self.step, "steps": self.steps, "guard": self.guard.state(), **self.state()}
         if self.processes.first:
             run.save(self.step, checkpoint_files(self.model, self.tokenizer, self.o, state, self.optimizers))
 
     def evaluate(self, run):
-        """NLL and greedy solutions of the problems of split dev, which choose the best checkpoint."""
-        how = self.o.max_new_tokens, self.o.replicas
-        values, text = evaluate_held_out(self.model, self.tokenizer, self.held_out, *how)
+        """NLL and solutions of the problems of split dev, which choose the best checkpoint."""
+        o, tries = self.o, self.o.eval_tries
+        how = dict(workers=o.replicas, progress=None if o.quiet else "held out")
+        problems = self.held_out, o.max_new_tokens, tries
+        values, text = evaluate_held_out(self.model, self.tokenizer, *problems, **how)
         run.log(self.step, values)
         run.append("samples.txt", f"=== step {self.step}\n{text}")
         found = ((op, values[f"eval/nll_op{op}"], values[f"eval/correct_op{op}"]) for op in self.mixture.ops)
         by_op = ", ".join(f"op {op} {nll:.3f} ({correct:.2f})" for op, nll, correct in found)
-        tqdm.write(f"step {self.step}: held-out NLL (greedy correct) {by_op}")
+        by_op += f", pass@{tries} {values[f'eval/pass@{tries}']:.2f}" if tries > 1 else ""
+        say(f"step {self.step}: held-out NLL ({'pass@1' if tries else 'greedy correct'}) {by_op}")
         run.rate(self.step, self.score(values))
 
     def update(self, loss, factor):
@@ -151,6 +165,12 @@ def run_training(training, options, presets, description, argv=None):
     the exit code.
     """
     o = parse_run_options(options, argv, presets, description)
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere if o.quiet else sys.stdout):
+        return train(training, o)
+
+
+def train(training, o):
+    """What is left of `run_training` once the options are known."""
     device = setup(o)
     processes = Processes(device)
     if o.dry_run:
@@ -158,15 +178,14 @@ def run_training(training, options, presets, description, argv=None):
         return describe_cost(it.replicas.models, it.reference, it.steps, row_tokens=o.row_tokens, **it.work())
     run = Run(o, processes, weights_hash(o.init_from))
     it = training(o, device, processes, run.checkpoint)
-    run.keep_first = it.reference is not None
+    run.keep_first, run.inputs = it.reference is not None, it.inputs
     if processes.first:
         size, backend = it.model.num_parameters(), it.model.backend.name
-        print(f"{size:,} parameters, {it.tokenizer.vocab_size} tokens, {it.steps} steps, attention {backend}")
+        say(f"{size:,} parameters, {it.tokenizer.vocab_size} tokens, {it.steps} steps, attention {backend}")
         if it.model.backend_note:
-            print(it.model.backend_note)
-    shown = dict(total=it.steps, initial=it.step, desc=run.path.name, unit="step")
-    with run, tqdm(**shown, disable=not processes.first) as bar:
-        finished = it.train(run, bar)
+            say(it.model.backend_note)
+    with run, Progress(run.path.name, it.step, it.steps, processes.first and not o.quiet) as progress:
+        finished = it.train(run, progress)
     processes.wait()
     if not finished and processes.first:
         print(f"stopped; continue with: python {sys.argv[0]} --resume --out {run.path}")

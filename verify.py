@@ -97,6 +97,7 @@ class Verdict:
     extra: list  # names defined beside the gold nodes
     errors: list  # kinds
     parsed: ParsedSolution
+    solved: bool  # what pass@k counts: correct, or of a record without steps the right answer
 
     @property
     def kind(self):
@@ -375,7 +376,7 @@ def gold_graph(record):
         parsed = _parse_gold(solution)
         steps, answer = parsed.steps, parsed.answer if answer is None else answer
     if (not steps and (nodes, solution) != (None, None)) or type(answer) is not int:
-        raise UserError("neither `nodes` and `answer` nor `solution` holds a gold graph")
+        raise UserError(f"neither `nodes` and `answer` ({answer!r:.40}) nor `solution` holds a gold graph")
     return {step.name: step for step in steps}, answer
 
 
@@ -438,7 +439,8 @@ def verify(text, record):
     answer_correct = parsed.answer == answer
     correct = answer_correct and process == 1
     extra, errors = [name for name in reversed(found) if name not in gold], parsed.errors
-    return Verdict(answer_correct, process, correct, correct and not errors, nodes, extra, errors, parsed)
+    grades = answer_correct, process, correct, correct and not errors
+    return Verdict(*grades, nodes, extra, errors, parsed, solved=correct if gold else answer_correct)
 
 
 def _status(node, step, versions):

@@ -5,9 +5,11 @@
 
 It reads metrics.jsonl from its start, then each line as it is written, until ctrl-C; --once stops at the end.
 Started again, it sends all of it again, and what was sent before is replaced. The run knows nothing of it.
+wandb gets the solutions too, as a table at each evaluation: those of held-out problems (samples.txt) and, of
+RL, the tries of the last steps (rollouts.jsonl).
 """
 
-import os
+import re
 import sys
 import time
 from dataclasses import dataclass
@@ -23,11 +25,13 @@ from lab.options import (
     parse_object,
     parse_options,
     read_json,
+    read_jsonl,
     run_script,
-    stream_key,
+    write_atomic,
 )
 
-METRICS = "metrics.jsonl"
+METRICS, RUN_ID = "metrics.jsonl", "wandb.id"
+COLUMNS = ("step", "problem", "text", "verdict", "reward", "advantage", "tokens")  # of rollouts.jsonl
 
 
 @dataclass(frozen=True)
@@ -81,12 +85,40 @@ def to_tensorboard(path):
 
 
 def to_wandb(path):
-    """→ a function of (step, values). A run folder has one run there, which passes over steps it has."""
+    """→ a function of (step, values). A run folder has one run there, whose id it keeps: what comes again is
+    passed over, and a run that is resumed, here or on another machine, goes on in its curve.
+    """
     wandb = package("wandb", "wandb")
-    who = dict(project="reasoning-lab", name=path.name, id=f"{stream_key(os.path.realpath(path)):016x}")
+    if not (path / RUN_ID).exists():
+        write_atomic(path / RUN_ID, wandb.util.generate_id() + "\n")
+    who = dict(project="reasoning-lab", name=path.name, id=(path / RUN_ID).read_text().strip())
     config = read_json(path / "config.json")["options"]
     wandb.init(**who, resume="allow", dir=str(path), config=config)
-    return lambda step, values: wandb.log(values, step=step)
+
+    def send(step, values):
+        if any(name.startswith("eval/") for name in values):
+            for name, (columns, rows) in tables(path, step).items():
+                values = {**values, name: wandb.Table(columns=columns, data=rows)}
+        wandb.log(values, step=step)
+
+    return send
+
+
+def tables(path, step):
+    """{name: (columns, rows)} of the solutions that a run has written by this step: of its evaluation, and of
+    the steps of RL up to it that rollouts.jsonl still holds.
+    """
+    found, samples, rollouts = {}, path / "samples.txt", path / "rollouts.jsonl"
+    text = samples.read_text(encoding="utf-8") if samples.exists() else ""
+    for part in re.split(r"^=== step ", text, flags=re.MULTILINE)[1:]:
+        number, _, body = part.partition("\n")
+        if number == str(step):
+            solutions = re.split(r"^--- op ", body, flags=re.MULTILINE)[1:]
+            rows = [[step, *solution.strip().split("\n", 1)] for solution in solutions]
+            found["eval/samples"] = ["step", "op", "solution"], rows
+    lines = [line for _, line in read_jsonl(rollouts)] if rollouts.exists() else []
+    rows = [[line[name] for name in COLUMNS] for line in lines if line["step"] <= step]
+    return found | ({"rollout/samples": (list(COLUMNS), rows)} if rows else {})
 
 
 SINKS = {"tensorboard": to_tensorboard, "wandb": to_wandb}

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import sys
+import textwrap
 import typing
 from contextlib import contextmanager
 from functools import partial
@@ -18,6 +19,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 FINISHED, USER_ERROR, STOPPED = 0, 2, 75  # exit codes; 75: stopped before the end, and can be resumed
+COLUMNS = 100  # of --help
 
 
 class UserError(Exception):
@@ -58,14 +60,14 @@ def stream_key(*parts):
 # Options
 
 
-def opt(default, help, choices=None, *, within="[0, inf)", group=None, free=False):
+def opt(default, help, choices=None, *, within="[0, inf)", group=None, free=False, grows=False):
     """A dataclass field that is also a flag.
 
     within: the interval of a number (NaN is in none); group: the heading that starts here in --help; free: it
     may differ when a run is resumed, since it changes speed, memory or what is shown, not what is computed
-    (but for rounding).
+    (but for rounding); grows: it may be larger then.
     """
-    metadata = dict(help=help, choices=choices, within=within, group=group, free=free)
+    metadata = dict(help=help, choices=choices, within=within, group=group, free=free, grows=grows)
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -84,28 +86,32 @@ def flag(name):
     return "--" + name.rstrip("_").replace("_", "-")
 
 
+def kinds(field):
+    """The types of an option's value: of `str | None` str; of `float | str` both, the number first."""
+    return [kind for kind in typing.get_args(field.type) or (field.type,) if kind is not type(None)]
+
+
 def kind(field):
-    """The type of an option's value: bool, int, float or str (of `str | None`: str)."""
-    return (typing.get_args(field.type) or (field.type,))[0]
+    """The type of an option's value: bool, int, float or str."""
+    return kinds(field)[0]
 
 
 def check(field, value):
     """Raise UserError if an option cannot have this value."""
     if value is None and field.default is None:
         return
-    allowed = (int, float) if kind(field) is float else (kind(field),)
-    if type(value) not in allowed:
+    if type(value) not in (*kinds(field), *[int] * (kind(field) is float)):
         raise UserError(f"{flag(field.name)} cannot be {value!r}: expected {kind(field).__name__}")
     choices = field.metadata.get("choices")
     if choices and value not in choices:
         raise UserError(f"{flag(field.name)} cannot be {value!r}: choose from {', '.join(map(str, choices))}")
-    if kind(field) in (int, float) and not inside(value, field.metadata.get("within", "[0, inf)")):
+    if type(value) in (int, float) and not inside(value, field.metadata.get("within", "[0, inf)")):
         raise UserError(f"{flag(field.name)} must be within {field.metadata['within']}, not {value}")
 
 
 def inside(value, interval):
     """Whether a number is in an interval written as in mathematics: "[0, 1)". NaN is in none."""
-    low, high = (float(bound) for bound in interval[1:-1].split(","))
+    low, high = map(float, interval[1:-1].split(","))
     ends = [low] * (interval[0] == "[") + [high] * (interval[-1] == "]")
     return low < value < high or value in ends
 
@@ -118,7 +124,7 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see python {self.prog} --help)")
 
 
-_formatter = partial(argparse.RawDescriptionHelpFormatter, max_help_position=32, width=110)
+_formatter = partial(argparse.RawDescriptionHelpFormatter, max_help_position=32, width=COLUMNS)
 
 
 def parse_options(cls, argv=None, *, description="", presets=None, positional=None, saved=None):
@@ -130,7 +136,8 @@ def parse_options(cls, argv=None, *, description="", presets=None, positional=No
     value} of a run that is resumed; they stand in for the preset's. Raises UserError on an unknown flag, a
     bad value or an unknown preset.
     """
-    parser = _Parser(description=description, usage=f"%(prog)s [options] {positional or ''}")
+    told = [p if p.startswith(" ") else textwrap.fill(p, COLUMNS) for p in description.split("\n\n")]
+    parser = _Parser(description="\n\n".join(told), usage=f"%(prog)s [options] {positional or ''}")
     fields = {field.name: field for field in dataclasses.fields(cls)}
     defaults = {name: field.default for name, field in fields.items()}
     if presets is not None:
@@ -161,15 +168,29 @@ def parse_options(cls, argv=None, *, description="", presets=None, positional=No
 
 
 def _add_flag(parser, field, default, positional):
-    help, value = field.metadata["help"], kind(field)
+    help, value, choices = field.metadata["help"], kind(field), field.metadata["choices"]
+    if value in (int, float) and not choices:
+        low, high = field.metadata["within"].split(", ")
+        least = f"{'at least' if low[0] == '[' else 'above'} {low[1:]}"
+        help += f", {least if high == 'inf)' else 'within ' + field.metadata['within']}"
     help = (help if default is None else f"{help} [{default}]").replace("%", "%%")
     if positional:
         parser.add_argument(field.name, nargs="*", default=[], help=help)
         return
-    how = dict(type=value, metavar=value.__name__.upper(), choices=field.metadata["choices"])
+    name = f"{{{','.join(map(str, choices))}}}" if choices else value.__name__.upper()
+    if len(name) > COLUMNS // 2:
+        name, help = value.__name__.upper(), f"{help}; {', '.join(choices)}"
+    how = dict(type=number_or_text if str in kinds(field)[1:] else value, metavar=name, choices=choices)
     if value is bool:
         how = dict(action=argparse.BooleanOptionalAction)
     parser.add_argument(flag(field.name), dest=field.name, default=default, help=help, **how)
+
+
+def number_or_text(text):
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def read_config(path, cls):
@@ -213,6 +234,15 @@ def parse_weight(text):
     if not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text.strip(), re.ASCII):
         raise UserError(f"{text!r} is not a weight such as 3 or 0.25")
     return float(text)
+
+
+def parse_pair(what, value):
+    """0.2 or "0.2" → (0.2, 0.2); "0.2,0.28" → (0.2, 0.28): numbers above 0. Raises UserError."""
+    words = str(value).split(",")
+    numbers = [*map(number_or_text, words * 2 if len(words) == 1 else words)]
+    if len(numbers) != 2 or not all(isinstance(n, float) and inside(n, "(0, inf)") for n in numbers):
+        raise UserError(f"{what} {value!r} is not a number above 0, or two such as 0.2,0.28")
+    return tuple(numbers)
 
 
 def parse_count(text):

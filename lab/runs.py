@@ -5,6 +5,7 @@
     latest, best                 links to the newest checkpoint, and to the one with the highest score; where
                                  there can be no links, files with its name
     metrics.jsonl, samples.txt   logs
+    rollouts.jsonl               of RL: what was sampled in the last steps
 
 A checkpoint knows how long the logs were: resuming cuts them back to there, so that the record of a run is
 the same however often it was interrupted.
@@ -24,7 +25,17 @@ from hashlib import blake2b
 from pathlib import Path
 
 from lab.device import DeviceOptions
-from lab.options import UserError, flag, opt, parse_options, read_config, read_json, reading, write_atomic
+from lab.options import (
+    UserError,
+    flag,
+    opt,
+    parse_options,
+    read_config,
+    read_json,
+    read_jsonl,
+    reading,
+    write_atomic,
+)
 
 from filelock import FileLock, Timeout
 from tqdm import tqdm
@@ -38,30 +49,32 @@ class RunOptions(DeviceOptions):
     preset: str = opt("tiny", "defaults of all other options: tiny, small or paper")
     resume: bool = opt(False, "go on with the run in --out, with its options", free=True)
     resume_or_start: bool = opt(False, "go on with the run in --out, or start one", free=True)
-    dry_run = False  # a script that can do without the folder makes this an option
+    # A script makes an option of one that it has: it can do without the folder, or go on without a model.
+    dry_run = rescore = False
 
 
 def parse_run_options(cls, argv, presets, description, positional=None):
     """The options of a script with a run folder; with --resume those of the run in --out.
 
-    Raises UserError if there is no such run, if a flag contradicts the run that is resumed, or if the folder
-    holds something and is not to be resumed.
+    Raises UserError if there is no such run, if a flag contradicts the run that is resumed (with --resume an
+    option that `grows` may be larger), or if the folder holds something and is not to be resumed.
     """
     parse = partial(parse_options, cls, argv, description=description, presets=presets, positional=positional)
     o = parse()
-    path, config = Path(o.out), Path(o.out, "config.json")
+    path, config, goes_on = Path(o.out), Path(o.out, "config.json"), o.resume or o.rescore
     if o.resume and o.resume_or_start:
         raise UserError("--resume goes on with a run, --resume-or-start may begin one: give one of them")
-    if o.resume and not config.exists():
+    if goes_on and not config.exists():
         raise UserError(f"there is no run in {path} to resume: check --out (--resume-or-start begins one)")
-    if o.resume or (o.resume_or_start and config.exists()):
+    if goes_on or (o.resume_or_start and config.exists()):
         saved = read_config(config, cls)
-        if o.resume:  # what is not said again is as it was
+        if goes_on:  # what is not said again is as it was
             o = parse(saved={**saved, "out": o.out, "resume_or_start": False})
         for field in fields(o):
-            value = getattr(o, field.name)
-            if not field.metadata["free"] and saved.get(field.name, value) != value:
-                has = f"the run in {path} has {flag(field.name)} {saved[field.name]}, not {value}"
+            value, grows = getattr(o, field.name), field.metadata["grows"] and o.resume
+            before = saved.get(field.name, field.default if grows else value)
+            if before != value and not (field.metadata["free"] or (grows and value > before)):
+                has = f"the run in {path} has {flag(field.name)} {before}, not {value}"
                 raise UserError(f"{has}: resumed, it keeps its options; start another with another --out")
     elif not o.dry_run:
         left = (".lock", "config.json.*.tmp")  # by a run that was killed in its first moment
@@ -71,22 +84,30 @@ def parse_run_options(cls, argv, presets, description, positional=None):
 
 
 @contextmanager
-def own_folder(o, start=None):
+def own_folder(o, start=None, inputs=()):
     """Make the folder of RunOptions, and nobody else writes to it meanwhile → what config.json says. start:
-    hash of the weights the run starts from.
+    hash of the weights the run starts from; inputs: other files it depends on.
 
-    Raises UserError if somebody does, or if the run in it was started from other weights.
+    Raises UserError if somebody does, or if the run in it was started from other weights, or if an input is
+    not what it was then.
     """
     path, config = Path(o.out), Path(o.out, "config.json")
     path.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(path / ".lock", blocking=False):
-            if not config.exists():
-                write_atomic(config, as_json({"options": asdict(o), "start": start, "code": code_hash()}))
-            run = read_json(config)
+            hashes = {str(file): content_hash(Path(file).read_bytes()) for file in inputs}
+            begun = {"options": asdict(o), "start": start, "inputs": hashes, "code": code_hash()}
+            run = read_json(config) if config.exists() else begun
             if start not in (None, run.get("start")):
                 raise UserError(f"{path} was started from other weights: choose another --init-from or --out")
-            yield run
+            for file, digest in hashes.items():
+                if run.get("inputs", hashes).get(file, digest) != digest:
+                    raise UserError(f"{file} has changed since {path} was started: choose another --out")
+            grown = {field.name: getattr(o, field.name) for field in fields(o) if field.metadata["grows"]}
+            said = {**run, "options": run["options"] | grown}
+            if said != run or run is begun:
+                write_atomic(config, as_json(said))
+            yield said
     except Timeout:
         raise UserError(f"another process is writing to {path}: wait, or choose another --out") from None
 
@@ -169,6 +190,11 @@ def step_folders(run):
     return sorted(Path(run).glob("step_???????"))
 
 
+def checkpoint_folder(path):
+    """The checkpoint that a path means: itself, or `latest` of a run folder."""
+    return Path(path, "latest") if Path(path, "latest").exists() else Path(path)
+
+
 def newest_folder(run):
     """The newest intact checkpoint of a run folder, or None; says which damaged ones it passes over."""
     for path in reversed(step_folders(run)):
@@ -201,7 +227,7 @@ class Run:
 
     def __init__(self, o, processes, start=None):
         self.o, self.processes, self.path, self.start = o, processes, Path(o.out), start
-        self.keep_first, self.stopping = False, False
+        self.keep_first, self.inputs, self.stopping = False, (), False
         self.held, self.started = ExitStack(), time.perf_counter()
         self.checkpoint, self.found = newest_folder(self.path), step_folders(self.path)
         self.rated = self.checkpoint is not None and (self.checkpoint / "score.json").exists()
@@ -212,7 +238,7 @@ class Run:
 
     def __enter__(self):
         if self.processes.first:
-            self._begin(self.held.enter_context(own_folder(self.o, self.start)))
+            self._begin(self.held.enter_context(own_folder(self.o, self.start, self.inputs)))
         for number in (signal.SIGTERM, signal.SIGINT):
             self.held.callback(signal.signal, number, signal.signal(number, self._stop))
         return self
@@ -264,6 +290,17 @@ class Run:
                 why = f"cannot write {self.path / name} ({error.strerror})"
                 raise UserError(f"{why}: make room, then go on with --resume") from None
 
+    def keep_last(self, name, step, steps, lines):
+        """In the first process: add a step's lines, dicts, to a JSONL file that keeps the last `steps` steps.
+
+        So do those of this step and later ones go, which a run had reached before it was killed.
+        """
+        path = self.path / name
+        before = [line for _, line in read_jsonl(path)] if path.exists() else []
+        kept = [line for line in before if step - steps < line["step"] < step]
+        lines = [json.dumps(line) + "\n" for line in (*kept, *({"step": step, **line} for line in lines))]
+        write_atomic(path, "".join(lines))
+
     def save(self, step, files):
         """In the first process: write checkpoint step_N, {name: bytes}, and point `latest` at it."""
         path = self.path / f"step_{step:07d}"
@@ -305,6 +342,51 @@ class Run:
         for folder in folders:
             if folder.resolve() not in kept:
                 shutil.rmtree(folder)
+
+
+def say(text):
+    """Print a line, above the bar if there is one, at once even into a file."""
+    tqdm.write(text)
+    sys.stdout.flush()
+
+
+class Progress:
+    """How far a run is: a bar on a terminal, elsewhere a line after the first step and every 30 seconds.
+
+    The rate is that of the last 10 seconds of steps or so: older ones fade, and what is between the steps
+    (checkpoints, evaluations) does not count.
+    """
+
+    EVERY, FADES = 30, 10
+
+    def __init__(self, name, step, steps, shown):
+        self.name, self.first, self.steps = name, step, steps
+        self.begun, self.said, self.step = time.perf_counter(), -math.inf, step
+        self.tokens = self.seconds = 0.0
+        self.plain, bar = shown and not sys.stdout.isatty(), shown and sys.stdout.isatty()
+        self.bar = tqdm(total=steps, initial=step, desc=name, unit="step", disable=not bar)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.bar.close()
+
+    def update(self, tokens, seconds, shown):
+        """Take in a step: its tokens, its seconds, {name: text} to show → tokens per second, lately."""
+        fade = math.exp(-seconds / self.FADES)
+        self.tokens, self.seconds = tokens + fade * self.tokens, seconds + fade * self.seconds
+        rate, now = self.tokens / self.seconds, time.perf_counter()
+        self.step += 1
+        self.bar.set_postfix({**shown, "tok_s": f"{rate:,.0f}"}, refresh=False)
+        self.bar.update()
+        if self.plain and now - self.said >= self.EVERY:
+            pace = (now - self.begun) / (self.step - self.first)
+            left = tqdm.format_interval(pace * (self.steps - self.step))
+            words = "".join(f", {name} {text}" for name, text in shown.items())
+            say(f"{self.name}: step {self.step} of {self.steps}{words}, {rate:,.0f} tokens/s, {left} left")
+            self.said = now
+        return rate
 
 
 class Guard:

@@ -78,6 +78,7 @@ def stand_ins(monkeypatch):
 def test_a_runs_metrics_are_sent_elsewhere(tmp_path, monkeypatch):
     """TensorBoard's and wandb's calls, on stand-ins; and one line where they are not installed."""
     boards, wandb = stand_ins(monkeypatch)
+    wandb.util.generate_id.return_value = "abc"
     run = tmp_path / "run"
     write_run(run, {"step": 7, "train/loss": 0.5}, {"step": 8, "train/loss": 0.25, "time/seconds": 3})
     (run / "config.json").write_text('{"options": {"lr": 0.1}}')
@@ -93,13 +94,41 @@ def test_a_runs_metrics_are_sent_elsewhere(tmp_path, monkeypatch):
     assert wandb.log.call_args_list == logged
     told = wandb.init.call_args.kwargs
     assert told["name"] == "run" and told["config"] == {"lr": 0.1} and told["resume"] == "allow"
+    assert told["id"] == "abc" == (run / "wandb.id").read_text().strip()
+    wandb.util.generate_id.return_value = "another"
+    run = run.rename(tmp_path / "moved")
     watch_run.main([str(run), "--to", "wandb", "--once"])
-    assert wandb.init.call_args.kwargs["id"] == told["id"]  # the same run there
+    assert wandb.init.call_args.kwargs["id"] == told["id"]  # the same run there, wherever its folder is
     assert (run / "metrics.jsonl").read_bytes() == before
     for name, module in (("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")):
         monkeypatch.setitem(sys.modules, module, None)
         with pytest.raises(UserError, match=f"pip install {name}"):
             watch_run.main([str(run), "--to", name, "--once"])
+
+
+def test_solutions_are_sent_to_wandb_as_tables(tmp_path, monkeypatch):
+    _, wandb = stand_ins(monkeypatch)
+    wandb.util.generate_id.return_value = "abc"
+    wandb.Table.side_effect = lambda columns, data: (columns, data)
+    run = tmp_path / "run"
+    write_run(
+        run, {"step": 0, "eval/pass@1": 0.5}, {"step": 1, "train/loss": 1.0}, {"step": 2, "eval/pass@1": 0.75}
+    )
+    (run / "config.json").write_text('{"options": {}}')
+    told = "=== step 0\n--- op 2\nA\nB\n\n=== step 2\n--- op 2\nC\nD\n\n--- op 3\nE\nF\n\n"
+    (run / "samples.txt").write_text(told)
+    tries = [dict(dict.fromkeys(watch_run.COLUMNS, "x"), step=step, more=1) for step in (1, 2, 3)]
+    (run / "rollouts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in tries))
+    watch_run.main([str(run), "--to", "wandb", "--once"])
+    first, second, third = (sent.args[0] for sent in wandb.log.call_args_list)
+    assert (
+        first["eval/samples"] == (["step", "op", "solution"], [[0, "2", "A\nB"]])
+        and "rollout/samples" not in first
+    )
+    assert second == {"train/loss": 1.0}
+    assert third["eval/samples"][1] == [[2, "2", "C\nD"], [2, "3", "E\nF"]]
+    columns, rows = third["rollout/samples"]
+    assert columns == list(watch_run.COLUMNS) and [row[0] for row in rows] == [1, 2]
 
 
 def test_a_run_is_followed_while_it_writes_and_when_it_is_resumed(tmp_path, monkeypatch):

@@ -532,3 +532,20 @@ def test_few_words_are_few():
     assert len({place for _, place in words}) == 8
     with pytest.raises(UserError, match="postorder"):
         generate(0, 0, op=4, plan="inline")
+
+
+def test_a_context_with_too_few_words_is_one_line(monkeypatch):
+    """4 kinds and 3 places: of most draws a clear error, of the others a problem."""
+    small = datagen.Template(
+        "animals", "cubs", "{}", "{}", "otter badger marten panda", "Fernhollow Birchlake Mistymoor"
+    )
+    monkeypatch.setitem(datagen.TEMPLATES, "small", small)
+    monkeypatch.setitem(datagen.CHOICES["template"], "small", "small")
+    errors = []
+    for i in range(60):
+        try:
+            assert datagen.generate(0, i, op=10, template="small").op == 10
+        except UserError as error:
+            errors.append(str(error))
+    assert any("the context has words for 3 places, a problem needs 4: add some" in error for error in errors)
+    assert any("words for 4 kinds, a problem needs 5" in error for error in errors) and len(errors) < 60

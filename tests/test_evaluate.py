@@ -45,23 +45,23 @@ def command(tmp_path_factory):
 
 @pytest.mark.parametrize("act", ACTS.values(), ids=ACTS)
 def test_a_signal_stops_it_with_75_and_says_how_to_go_on(command, tmp_path, act):
-    """So that a shell script stops too; what was judged is not judged again, and the results are the same."""
+    """So that a shell script stops too; what was sampled is not sampled again, and the results are the same."""
     call(*command, "--out", tmp_path / "whole", check=True)
-    judge, ops, before = evaluate.judge, [], signal.getsignal(signal.SIGTERM)
+    try_out, ops, before = evaluate.try_out, [], signal.getsignal(signal.SIGTERM)
 
-    def judge_until(last, checkpoint, problems, *rest):
+    def try_until(last, checkpoint, problems, *rest):
         ops.append(problems[0].op)
         if problems[0].op == last:
             act()
-        return judge(checkpoint, problems, *rest)
+        return try_out(checkpoint, problems, *rest)
 
     run = tmp_path / "run"
-    with mock.patch.object(evaluate, "judge", lambda *arguments: judge_until(4, *arguments)):
+    with mock.patch.object(evaluate, "try_out", lambda *arguments: try_until(4, *arguments)):
         out = call(*command, "--out", run)
     assert out.returncode == STOPPED == 75 and f"python evaluate.py --resume --out {run}\n" in out.stdout
     assert ops == [2, 3, 4] and not (run / "results.json").exists()
     assert signal.getsignal(signal.SIGTERM) == before
-    with mock.patch.object(evaluate, "judge", lambda *arguments: judge_until(None, *arguments)):
+    with mock.patch.object(evaluate, "try_out", lambda *arguments: try_until(None, *arguments)):
         call("evaluate", "--resume", "--out", run, check=True)  # the checkpoints are the run's own
     assert ops == [2, 3, 4, 4]
     results = [
@@ -82,7 +82,7 @@ def test_a_report_that_cannot_be_written_is_said_before_anything_is_judged(comma
         (tmp_path / "file" / "page.html", "file: File exists"),
         ("/proc/no/page.html", "/proc/no"),
     ):
-        with mock.patch.object(evaluate, "judge", side_effect=AssertionError(page)):
+        with mock.patch.object(evaluate, "try_out", side_effect=AssertionError(page)):
             assert words in error_line(call(*command, "--out", tmp_path / "run", "--report", page))
         assert sorted(tmp_path.rglob("*")) == before
 

@@ -21,7 +21,7 @@ from data import IGNORE, Document, pack
 from datagen import Mixture
 from model import ModelConfig, Qwen2
 from rollout import Problems, Rollout, pack_rollouts, token_logps
-from train_grpo import GRPO, Options, group_advantages, grpo_loss
+from train_grpo import GRPO, Options, group_advantages, grpo_loss, objective
 
 
 def test_advantages_by_hand():
@@ -82,6 +82,100 @@ def test_dual_clip_bounds_the_loss_of_a_bad_sample():
     loss, _ = grpo_loss(logp, *args, dual_clip=3.0)
     loss.backward()
     assert float(loss) == pytest.approx(3) and float(logp.grad) == 0
+
+
+def test_an_asymmetric_clip_by_hand():
+    """Below 1 - 0.2 and above 1 + 0.28 (DAPO's clip-higher): ratios 1.25 and 1.5 of a good sample, 0.7 of both kinds."""
+    ratio, advantages = torch.tensor([[1.25, 1.5, 0.7, 0.7]]), torch.tensor([[1.0, 1.0, 1.0, -1.0]])
+    logp = ratio.log().requires_grad_()
+    args = (torch.zeros(1, 4), None, advantages, torch.ones(1, 4))
+    loss, stats = grpo_loss(logp, *args, clip_ratio=(0.2, 0.28))
+    loss.backward()
+    # min(r, clip(r)): 1.25 is within, 1.5 → 1.28, 0.7; of the bad sample max(0.7, 0.8) = 0.8, clipped
+    assert float(loss) == pytest.approx(-(1.25 + 1.28 + 0.7 - 0.8) / 4, rel=1e-6)
+    torch.testing.assert_close(logp.grad, torch.tensor([[-1.25, 0.0, -0.7, 0.0]]) / 4)
+    assert float(stats["clip_fraction"]) == 2
+    assert float(grpo_loss(logp, *args, clip_ratio=0.2)[1]["clip_fraction"]) == 3
+    symmetric = [grpo_loss(logp, *args, clip_ratio=clip)[0] for clip in (0.2, (0.2, 0.2))]
+    assert torch.equal(*symmetric)
+
+
+def test_kl_estimators_by_hand():
+    """Schulman's k1, k2 and k3 of one token, log-probabilities -1 and -1.5, and their derivatives by the policy's."""
+    d = -0.5
+    want = {"k1": (0.5, 1.0), "k2": (0.125, 0.5), "k3": (math.exp(d) - d - 1, 1 - math.exp(d))}
+    for name, (value, slope) in want.items():
+        logp = torch.tensor([[-1.0]], requires_grad=True)
+        args = (torch.tensor([[-1.5]]), torch.zeros(1, 1), torch.ones(1, 1))
+        loss, stats = grpo_loss(logp, logp.detach(), *args, kl_coef=0.1, kl_estimator=name)
+        loss.backward()
+        assert float(stats["kl"]) == pytest.approx(value, rel=1e-5)
+        assert float(loss.detach()) == pytest.approx(0.1 * value, rel=1e-5)
+        assert float(logp.grad) == pytest.approx(0.1 * slope, rel=1e-5)
+
+
+def test_mean_gradients_of_the_kl_estimators():
+    """Where samples are the policy's own: of k1 0, of k2 that of the KL (as grpo_loss says)."""
+    torch.manual_seed(4)
+    z, q = (
+        torch.randn(6, dtype=torch.float64, requires_grad=True),
+        torch.softmax(torch.randn(6, dtype=torch.float64), 0),
+    )
+    p = torch.softmax(z, 0)
+    (exact,) = torch.autograd.grad((p * (p / q).log()).sum(), z, retain_graph=True)
+    for name, want in (("k1", torch.zeros(6, dtype=torch.float64)), ("k2", exact)):
+        loss, _ = grpo_loss(
+            p.log(),
+            p.log().detach(),
+            q.log(),
+            torch.zeros(6),
+            p.detach(),
+            count=1,
+            kl_coef=1.0,
+            kl_estimator=name,
+        )
+        (found,) = torch.autograd.grad(loss, z, retain_graph=True)
+        torch.testing.assert_close(found, want)
+
+
+def test_normalisations_by_hand(monkeypatch):
+    """Tries of 1 and 3 tokens at a limit of 4, ratio 1, advantages 1 and -2: the loss of `learn` is minus the sum of the
+    tokens' weighted advantages.
+    """
+    want = {"token-mean": -(1 - 6) / 4, "sequence-mean": -(1 - 2) / 2, "fixed-length": -(1 - 6) / 8}
+    for name, value in want.items():
+        model = make()
+        some = [rollout([5, 6], ids, None, advantage) for ids, advantage in (([7], 1.0), ([8, 9, 3], -2.0))]
+        for it in some:
+            logits = model(torch.tensor([it.prompt_ids + it.completion_ids]))[0][0].log_softmax(-1)
+            it.old_logp = [float(logits[1 + i, token].detach()) for i, token in enumerate(it.completion_ids)]
+        stats = learner(model, normalisation=name, max_new_tokens=4).learn(some)
+        assert stats["loss"] == pytest.approx(value, rel=1e-5), name
+    assert learner(make(), max_new_tokens=4).learn(some)["loss"] == pytest.approx(-(1 - 6) / 4, rel=1e-2)
+
+
+@pytest.mark.parametrize("options", [{"normalisation": "sequence-mean"}, {"normalisation": "fixed-length"},
+                                     {"kl_estimator": "k1"}, {"kl_estimator": "k2"}, {"clip_ratio": "0.05,0.4"}])  # fmt: skip
+def test_variants_do_not_depend_on_micro_batches(options):
+    after = []
+    for micro_batch_size in (1, 8):
+        it = learner(make(), make(1), micro_batch_size=micro_batch_size, **options)
+        it.learn(samples())
+        after.append(parameters(it.model))
+    torch.testing.assert_close(*after, atol=1e-6, rtol=1e-5)
+    plain = learner(make(), make(1))
+    plain.learn(samples())
+    assert not torch.equal(parameters(plain.model), after[0])
+
+
+@pytest.mark.parametrize("text", ["0.2,", "0.2,x", "0.2,0.3,0.4", "0,0.2", "0.2,inf", "nan,1", "a", "-0.2"])
+def test_a_clip_ratio_that_is_none(text):
+    with pytest.raises(UserError, match="--clip-ratio"):
+        objective(Options(clip_ratio=text))
+    assert (
+        objective(Options())["clip_ratio"] == (0.2, 0.2) == objective(Options(clip_ratio="0.2"))["clip_ratio"]
+    )
+    assert objective(Options(clip_ratio="0.2,0.28"))["clip_ratio"] == (0.2, 0.28)
 
 
 def test_policy_equal_to_the_reference_has_no_kl_and_ratio_one():
@@ -189,6 +283,7 @@ def learner(model, reference=None, optimizer=None, **options):
     it = GRPO.__new__(GRPO)
     it.o = Options(**{"row_tokens": 64, "kl": 0.1 if reference else 0.0, "lr": 0.1, **options})
     it.model, it.reference, it.device, it.processes = model, reference, torch.device("cpu"), ONE
+    it.objective = objective(it.o)
     it.optimizers = [optimizer or torch.optim.SGD(model.parameters(), lr=0.1)]
     it.replicas = Replicas(model, it.o.replicas)
     it.tokenizer, it.guard, it.step, it.updates = SimpleNamespace(pad_id=0), Guard(10), 0, 0
@@ -378,7 +473,7 @@ def test_no_two_purposes_share_their_noise(monkeypatch):
 
     def sampled(model, tokenizer, problems, group_size, stream, numbers, **sampling):
         streams.append(stream_key(*stream))
-        stand_in = dict(verdict=SimpleNamespace(correct=False), prompt_ids=[1], completion_ids=[2, 3])
+        stand_in = dict(verdict=SimpleNamespace(solved=False), prompt_ids=[1], completion_ids=[2, 3])
         return [SimpleNamespace(**stand_in)] * (len(problems) * group_size)
 
     monkeypatch.setattr(train_grpo, "roll_out", sampled)

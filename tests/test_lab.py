@@ -27,7 +27,9 @@ from lab.options import (
     write_atomic,
 )
 from lab.runs import (
+    Progress,
     Run,
+    checkpoint_folder,
     code_hash,
     content_hash,
     damage,
@@ -141,7 +143,9 @@ def test_help_and_printed_options(capsys):
             parse_options(Options, ["--rate", "0.125", flag], presets=PRESETS)
         assert not stop.value.code
         out = capsys.readouterr().out
-        assert "100% of a count [3]" in out if flag == "--help" else json.loads(out)["rate"] == 0.125
+        assert (
+            "100% of a count, at least 1 [3]" in out if flag == "--help" else json.loads(out)["rate"] == 0.125
+        )
 
 
 def test_values_without_a_flag_are_joined():
@@ -227,7 +231,7 @@ def test_a_folder_has_one_owner_and_says_what_was_run(tmp_path):
     path = tmp_path / "a" / "run"
     with own_folder(options(path, lr=0.5), "hash"):
         assert read_json(path / "config.json") == {
-            "options": dataclasses.asdict(options(path, lr=0.5)), "start": "hash", "code": code_hash()}  # fmt: skip
+            "options": dataclasses.asdict(options(path, lr=0.5)), "start": "hash", "inputs": {}, "code": code_hash()}  # fmt: skip
         with pytest.raises(UserError, match="another process is writing"), own_folder(options(path)):
             pass
     for start in (None, "hash"):  # None: what it was started from is gone
@@ -314,6 +318,67 @@ def test_logs_are_cut_back_to_the_checkpoint(tmp_path):
         assert (path / "samples.txt").read_text(encoding="utf-8") == "ä" * rated
 
 
+def test_a_file_of_the_last_steps(tmp_path):
+    """Steps beyond the one that is written, of a run that was killed, go; and what is older than the bound."""
+    run = run_of(tmp_path)
+
+    def steps():
+        return [(line["step"], line["a"]) for _, line in read_jsonl(tmp_path / "x.jsonl")]
+
+    for step in (1, 2, 3):
+        run.keep_last("x.jsonl", step, 2, [{"a": step}, {"a": -step}])
+    assert steps() == [(2, 2), (2, -2), (3, 3), (3, -3)]
+    run.keep_last("x.jsonl", 3, 2, [{"a": 5}])
+    run.keep_last("x.jsonl", 2, 2, [{"a": 6}])
+    assert steps() == [(2, 6)]
+
+
+class Clock:
+    """time.perf_counter, that tests move."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_progress_without_a_terminal(monkeypatch, capsys):
+    """A line after the first step and then every 30 seconds; the rate is a recent one; a quiet one says nothing."""
+    clock = Clock()
+    monkeypatch.setattr("lab.runs.time.perf_counter", clock)
+    progress, quiet, rates = Progress("run", 5, 105, True), Progress("run", 5, 105, False), []
+    for i in range(100):
+        clock.now += 1.0 + 9.0 * (i == 50)  # an evaluation
+        rates.append(progress.update(1000 if i < 50 else 3000, 1.0, {"loss": f"{i}"}))
+        quiet.update(1, 1.0, {})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "run: step 6 of 105, loss 0, 1,000 tokens/s, 01:39 left" and len(lines) == 4
+    assert lines[1].startswith("run: step 36 of 105, loss 30, 1,000 tokens/s")
+    assert (
+        rates[49] == pytest.approx(1000)
+        and 1000 < rates[51] < 3000
+        and rates[-1] == pytest.approx(3000, rel=0.02)
+    )
+
+
+def test_progress_on_a_terminal_is_a_bar(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    with Progress("run", 0, 3, True) as progress:
+        progress.update(10, 0.5, {"loss": "1.5"})
+        progress.bar.refresh()
+    out = capsys.readouterr()
+    assert "loss=1.5" in out.err and "tok_s=20" in out.err and out.out == ""
+
+
+def test_a_run_folder_means_its_latest_checkpoint(tmp_path):
+    run = run_of(tmp_path)
+    assert checkpoint_folder(tmp_path) == tmp_path  # it has none
+    run.save(3, {"weights.pt": b"x"})
+    assert checkpoint_folder(tmp_path).resolve() == tmp_path / "step_0000003"
+    assert checkpoint_folder(tmp_path / "latest") == tmp_path / "latest"
+
+
 def test_signals_are_taken_while_a_run_is_open_only(tmp_path):
     before = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
     with run_of(tmp_path) as run:
@@ -326,7 +391,7 @@ def test_signals_are_taken_while_a_run_is_open_only(tmp_path):
 
 
 def test_what_may_differ_when_a_run_is_resumed(tmp_path):
-    """Each free option, and no other."""
+    """Each free option, and no other; one that grows may be larger."""
     base = train_pretrain.Options
     with own_folder(options(tmp_path)):
         pass
@@ -341,7 +406,7 @@ def test_what_may_differ_when_a_run_is_resumed(tmp_path):
         elif value == field.default and field.metadata["choices"]:
             value = next(choice for choice in field.metadata["choices"] if choice != value)
         elif value == field.default and isinstance(value, (int, float)):
-            value = value / 2 if isinstance(value, float) else value * 2 if value > 1 else 1 - value
+            value = value / 2 or 0.5 if isinstance(value, float) else value * 2 if value > 1 else 1 - value
         elif value == field.default:
             value += " "
         name = "--" + field.name.replace("_", "-")
@@ -351,7 +416,7 @@ def test_what_may_differ_when_a_run_is_resumed(tmp_path):
             else [name, str(value)]
         )
         argv = ["--out", str(tmp_path), "--resume", *flags]
-        if field.metadata["free"]:
+        if field.metadata["free"] or field.metadata["grows"]:
             assert getattr(parse_run_options(base, argv, train_pretrain.PRESETS, ""), field.name) == value
         else:
             with pytest.raises(UserError, match=rf"{name} |--min-lr|--lr"):

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import evaluate
 import rollout
 import train_grpo
 import train_pretrain
-from checkpoint import load_checkpoint, save_checkpoint
+from checkpoint import load_checkpoint, save_checkpoint, weights_hash
 from data import to_document
 
 ROOT = Path(__file__).parent.parent
@@ -154,7 +155,7 @@ def test_best_is_what_split_dev_says(runs, tmp_path, script):
     values = [{"eval/nll_op2": n, "eval/correct_op2": p, "eval/pass@1": p} for n, p in zip(nll, rising)]
     judged = []
 
-    def evaluated(model, tokenizer, problems, max_new_tokens, workers):
+    def evaluated(model, tokenizer, problems, max_new_tokens, tries, **how):
         judged.append({datagen.split_of(problem) for problem in problems})
         return values[len(judged) - 1], ""
 
@@ -221,7 +222,7 @@ BAD = {
     ],
     "train_grpo": [
         "--init-from|nowhere", "--init-from|", "--reward|vibes", "--group|0", "--group|1", "--prompts|0", "--minibatch|0", "--clip|0",
-        "--clip-ratio|nan", "--clip-ratio|0", "--clip-ratio|inf", "--dual-clip|1", "--dual-clip|nan", "--alpha|7", "--alpha|-0.1",
+        "--clip-ratio|nan", "--clip-ratio|0.2,x", "--clip-ratio|0.2,0", "--kl-estimator|k4", "--normalisation|mean", "--unfinished|drop", "--overlong|-1", "--reward|strict:x", "--reward|nowhere.py:f", "--eval-tries|-1", "--rescore", "--clip-ratio|0", "--clip-ratio|inf", "--dual-clip|1", "--dual-clip|nan", "--alpha|7", "--alpha|-0.1",
         "--alpha|nan", "--kl|-1", "--kl|nan", "--kl|inf", "--lr|nan", "--lr|0", "--temperature|0", "--temperature|nan", "--steps|0",
         "--sample-rows|0", "--advantage|max", "--select|some", "--select-bound|0", "--select-bound|nan", "--select-samples|0",
         "--select-pool|0", "--select-every|0", "--warmup-steps|-1", "--weight-decay|2", "--beta2|1", "--seed|-1", "--threads|100000",
@@ -229,7 +230,7 @@ BAD = {
     ],
     "evaluate": [
         "nowhere", "", "x|--bands|everything", "x|--bands|a=2,a=3", "x|--bands|a=1", "x|--bands|", "x|--k|1,4096", "x|--k|0", "x|--k|",
-        "x|--k|nan", "x|--problems|1", "x|--samples|0", "x|--temperature|nan", "x|--temperature|-1", "x|--top-p|0", "x|--top-p|2",
+        "x|--k|nan", "x|--problems|1", "x|--samples|0", "x|--temperature|nan", "x|--data|nowhere.jsonl", "--rescore", "x|--temperature|-1", "x|--top-p|0", "x|--top-p|2",
         "x|--top-p|nan", "x|--seed|-1", "x|--threads|100000", "x|--max-new-tokens|0", "x|--sample-rows|0", "x|--report-samples|0",
         "x|--show|-1", "x|--mixture|school", "x|--preset|big", "a=x|a=y", "out/base/latest|out/base/best", "x|--config|nowhere.json",
     ],
@@ -357,6 +358,38 @@ def test_a_record_too_long_for_the_context_is_refused_before_the_first_step(runs
     assert "exceed the context" in error_line(out) and not (tmp_path / "x").exists()
 
 
+def test_a_run_folder_stands_for_its_latest_checkpoint(runs, commands, tmp_path):
+    """Of --init-from, evaluate.py, talk.py and export_hf.py."""
+    base = runs / "base"
+    ok("train_grpo", *commands["train_grpo"][1:], "--init-from", base, "--out", tmp_path / "rl")
+    start = json.loads((tmp_path / "rl" / "config.json").read_text())["start"]
+    assert start == weights_hash(base / "latest") == weights_hash(base) is not None
+    assert list(evaluate.named_folders(f"{base},other={base}")) == ["base", "other"]
+    ok("evaluate", base, tmp_path / "rl", *commands["evaluate"][2:], "--out", tmp_path / "eval")
+    results = json.loads((tmp_path / "eval" / "results.json").read_text())["results"]
+    assert results["base"]["checkpoint"] == str((base / "latest").resolve()) and list(results) == [
+        "base",
+        "rl",
+    ]
+    assert ok("talk", "--ckpt", base, "--op", 2, "--max-new-tokens", 4).stdout.count("log-probability") == 1
+    ok("export_hf", "--ckpt", base, "--out", tmp_path / "hf")
+    assert (tmp_path / "hf" / "model.safetensors").exists()
+
+
+def test_quiet_prints_nothing_and_pass_at_k_is_logged(commands, tmp_path):
+    for name in ("train_pretrain", "train_grpo"):
+        out = ok(*commands[name], "--quiet", "--eval-tries", 2, "--out", tmp_path / name)
+        assert out.stdout == out.stderr == ""
+        lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        assert 0 <= lines[0]["eval/pass@1"] <= lines[0]["eval/pass@2"] <= 1
+    out = ok(*commands["train_grpo"], "--show-every", 1, "--out", tmp_path / "loud")
+    assert out.stdout.count("--- step 1, a try with reward") == 2
+    assert re.search(
+        r"loud: step 1 of 1, reward 0, pass@1 0, zero_variance 1, length \S+, kl \S+, [\d,]+ tokens/s",
+        out.stdout,
+    )
+
+
 def test_two_unnamed_checkpoints_of_one_run_are_refused(runs, tmp_path):
     """They would be called by one name, and the second's results would stand for the first's."""
     best, latest = runs / "base" / "best", runs / "base" / "latest"
@@ -369,9 +402,17 @@ def test_two_unnamed_checkpoints_of_one_run_are_refused(runs, tmp_path):
 
 
 def test_help_fits_two_screens():
-    for name in ("datagen", "verify", "tokenizer", "train_pretrain", "train_grpo", "evaluate", "talk"):
-        out = ok(name, "--help")
-        assert 5 < len(out.stdout.splitlines()) < 110, name
+    """Of 100 columns, the three commonest commands on top; choices, ranges and a mixture's keys are listed."""
+    for name in ("datagen", "verify", "tokenizer", "texts", "train_pretrain", "train_grpo", "evaluate", "talk", "export_hf", "experiments"):  # fmt: skip
+        lines = ok(name, "--help").stdout.splitlines()
+        assert 5 < len(lines) < 120 and max(map(len, lines)) <= 100, name
+        if name in ("train_pretrain", "train_grpo", "evaluate"):
+            commands = [line for line in lines[:12] if line.startswith(f"    python {name}.py ")]
+            assert len(commands) == 3, name
+            told = " ".join(" ".join(lines).split())
+            assert all(f"{key} " in told.partition("--mixture")[2] for key in datagen.KEYS), name
+    assert "--advantage {std,mean}" in (told := " ".join(ok("train_grpo", "--help").stdout.split()))
+    assert "prompts of a step, P, at least 1 [32]" in told and "within [0, 1]" in told and "overlong" in told
 
 
 def test_no_dangerous_calls():

@@ -90,6 +90,14 @@ def test_pretraining_and_grpo(tmp_path):
         > 1
     )
     close(tmp_path / "rl-one", tmp_path / "rl-two")
+    tries = [
+        [
+            (line["step"], line["problem"], line["text"])
+            for line in map(json.loads, (run / "rollouts.jsonl").open())
+        ]
+        for run in (tmp_path / "rl-one", tmp_path / "rl-two")
+    ]
+    assert tries[0] == tries[1] and len(tries[0]) == 4 * 6 * 3
 
 
 def test_nodes_that_see_different_checkpoints_end_in_one_line(tmp_path):

@@ -94,9 +94,11 @@ def record(run):
     checkpoint = load_checkpoint(run / "latest", CPU)
     optimizers = torch.load(run / "latest" / "optimizer.pt", weights_only=True)
     groups = [(group["lr"], o["state"].values()) for o in optimizers for group in o["param_groups"]]
+    rollouts = run / "rollouts.jsonl"
     return {
         "metrics": metrics(run),
         "samples": (run / "samples.txt").read_text(),
+        "rollouts": rollouts.read_text() if rollouts.exists() else None,
         "weights": {k: v.numpy().tobytes() for k, v in checkpoint.model.state_dict().items()},
         "optimizer": [
             (lr, [v.numpy().tobytes() for s in states for v in s.values()]) for lr, states in groups
@@ -281,6 +283,59 @@ def test_a_run_that_was_killed_before_its_first_save_can_go_on(whole, tmp_path, 
     assert load_checkpoint(tmp_path / "latest", CPU).state["step"] == 3
 
 
+def test_rollouts_of_the_last_steps_are_kept(whole):
+    lines = [json.loads(line) for line in (whole / "rl" / "rollouts.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [step for step in range(11, 15) for _ in range(12)]
+    by_problem = [lines[i : i + 3] for i in range(0, len(lines), 3)]
+    assert all(len({line["problem"] for line in group}) == 1 for group in by_problem)
+    last = next(line for line in metrics(whole / "rl") if line["step"] == 14)
+    tries = lines[-12:]
+    assert sum(line["reward"] for line in tries) / 12 == pytest.approx(last["rollout/reward"], rel=1e-5)
+    assert sum(line["tokens"] for line in tries) / 12 == pytest.approx(last["rollout/length"], rel=1e-5)
+    assert abs(sum(line["advantage"] for line in tries)) < 1e-4
+    assert {line["verdict"] for line in tries} <= {"wrong", "answer only", "correct", "faithful"}
+
+
+@pytest.mark.parametrize(
+    "name, more", [("rl", []), ("base", ["--schedule", "wsd", "--cooldown", 0, "--warmup", 0])]
+)
+def test_a_finished_run_can_be_extended(whole, tmp_path, name, more):
+    """At a constant rate: it is then the longer run, bit for bit; and goes on as that one."""
+    command = [*SCRIPTS[name][1], *starting(whole, name), *more]
+    call(*command, "--steps", 4, "--out", tmp_path / "run", check=True)
+    assert "--steps 4, not 3" in error_line(
+        call(command[0], "--resume", "--steps", 3, "--out", tmp_path / "run")
+    )
+    assert "--steps 4, not 6" in error_line(
+        call(*command, "--resume-or-start", "--steps", 6, "--out", tmp_path / "run")
+    )
+    with at_step(SCRIPTS[name][0], 4, lambda: signal.raise_signal(signal.SIGTERM)):
+        out = call(command[0], "--resume", "--steps", 6, "--out", tmp_path / "run")
+    assert (
+        out.returncode == STOPPED
+        and json.loads((tmp_path / "run" / "config.json").read_text())["options"]["steps"] == 6
+    )
+    call(command[0], "--resume", "--out", tmp_path / "run", check=True)
+    call(*command, "--steps", 6, "--out", tmp_path / "longer", check=True)
+    same(record(tmp_path / "longer"), record(tmp_path / "run"), but=(*KEPT, "metrics", "samples"))
+    trained = [
+        [line for line in metrics(tmp_path / run) if "train/loss" in line] for run in ("longer", "run")
+    ]
+    assert trained[0] == trained[1] and trained[0]
+
+
+@pytest.mark.parametrize(
+    "more", [[], ["--schedule", "wsd"], ["--schedule", "wsd", "--cooldown", 0, "--warmup", 0.5]]
+)
+def test_a_run_whose_rate_has_fallen_is_not_extended(whole, tmp_path, more):
+    command = [*PRETRAIN, *starting(whole, "base"), *more]
+    call(*command, "--steps", 6, "--out", tmp_path, check=True)
+    before = record(tmp_path), (tmp_path / "config.json").read_text()
+    line = error_line(call("train_pretrain", "--resume", "--steps", 12, "--out", tmp_path))
+    assert "--steps 12: the learning rates of 6 steps were those of a run of 6" in line
+    assert before == (record(tmp_path), (tmp_path / "config.json").read_text())
+
+
 def test_a_run_that_was_killed_before_it_had_options_can_be_started(tmp_path):
     """What is left then is the lock, and config.json half-written."""
     real = os.replace
@@ -317,14 +372,14 @@ def test_evaluation_resumes_where_it_was(whole, tmp_path):
         "--mixture", f"op 2; {WORLD}", "--problems", 3, "--samples", 2, "--k", "1,2", "--max-new-tokens", 30, "--threads", 1]  # fmt: skip
     call(*command, "--out", tmp_path / "a", check=True)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
-    lines = (tmp_path / "a" / "judged.jsonl").read_text().splitlines(keepends=True)
+    lines = (tmp_path / "a" / "samples.jsonl").read_text().splitlines(keepends=True)
     # stopped in the middle of a line
-    (tmp_path / "b" / "judged.jsonl").write_text("".join(lines[:3]) + lines[3][:50])
-    (tmp_path / "b" / "results.json").unlink()
+    (tmp_path / "b" / "samples.jsonl").write_text("".join(lines[:3]) + lines[3][:50])
+    for name in ("results.json", "judged.jsonl"):
+        (tmp_path / "b" / name).unlink()
     call(*command, "--out", tmp_path / "b", "--resume", check=True)
-    assert (tmp_path / "b" / "judged.jsonl").read_text().splitlines()[1:] == [
-        line.strip() for line in lines[1:]
-    ]
+    for name in ("samples.jsonl", "judged.jsonl"):
+        assert (tmp_path / "b" / name).read_text() == (tmp_path / "a" / name).read_text()
     a, b = (json.loads((tmp_path / name / "results.json").read_text())["results"] for name in "ab")
     assert a == b
     assert "--resume" in error_line(call(*command, "--out", tmp_path / "b"))

@@ -1,0 +1,126 @@
+"""What a try is paid: the judge's rewards, functions in a file of one's own, a penalty for length, weighted.
+
+    --reward strict
+    --reward my_rewards.py:short_and_right
+    --reward "strict:1, my_rewards.py:brevity:0.1, overlong:0.5"
+
+A function of one's own is called as f(text, record, verdict, finished, n_tokens) and returns a number:
+
+    def short_and_right(text, record, verdict, finished, n_tokens):
+        return verdict.answer_correct * (1.0 if n_tokens < 60 else 0.5)
+
+text: what was written, [EOS] included; record: a dict of the JSONL schema; verdict: a verify.Verdict;
+finished: whether [EOS] came before --max-new-tokens. It must depend on nothing else, or a run that is resumed
+is another run.
+"""
+
+import math
+import re
+import runpy
+import traceback
+from functools import partial
+
+from lab.options import UserError, look_up, parse_weight, reading
+
+from datagen import to_record
+from verify import REWARDS, gold_graph, reward
+
+OVERLONG = "overlong"
+UNFINISHED = ("reward0", "mask")
+PART = re.compile(r"(?:(.+\.py):)?([^:]+)(?::(.*))?")
+
+
+class Reward:
+    """A weighted sum of parts. Called with a rollout.Rollout it returns the sum, and {part: value} without
+    the weights.
+
+    files: those that the parts were read from; weights: {part: weight}.
+    """
+
+    def __init__(self, spec, alpha=0.2, longest=1024, overlong=0, unfinished=None):
+        """alpha: as of verify.reward; longest: most tokens of a try; overlong: tokens in which the penalty
+        `overlong` grows (0: a fifth of longest); unfinished: "reward0" pays nothing to what was broken off.
+        Raises UserError if the spec does not parse, or its file holds no such function.
+        """
+        self.unfinished, self.files, self.weights, self.parts = unfinished, [], {}, {}
+        for text in map(str.strip, spec.split(",")):
+            match = PART.fullmatch(text)
+            if not match:
+                raise UserError(f"reward {text!r} is not name, name:weight or file.py:function:weight")
+            file, name, weight = match.groups()
+            if name in self.parts:
+                raise UserError(f"reward {spec!r}: {name} is given twice")
+            if file:
+                part = partial(call, load(file, name), file)
+                self.files.append(file)
+            elif name == OVERLONG:
+                part = partial(soft_overlong, longest=longest, cache=overlong or max(1, longest // 5))
+            else:
+                look_up("reward", {**REWARDS, OVERLONG: None, "file.py:function": None}, name)
+                part = partial(built_in, kind=name, alpha=alpha)
+            self.parts[name], self.weights[name] = part, 1.0 if weight is None else parse_weight(weight)
+        if not any(self.weights.values()):
+            raise UserError(f"reward {spec!r}: the weights add up to 0")
+
+    def __call__(self, rollout):
+        found = {name: part(rollout) for name, part in self.parts.items()}
+        if self.unfinished == "reward0" and not rollout.finished:
+            return 0.0, found
+        return sum(weight * found[name] for name, weight in self.weights.items()), found
+
+    def check(self, record):
+        """Raise UserError if it cannot pay for tries at this record: no gold, or an answer alone for a reward
+        that looks at steps.
+        """
+        steps, _ = gold_graph(record)
+        stepwise = [name for name, part in self.parts.items() if part.func is built_in and name != "outcome"]
+        if stepwise and not steps:
+            raise UserError(f"an answer but no steps, which the reward {stepwise[0]} judges: use outcome")
+
+
+def built_in(rollout, kind, alpha):
+    """One of verify.REWARDS."""
+    return reward(rollout.verdict, kind, alpha)
+
+
+def soft_overlong(rollout, longest, cache):
+    """Soft overlong punishment (DAPO, Yu et al. 2025, eq. 13), in [-1, 0]: 0 up to longest - cache tokens,
+    then falling in a line to -1 at `longest`.
+    """
+    return min(0.0, max(-1.0, (longest - cache - len(rollout.completion_ids)) / cache))
+
+
+def load(file, name):
+    """The function `name` of a Python file. Raises UserError, with the line, if it does not run."""
+    with reading(file):
+        open(file, encoding="utf-8").close()
+    try:
+        function = runpy.run_path(file).get(name)
+    except Exception as error:
+        raise UserError(blame(error, file)) from None
+    if not callable(function):
+        raise UserError(f"{file} has no function {name}")
+    return function
+
+
+def call(function, file, rollout):
+    """The number that a function of one's own returns. Raises UserError with file, line and problem."""
+    problem = rollout.problem
+    record = problem if isinstance(problem, dict) else to_record(problem)
+    at = f"at problem {record.get('where') or record.get('id')}"
+    try:
+        value = function(rollout.text, record, rollout.verdict, rollout.finished, len(rollout.completion_ids))
+        paid = float(value)
+    except Exception as error:
+        raise UserError(f"{blame(error, file)}, {at}") from None
+    if not math.isfinite(paid):
+        raise UserError(f"{file}: {function.__name__} returned {paid}, {at}: a reward must be finite")
+    return paid
+
+
+def blame(error, file):
+    """ "my_rewards.py, line 7: ZeroDivisionError: division by zero": where in the file it came from."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    lines += [error.lineno] if isinstance(error, SyntaxError) else []
+    where = f"{file}, line {lines[-1]}" if lines else file
+    return f"{where}: {type(error).__name__}: {' '.join(str(error).split())}"

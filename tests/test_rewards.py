@@ -1,0 +1,297 @@
+"""Rewards: built in, one's own, weighted; and own problems, from the line of a file to the metrics of a run."""
+
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+from lab.options import UserError
+
+import pytest
+import torch
+from conftest import call, error_line
+from test_grpo import learner, make, parameters, samples
+
+import datagen
+import evaluate
+import verify
+from bench.step_trace import small_run
+from rewards import Reward, soft_overlong
+from rollout import Rollout
+from sampled import as_line, keep_tries
+from tasks import read_problems, read_tasks
+
+OWN = """import math
+
+def brevity(text, record, verdict, finished, n_tokens):
+    return -n_tokens / 10
+
+def says(text, record, verdict, finished, n_tokens):
+    return 1 + finished if str(record["answer"]) in text else 0
+
+def breaks(text, record, verdict, finished, n_tokens):
+    return 1 / (n_tokens - n_tokens)
+
+def nothing(text, record, verdict, finished, n_tokens):
+    pass
+
+def endless(text, record, verdict, finished, n_tokens):
+    return math.inf
+
+number = 3
+"""
+WORLD = "op 2; distractors 1-1; literals 1-9; bound 99"
+SMALL = ["--steps", 2, "--prompts", 2, "--group", 2, "--minibatch", 2, "--max-new-tokens", 8, "--eval-problems", 1, "--threads", 1]  # fmt: skip
+
+
+@pytest.fixture
+def own(tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text(OWN)
+    return path
+
+
+def tried(text=None, n_tokens=5, finished=True, problem=None):
+    problem = problem or datagen.generate(0, 0, op=3)
+    text = problem.solution if text is None else text
+    return Rollout(
+        problem, [1], [2] * n_tokens, [0.0] * n_tokens, finished, text, verify.verify(text, problem)
+    )
+
+
+def test_a_sum_of_parts_by_hand(own):
+    reward = Reward(f"strict, {own}:brevity:0.1, {own}:says:0.25, process:0.5")
+    total, parts = reward(tried())
+    assert parts == {"strict": 1, "brevity": -0.5, "says": 2, "process": 1}
+    assert total == pytest.approx(1 - 0.05 + 0.5 + 0.5)
+    total, parts = reward(tried("Answer: 1000.", n_tokens=20, finished=False))
+    assert parts == {"strict": 0, "brevity": -2, "says": 0, "process": 0} and total == pytest.approx(-0.2)
+    assert reward.files == [str(own), str(own)]
+
+
+@pytest.mark.parametrize("kind", verify.REWARDS)
+def test_a_single_built_in_reward_is_that_of_the_judge(kind):
+    for text in (None, "Answer: 3.", ""):
+        it = tried(text)
+        assert Reward(kind, 0.3)(it) == (verify.reward(it.verdict, kind, 0.3),) + (
+            {kind: verify.reward(it.verdict, kind, 0.3)},
+        )
+
+
+def test_soft_overlong_punishment_by_hand():
+    """DAPO, eq. 13, with a limit of 20 and a cache of 4: 0 up to 16 tokens, then a quarter a token."""
+    paid = [soft_overlong(tried(n_tokens=n), 20, 4) for n in (1, 16, 17, 18, 19, 20, 25)]
+    assert paid == [0, 0, -0.25, -0.5, -0.75, -1, -1]
+    assert Reward("overlong", longest=20)(tried(n_tokens=18))[0] == -0.5  # the cache is a fifth
+    assert Reward("strict:1, overlong:0.5", longest=20, overlong=10)(tried(n_tokens=15))[0] == 0.75
+
+
+def test_what_was_broken_off_may_be_paid_nothing():
+    for unfinished, paid in ((None, 1), ("mask", 1), ("reward0", 0)):
+        reward = Reward("strict", unfinished=unfinished)
+        assert reward(tried(finished=False)) == (paid, {"strict": 1}) and reward(tried())[0] == 1
+
+
+@pytest.mark.parametrize("spec, words", [
+    ("vibes", "unknown reward 'vibes'"), ("strict:x", "'x' is not a weight"), ("strict:-1", "'-1' is not"), ("", "reward"),
+    ("strict:0", "add up to 0"), ("strict, strict:2", "given twice"), ("nowhere.py:f", "cannot read nowhere.py"),
+    ("strict:1:2", "'1:2' is not a weight"), ("OWN:missing", "has no function missing"), ("OWN:number", "has no function number"),
+])  # fmt: skip
+def test_a_reward_that_is_none_is_one_line(own, spec, words):
+    with pytest.raises(UserError, match=words) as error:
+        Reward(spec.replace("OWN", str(own)))
+    assert "\n" not in str(error.value)
+
+
+def test_errors_in_a_file_of_ones_own_name_file_line_and_problem(own, tmp_path):
+    for name, words in (("breaks", f"{own}, line 10: ZeroDivisionError: division by zero, at problem train/0/0"),
+                        ("nothing", f"{own}: TypeError: float"), ("endless", f"{own}: endless returned inf, at problem train/0/0")):  # fmt: skip
+        with pytest.raises(UserError) as error:
+            Reward(f"{own}:{name}")(tried())
+        assert str(error.value).startswith(words) and "\n" not in str(error.value)
+    record = {"question": "?", "answer": 7, "where": "mine.jsonl, line 3"}
+    with pytest.raises(UserError, match=r"at problem mine.jsonl, line 3$"):
+        Reward(f"{own}:breaks")(tried("", problem=record))
+    for content, words in (
+        ("def f(:\n", "line 1: SyntaxError"),
+        ("\n\nraise ValueError('a\\nb')", "line 3: ValueError: a b"),
+    ):
+        own.write_text(content)
+        with pytest.raises(UserError, match=words):
+            Reward(f"{own}:f")
+    assert [path.name for path in tmp_path.iterdir()] == ["own.py"]  # no folder of compiled code beside it
+
+
+def test_records_with_an_answer_alone(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    check = Reward("outcome").check
+    answers = [72, "72", "48/2 = 24 in May.\n48 + 24 = 72\n#### 72", "#### 1,072", "-3"]
+    path.write_text("\n".join(json.dumps({"question": "?", "answer": answer}) for answer in answers))
+    assert [record["answer"] for record in read_tasks(path, check)] == [72, 72, 72, 1072, -3]
+    good = json.dumps({"question": "?", "answer": 7})
+    for bad, words in (({"question": "?", "answer": "x"}, "gold graph"), ({"question": "?", "answer": 3.5}, "gold graph"),
+                       ({"answer": 3}, "'question'"), ({"question": "?"}, "gold graph"), ({"prompt": "a", "completion": "b"}, "'question'")):  # fmt: skip
+        path.write_text(f"{good}\n\n{json.dumps(bad)}\n")
+        with pytest.raises(UserError, match=f"mine.jsonl, line 3: .*{words}"):
+            read_tasks(path, check)
+    path.write_text(good)
+    for reward in ("strict", "outcome, process:0.1", "faithful"):
+        with pytest.raises(UserError, match="line 1: an answer but no steps"):
+            read_tasks(path, Reward(reward).check)
+    with_steps = datagen.to_record(datagen.generate(0, 0, op=3))
+    path.write_text(json.dumps(with_steps))
+    assert read_tasks(path, Reward("strict").check)[0]["nodes"] == with_steps["nodes"]
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """The checkpoint of a small untrained model."""
+    return small_run(tmp_path_factory.mktemp("start")).o.init_from
+
+
+@pytest.fixture
+def mine(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    lines = [{"question": f"What is {i} + 2?", "answer": f"{i} and 2 #### {i + 2}"} for i in range(5)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_rl_on_own_problems_with_an_own_reward(start, own, mine, tmp_path):
+    """Each part is logged; and a run whose reward or problems have changed since is not resumed."""
+    command = ["train_grpo", "--init-from", start, "--mixture", WORLD, *SMALL, "--data", mine]
+    refused = error_line(call(*command, "--out", tmp_path / "x"))
+    assert f"{mine}, line 1: an answer but no steps, which the reward strict judges" in refused
+    assert not (tmp_path / "x").exists()
+    run = tmp_path / "run"
+    call(*command, "--reward", f"outcome:1, {own}:brevity:0.1", "--out", run, check=True)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "rollout/reward" in line]
+    assert len(steps) == 2
+    for line in steps:
+        parts = line["rollout/reward/outcome"] + 0.1 * line["rollout/reward/brevity"]
+        assert line["rollout/reward"] == pytest.approx(parts, rel=1e-4)
+        assert line["rollout/reward/brevity"] == pytest.approx(-line["rollout/length"] / 10, rel=1e-4)
+    tries = [json.loads(line) for line in (run / "rollouts.jsonl").read_text().splitlines()]
+    assert tries[0]["problem"] == f"{mine}, line 1" and set(tries[0]["parts"]) == {"outcome", "brevity"}
+    for file in (own, mine):
+        before = file.read_text()
+        file.write_text(before + "\n")
+        assert f"{file} has changed since {run} was started" in error_line(
+            call("train_grpo", "--resume", "--out", run)
+        )
+        file.write_text(before)
+    call("train_grpo", "--resume", "--out", run, check=True)
+
+
+def test_an_error_in_ones_own_reward_ends_the_run_in_one_line(start, own, tmp_path):
+    out = call(
+        "train_grpo",
+        "--init-from",
+        start,
+        "--mixture",
+        WORLD,
+        *SMALL,
+        "--reward",
+        f"{own}:breaks",
+        "--out",
+        tmp_path / "run",
+    )
+    assert f"{own}, line 10: ZeroDivisionError: division by zero, at problem rl/" in error_line(out)
+
+
+def test_evaluation_of_own_problems_and_rescoring(start, mine, tmp_path, monkeypatch):
+    """The table of an answer-only file; then the same tries judged again, without a model."""
+    run = tmp_path / "eval"
+    command = [
+        "evaluate",
+        f"a={start}",
+        "--data",
+        mine,
+        "--samples",
+        2,
+        "--k",
+        "1,2",
+        "--max-new-tokens",
+        8,
+        "--threads",
+        1,
+    ]
+    out = call(*command, "--out", run, check=True)
+    table = [line.split() for line in out.stdout.splitlines() if line.startswith("mine ")]
+    assert len(table) == 1 and table[0][:2] == ["mine", "a"] and table[0][-3:] == ["-", "-", "-"]
+    lines = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    assert [len(line["texts"]) for line in lines] == [10] and lines[0]["nll"] is None
+    assert "--resume" in error_line(call(*command, "--out", run))
+    monkeypatch.setattr(evaluate, "load_checkpoint", lambda *arguments: pytest.fail("a model"))
+    lines[0]["texts"][0] = "<answer> 2 </answer>"  # as if a try at the first problem were right
+    (run / "samples.jsonl").write_text(json.dumps(lines[0]) + "\n")
+    call("evaluate", "--rescore", "--out", run, check=True)
+    judged = json.loads((run / "judged.jsonl").read_text())
+    assert judged["answer"] == judged["correct"] == [1, 0, 0, 0, 0] and judged["faithful"] == [0] * 5
+    results = json.loads((run / "results.json").read_text())["results"]["a"]
+    assert results["band"]["mine"]["correct@2"]["mean"] == pytest.approx(0.2)
+    (run / "samples.jsonl").write_text("")
+    assert "lacks the tries of a at op 0" in error_line(call("evaluate", "--rescore", "--out", run))
+    mine.write_text(mine.read_text() + '{"question": "?", "answer": 1}\n')
+    assert f"{mine} has changed" in error_line(call("evaluate", "--rescore", "--out", run))
+
+
+def test_evaluation_of_records_with_steps(start, tmp_path):
+    """Of the generator's: the same verdicts and floors as of the problems themselves."""
+    path, problems = (
+        tmp_path / "r.jsonl",
+        [datagen.generate(3, i, op=2 + i % 2, split="eval") for i in range(6)],
+    )
+    path.write_text("".join(json.dumps(datagen.to_record(problem)) + "\n" for problem in problems))
+    found = read_problems(path)
+    assert [p.op for p in found] == [2, 2, 2, 3, 3, 3] and {p.mode for p in found} == {"forward"}
+    for problem in found:
+        assert verify.verify(problem.solution, problem).faithful
+        same = next(p for p in problems if p.id == problem.id)
+        assert evaluate.sums_suffice(problem, True) == evaluate.sums_suffice(same, True)
+    call("evaluate", f"a={start}", "--data", path, "--samples", 1, "--k", 1, "--max-new-tokens", 8, "--threads", 1,
+         "--out", tmp_path / "eval", check=True)  # fmt: skip
+    result = json.loads((tmp_path / "eval" / "results.json").read_text())["results"]["a"]
+    assert set(result["band"]["r"]) >= {"copy_floor", "plus_floor"} and math.isfinite(result["nll"]["2"])
+
+
+def test_a_masked_try_is_no_part_of_the_loss():
+    after = []
+    for unfinished in (None, "mask"):
+        it, some = learner(make(), unfinished=unfinished), samples()
+        for i, sample in enumerate(some):
+            sample.finished = i % 2 == 0
+        it.learn(some if unfinished else some[::2])
+        after.append(parameters(it.model))
+    torch.testing.assert_close(*after, atol=0, rtol=0)
+
+
+def test_verdicts_of_records_without_steps_are_solved_by_the_answer():
+    record = {"question": "?", "answer": 7}
+    assert verify.verify("Answer: 7.", record).solved and not verify.verify("Answer: 8.", record).solved
+    problem = datagen.generate(0, 0, op=3)
+    assert not verify.verify(f"Answer: {problem.answer}.", problem).solved
+    assert verify.verify(problem.solution, problem).solved
+
+
+def test_the_example_of_the_readme():
+    root = Path(__file__).parent.parent
+    file = root / "docs" / "my_rewards.py"
+    assert f"```python\n{file.read_text()}```" in (root / "README.md").read_text(encoding="utf-8")
+    assert Reward(f"{file}:short_and_right, {file}:brevity:2")(tried(n_tokens=70))[0] == pytest.approx(
+        0.5 - 1.4
+    )
+
+
+def test_tries_of_two_processes_stand_in_the_order_of_their_prompts():
+    """Of 5 prompts the first process has 0, 2 and 4, the other 1 and 3; two tries at each."""
+    texts = [[f"{p}{g}" for p in range(r, 5, 2) for g in "ab"] for r in (0, 1)]
+    own, others = ([tried(text) for text in part] for part in texts)
+    processes = SimpleNamespace(first=True, gather=lambda lines: [lines, [*map(as_line, others)]])
+    kept = []
+    run = SimpleNamespace(keep_last=lambda name, step, steps, lines: kept.append((name, step, steps, lines)))
+    keep_tries(run, processes, SimpleNamespace(prompts=5, group=2, show_every=0, keep_rollouts=3), 7, own)
+    ((name, step, steps, lines),) = kept
+    assert (name, step, steps) == ("rollouts.jsonl", 7, 3)
+    assert [line["text"] for line in lines] == [f"{p}{g}" for p in range(5) for g in "ab"]
