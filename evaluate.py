@@ -21,10 +21,12 @@ from lab.statistics import gain, interval
 
 import numpy as np
 
+from chains import ASKS, ask, depth, majority, note
 from checkpoint import load_checkpoint, weights_hash
 from datagen import TINY_WORLD, Mixture, held_out, parse_ops
 from report import check_page, draw_results, print_table, write_report
 from rollout import check_room, held_out_nll, roll_out
+from texts import resolved
 from verify import explain, pass_at_k
 
 FLOORS = {"guess_floor": "guess floor", "copy_floor": "copy floor", "plus_floor": "plus floor"}
@@ -43,6 +45,7 @@ class Options(RunOptions):
     checkpoints: str | None = opt(None, "folders, or name=folder", group="evaluation", free=True)
     bands: str = opt("id=2-10,edge=11-14,hard=15-20", "name=operations of each band")
     mixture: str = opt("op 2-20", "world to draw from: datagen.Mixture, but for its ops, which the bands say")
+    ask: str | None = opt(None, "how problems are put, if not as in training: chains.py", tuple(ASKS))
     problems: int = opt(100, "problems of each number of operations", within="[2, inf)")
     samples: int = opt(128, "tries for each problem, n", within="[1, inf)")
     k: str = opt("1,8,32,128", "values of k for pass@k, each at most n")
@@ -132,13 +135,24 @@ def judge(checkpoint, problems, numbers, o):
     """Sample and judge problems of one number of operations → a dict for one line of judged.jsonl.
 
     numbers: the problems' indices, which their samples' randomness depends on. Counts are of tries that pass,
-    one a problem.
+    one a problem; noted, as chains.note, and errors: of how many tries in all; length: tokens of a try;
+    majority: how often the first 1, 2, 3 … tries agree on the right answer; depth: as chains.depth, of all
+    tries and of wrong ones.
     """
     model, tokenizer, op = checkpoint.model, checkpoint.tokenizer, problems[0].op
     how = dict(temperature=o.temperature, top_p=o.top_p, max_new_tokens=o.max_new_tokens)
     how |= dict(batch_size=o.sample_rows, progress=f"op {op}", workers=o.replicas)
-    rollouts = roll_out(model, tokenizer, problems, o.samples, (o.seed, "evaluation"), numbers, **how)
-    verdicts, errors = [rollout.verdict for rollout in rollouts], Counter()
+    asked, begun = zip(*(ask(o.ask, p, o.seed, number) for p, number in zip(problems, numbers)))
+    how |= dict(begun=begun)
+    rollouts = roll_out(model, tokenizer, asked, o.samples, (o.seed, "evaluation"), numbers, **how)
+    verdicts, errors, noted = [rollout.verdict for rollout in rollouts], Counter(), Counter()
+    places = np.repeat(np.arange(len(problems)), o.samples)  # of each try its problem
+    for rollout, i in zip(rollouts, places):
+        noted.update(note(o.ask, rollout.text, begun[i], problems[i]))
+    grown = [(len(problems[i].nodes), len(v.parsed.steps), v.correct) for v, i in zip(verdicts, places)]
+    answers = [v.parsed.answer for v in verdicts]
+    votes = zip(np.reshape(answers, (-1, o.samples)).tolist(), problems)
+    tokens = [len(rollout.completion_ids) for rollout in rollouts]
     for verdict in verdicts:  # each kind once; no set: its order would depend on the hash seed
         nodes = [f"node_{status}" for status in verdict.nodes.values() if status != "ok"]
         errors.update(dict.fromkeys(verdict.errors + nodes, 1))
@@ -150,8 +164,13 @@ def judge(checkpoint, problems, numbers, o):
         "faithful": np.reshape([v.faithful for v in verdicts], (-1, o.samples)).sum(1).tolist(),
         "process": np.reshape([v.process for v in verdicts], (-1, o.samples)).mean(1).tolist(),
         "errors": dict(errors),
-        "answers": [v.parsed.answer for v in verdicts],  # of every try, as are tokens
-        "tokens": [len(rollout.completion_ids) for rollout in rollouts],
+        "noted": dict(noted),
+        "length": sum(tokens) / len(tokens),
+        "majority": np.mean([majority(said, p.answer) for said, p in votes], 0).tolist(),
+        "depth": depth([it[:2] for it in grown]),
+        "depth_wrong": depth([it[:2] for it in grown if not it[2]]),
+        "answers": answers,  # of every try, as are tokens
+        "tokens": tokens,
         "texts": [rollout.text for rollout in rollouts[:: o.samples]],
         "nll": held_out_nll(model, tokenizer, problems)[op],
     }
@@ -256,7 +275,7 @@ class Evaluation:
         for i in self.groups["band"][band][: self.o.show]:
             problem, text = self.problems[i], self.texts[name][i]
             print(f"\n{name}, a try at op {problem.op}:\n{problem.problem}\n{problem.question}")
-            print(f"{printable(text.strip())}\n{explain(text, problem, colour())}")
+            print(f"{printable(text.strip())}\n{explain(resolved(text), problem, colour())}")
         print(f"\n{self.caption}")
         print_table(self.table(), left=2)
         print_table(self.table_by_op(), left=1)

@@ -9,6 +9,7 @@ from string import Template
 
 from lab.options import UserError, write_atomic
 
+from texts import resolved
 from verify import explain, verify
 
 PAGE, STUDIES = (Path(__file__).with_name("docs") / name for name in ("page.html", "studies.html"))
@@ -31,9 +32,10 @@ def write_report(path, caption, table, png, tries):
     """
     rows, kinds = [], set()
     for name, problem, text in tries:
-        verdict = verify(text, problem)
+        plain = resolved(text)
+        verdict = verify(plain, problem)
         kinds.add(verdict.kind)
-        lines = explain(text, problem).splitlines()
+        lines = explain(plain, problem).splitlines()
         judged = "".join(f'<div class="{CLASSES.get(line[0], "")}">{escape(line)}</div>' for line in lines)
         told = f"{escape(problem.problem)}\n<b>{escape(problem.question)}</b>\n\n{escape(text.strip())}"
         shown = f"<pre>{told}</pre>{judged}"
@@ -141,6 +143,25 @@ def draw_dots(panels, path):
             axes.errorbar(i + 0.2, sum(values) / len(values), half, color=f"C{i}", marker="_", capsize=4)
         axes.set_xticks(range(len(arms)), arms, rotation=30, ha="right")
         axes.set(title=band, ylabel=metric if axes in grid[:, 0] else "")
+    return save_figure(fig, path)
+
+
+def draw_lines(panels, path, across, up, **axes):
+    """A panel each: a line an arm. Returns the PNG's bytes, or None.
+
+    panels: {title: {arm: (x, y), lists of numbers}}; across, up: what they are; axes: more of that.
+    """
+    plt = pyplot()
+    if plt is None:
+        return None
+    size = dict(figsize=(4 * len(panels) + 1.5, 3.5), layout="constrained")
+    fig, grid = plt.subplots(1, len(panels), squeeze=False, sharey=True, **size)
+    for place, (title, arms) in zip(grid[0], panels.items()):
+        for i, (arm, (x, y)) in enumerate(arms.items()):
+            place.plot(x, y, ".-", color=f"C{i}", label=arm)
+        place.set(title=title, xlabel=across, **axes)
+    grid[0][0].set(ylabel=up)
+    grid[0][-1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     return save_figure(fig, path)
 
 

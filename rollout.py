@@ -12,6 +12,7 @@ import torch
 from attention import Layout
 from data import IGNORE, Document, pack, pack_groups, prompt_text, to_document
 from sampler import generate
+from texts import resolved
 from verify import Verdict, explain, verify
 from verify import reward as verify_reward
 
@@ -68,24 +69,31 @@ class Rollout:
     completion_ids: list  # the stop token included
     old_logp: list  # log-probability of each of them when it was sampled
     finished: bool  # whether the stop token came before the limit
-    text: str
+    text: str  # of the solution, with what stood already
     verdict: Verdict
     reward: float = 0.0
     advantage: float = 0.0
 
 
-def roll_out(model, tokenizer, problems, group, stream, numbers=None, *, reward="strict", alpha=0.2, **how):
+def roll_out(
+    model, tokenizer, problems, group, stream, numbers=None, *, begun=None, reward="strict", alpha=0.2, **how
+):
     """Sample `group` solutions of each problem, judge and reward them → Rollouts, problem-major.
 
     A sample depends on `stream`, which names what it is for, on its problem's number (numbers; None: its
-    index) and on its place in the group. reward, alpha: as of verify.reward; how: as of sampler.generate.
+    index) and on its place in the group. Of a chain that reflects, what stands in the end is judged. begun:
+    what stands already of each problem's solution; reward, alpha: as of verify.reward; how: as of
+    sampler.generate.
     """
-    prompts = [tokenizer.encode(prompt_text(problem)) for problem in problems]
+    begun = begun or [""] * len(problems)
+    prompts = [tokenizer.encode(prompt_text(problem) + start) for problem, start in zip(problems, begun)]
     how.update(group_size=group, stop_id=tokenizer.eos_id, seed=stream_key(*stream), indices=numbers)
     samples, rollouts = generate(model, prompts, **how), []
     for i, ids in enumerate(samples.ids):
-        problem, prompt, text = problems[i // group], prompts[i // group], tokenizer.decode(ids)
-        old_logp, finished, verdict = samples.logprobs[i], samples.finished[i], verify(text, problem)
+        problem, prompt, text = problems[i // group], prompts[i // group], begun[i // group]
+        text += tokenizer.decode(ids)
+        old_logp, finished = samples.logprobs[i], samples.finished[i]
+        verdict = verify(resolved(text), problem)
         paid = verify_reward(verdict, reward, alpha)
         rollouts.append(Rollout(problem, prompt, ids, old_logp, finished, text, verdict, paid))
     return rollouts
@@ -168,4 +176,4 @@ def evaluate_held_out(model, tokenizer, problems, max_new_tokens, workers=1):
 def described(rollout):
     """A rollout to read: problem, solution, and the judge's account of it."""
     problem, text = rollout.problem, rollout.text
-    return f"{problem.problem}\n{problem.question}\n{text.strip()}\n{explain(text, problem)}"
+    return f"{problem.problem}\n{problem.question}\n{text.strip()}\n{explain(resolved(text), problem)}"

@@ -23,10 +23,20 @@ FILES = (
     "lab/__init__.py", "lab/options.py", "lab/device.py", "lab/cost.py", "lab/replicas.py", "lab/muon.py",
     "lab/runs.py", "lab/statistics.py", "lab/workshop.py", "graph.py", "datagen.py", "verify.py", "tokenizer.py",
     "texts.py", "data.py", "flash.py", "attention.py", "model.py", "sampler.py", "checkpoint.py", "rollout.py", "training.py",
-    "train_pretrain.py", "train_grpo.py", "report.py", "evaluate.py", "talk.py", "export_hf.py",
-    "studies/__init__.py", "studies/scales.py", "studies/interplay.py", "claims.py", "experiments.py")  # fmt: skip
+    "train_pretrain.py", "train_grpo.py", "tries.py", "chains.py", "report.py", "evaluate.py", "talk.py", "export_hf.py",
+    "studies/__init__.py", "studies/scales.py", "studies/interplay.py", "studies/hidden_thoughts.py",
+    "studies/long_cot.py", "claims.py", "experiments.py")  # fmt: skip
 # What one reads and trains without.
-BESIDE = ("texts.py", "report.py", "talk.py", "export_hf.py", "claims.py", "experiments.py")
+BESIDE = (
+    "texts.py",
+    "tries.py",
+    "chains.py",
+    "report.py",
+    "talk.py",
+    "export_hf.py",
+    "claims.py",
+    "experiments.py",
+)
 
 
 @dataclass(frozen=True)
