@@ -6,7 +6,7 @@ from studies import Scale
 MICRO = dict(
     train_pretrain=dict(
         hidden_size=32, layers=2, heads=2, kv_heads=2, intermediate_size=64, row_tokens=512, rows=1,
-        vocab_size=400, eval_problems=1, max_new_tokens=16),
+        vocab_size=600, eval_problems=1, max_new_tokens=16),
     train_grpo=dict(prompts=2, group=2, minibatch=2, eval_problems=1, max_new_tokens=16, row_tokens=512),
     evaluate=dict(problems=2, max_new_tokens=16), tries=dict(max_new_tokens=16),
 )  # fmt: skip
