@@ -14,10 +14,15 @@ import math
 import random
 from collections import Counter
 from functools import partial
+from statistics import mean
 
 from lab.options import stream_key
 
-from datagen import to_record
+import torch
+
+from attention import Layout
+from data import IGNORE, pack, to_document
+from datagen import LETTERS, to_record
 from texts import BEHAVIOURS, Reading, Stitcher, chain_of, concluded, corrupted, sentences
 from verify import TAGS
 
@@ -105,3 +110,48 @@ def depth(pairs):
     pairs = [(math.log(gold), math.log(max(1, defined))) for gold, defined in pairs]
     sums = (sum(values) for values in zip(*((x, y, x * x, x * y) for x, y in pairs)))
     return [len(pairs), *(round(total, 5) for total in sums)] if pairs else [0] * 5
+
+
+def account(how, rollouts, begun, problems):
+    """What there is in tries, problem-major → dict. noted: as `note`, summed; length: mean tokens; majority:
+    how often the first 1, 2, 3 … tries agree on the right answer; depth: of all tries, and of wrong ones.
+    """
+    each, noted, votes, grown = len(rollouts) // len(problems), Counter(), [], {True: [], False: []}
+    for i, (stands, problem) in enumerate(zip(begun, problems)):
+        tries = rollouts[i * each : (i + 1) * each]
+        votes.append(majority([rollout.verdict.parsed.answer for rollout in tries], problem.answer))
+        for rollout in tries:
+            noted.update(note(how, rollout.text, stands, problem))
+            sizes = len(problem.nodes), len(rollout.verdict.parsed.steps)
+            grown[rollout.verdict.correct].append(sizes)
+    return {
+        "noted": dict(noted),
+        "length": mean(len(rollout.completion_ids) for rollout in rollouts),
+        "majority": [mean(map(float, right)) for right in zip(*votes)],
+        "depth": depth(grown[True] + grown[False]),
+        "depth_wrong": depth(grown[False]),
+    }
+
+
+@torch.no_grad()
+def gold_logps(model, tokenizer, problems, row_tokens=2048, rows=4):
+    """Log-probability of each gold solution, one a problem: a lower bound of that of any right one, which may
+    tell its lines in another order. Where a letter comes first it is that of any letter: which one it is does
+    not matter, but that it is one.
+    """
+    letters = [ids[0] for letter in LETTERS if len(ids := tokenizer.encode(f" {letter}")) == 1]
+    documents = [to_document(problem, tokenizer, solution_only=True) for problem in problems]
+    for number, document in enumerate(documents):
+        first = dict.fromkeys(letters, True)
+        named = [trained and first.pop(id, False) for id, trained in zip(document.ids, document.trained)]
+        document.values = {"problem": [number] * len(named), "named": named}
+    longest = max(row_tokens, *(len(document.ids) for document in documents))
+    batch, total = pack(documents, longest, tokenizer.pad_id), torch.zeros(len(problems))
+    for micro in batch.micro_batches(rows, next(model.parameters()).device):
+        mask = micro.targets != IGNORE
+        logp = model.logits(micro.tokens, Layout.of(micro.doc_start), mask).float().log_softmax(-1)  # (N, V)
+        chosen = logp.gather(-1, micro.targets[mask][:, None])[:, 0]
+        any_letter = logp[:, letters].logsumexp(-1)
+        chosen = torch.where(micro.values["named"][mask] > 0, any_letter, chosen)
+        total.index_add_(0, micro.values["problem"][mask].long().cpu(), chosen.cpu())
+    return total.tolist()

@@ -77,13 +77,18 @@ CHAINS = {
 def measure(result, ops, metric, part="all"):
     """→ numbers whose mean is the metric.
 
-    correct@k, answer@k, faithful@k: one a problem of these ops, or of a part of them; majority@m: how often m
-    tries agree on the right answer, one an op; nll, process, hacked, and those of CHAINS: one; the name of an
-    error, or of what chains.note counts: how many a try, one an op; rise, zero_variance: one, of a GRPO run.
+    correct@k, answer@k, faithful@k: one a problem of these ops, or of a part of them; reach@k: what pass@k is
+    at least, by the likelihood of gold solutions, one a problem; majority@m: how often m tries agree on the
+    right answer, one an op; nll, process, hacked, and those of CHAINS: one; the name of an error, or of what
+    chains.note counts: how many a try, one an op; rise, zero_variance: one, of a GRPO run.
     """
     if metric in RUNS:
         return np.array([RUNS[metric](result)])
     rows, n, (kind, at, k) = [result["ops"][str(op)] for op in ops], result["samples"], metric.partition("@")
+    if kind == "reach":
+        return np.array(
+            [1 - (1 - np.exp(logp)) ** int(k) for row in rows for logp in row["logp"][PARTS[part]]]
+        )
     if kind == "majority":
         return np.array([row[kind][min(int(k), n) - 1] for row in rows])
     if at:

@@ -21,7 +21,7 @@ from lab.statistics import gain, interval
 
 import numpy as np
 
-from chains import ASKS, ask, depth, majority, note
+from chains import ASKS, account, ask, gold_logps
 from checkpoint import load_checkpoint, weights_hash
 from datagen import TINY_WORLD, Mixture, held_out, parse_ops
 from report import check_page, draw_results, print_table, write_report
@@ -135,9 +135,7 @@ def judge(checkpoint, problems, numbers, o):
     """Sample and judge problems of one number of operations → a dict for one line of judged.jsonl.
 
     numbers: the problems' indices, which their samples' randomness depends on. Counts are of tries that pass,
-    one a problem; noted, as chains.note, and errors: of how many tries in all; length: tokens of a try;
-    majority: how often the first 1, 2, 3 … tries agree on the right answer; depth: as chains.depth, of all
-    tries and of wrong ones.
+    one a problem; errors: of how many tries in all; logp: of gold solutions.
     """
     model, tokenizer, op = checkpoint.model, checkpoint.tokenizer, problems[0].op
     how = dict(temperature=o.temperature, top_p=o.top_p, max_new_tokens=o.max_new_tokens)
@@ -145,14 +143,7 @@ def judge(checkpoint, problems, numbers, o):
     asked, begun = zip(*(ask(o.ask, p, o.seed, number) for p, number in zip(problems, numbers)))
     how |= dict(begun=begun)
     rollouts = roll_out(model, tokenizer, asked, o.samples, (o.seed, "evaluation"), numbers, **how)
-    verdicts, errors, noted = [rollout.verdict for rollout in rollouts], Counter(), Counter()
-    places = np.repeat(np.arange(len(problems)), o.samples)  # of each try its problem
-    for rollout, i in zip(rollouts, places):
-        noted.update(note(o.ask, rollout.text, begun[i], problems[i]))
-    grown = [(len(problems[i].nodes), len(v.parsed.steps), v.correct) for v, i in zip(verdicts, places)]
-    answers = [v.parsed.answer for v in verdicts]
-    votes = zip(np.reshape(answers, (-1, o.samples)).tolist(), problems)
-    tokens = [len(rollout.completion_ids) for rollout in rollouts]
+    verdicts, errors = [rollout.verdict for rollout in rollouts], Counter()
     for verdict in verdicts:  # each kind once; no set: its order would depend on the hash seed
         nodes = [f"node_{status}" for status in verdict.nodes.values() if status != "ok"]
         errors.update(dict.fromkeys(verdict.errors + nodes, 1))
@@ -164,14 +155,11 @@ def judge(checkpoint, problems, numbers, o):
         "faithful": np.reshape([v.faithful for v in verdicts], (-1, o.samples)).sum(1).tolist(),
         "process": np.reshape([v.process for v in verdicts], (-1, o.samples)).mean(1).tolist(),
         "errors": dict(errors),
-        "noted": dict(noted),
-        "length": sum(tokens) / len(tokens),
-        "majority": np.mean([majority(said, p.answer) for said, p in votes], 0).tolist(),
-        "depth": depth([it[:2] for it in grown]),
-        "depth_wrong": depth([it[:2] for it in grown if not it[2]]),
-        "answers": answers,  # of every try, as are tokens
-        "tokens": tokens,
+        **account(o.ask, rollouts, begun, problems),
+        "answers": [v.parsed.answer for v in verdicts],  # of every try, as are tokens
+        "tokens": [len(rollout.completion_ids) for rollout in rollouts],
         "texts": [rollout.text for rollout in rollouts[:: o.samples]],
+        "logp": [round(logp, 3) for logp in gold_logps(model, tokenizer, problems)],
         "nll": held_out_nll(model, tokenizer, problems)[op],
     }
 

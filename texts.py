@@ -657,6 +657,10 @@ class Options(CheckedOptions):
         source = Source(Mixture.parse(self.mixture), self.seed, self.split, select=self.select)
         if (self.kind in TAKE_TRIES) != (self.tries is not None):
             raise UserError(f"--kind {self.kind} {'takes no' if self.tries else 'needs'} --tries FILE")
+        if self.select != "all" and self.kind != "own":
+            raise UserError(f"--select {self.select} is for --kind own")
+        if (self.without or self.but) and "reflective" not in self.kind:
+            raise UserError("--without and --but are for reflective kinds")
         if not self.n and (self.tries or self.like or not source.mixture.tokens):
             raise UserError("--n 0 needs tokens in the mixture, and goes with neither --tries nor --like")
         if self.tokenizer:

@@ -100,7 +100,7 @@ SCRIPTS = {
     "texts": Script(lambda o: o.n, of_texts),
     "evaluate": Script(tries, of_evaluation, "checkpoints"),
 }
-CHAINS = ("noted", "length", "majority", "depth", "depth_wrong")  # of a line of judged.jsonl
+CHAINS = ("noted", "length", "majority", "depth", "depth_wrong", "logp")  # of a line of judged.jsonl
 # what the texts of the other two papers' studies have besides the words of problems
 CONTROL = "<thought> a </thought> <backward> a needs a <subgoal> a <verify> a ok <verify> a not <backtrack> a"
 # what an option takes of a stage's run, if not `latest`

@@ -5,11 +5,15 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from test_texts import BACK, END, WRONG_B, A, B, C, P, T
 
 import chains
+import data
 import datagen
 import texts
+from model import ModelConfig, Qwen2
+from tokenizer import train_bpe
 from verify import verify
 
 MINI = datagen.Mixture.parse(f"op 4-8; {datagen.MINI_WORLD}")
@@ -126,3 +130,32 @@ def test_sums_of_depth_give_the_slope():
         np.polyfit(np.log(x), np.log(y), 1)[0], abs=1e-4
     )
     assert chains.depth([]) == [0] * 5
+
+
+def test_gold_solutions_are_as_likely_as_token_by_token():
+    """Any letter where one comes first; which of them it is adds nothing."""
+    problems = [datagen.generate(0, i, op=2 + i % 3) for i in range(16)]
+    tokenizer = train_bpe([data.prompt_text(p) + data.completion_text(p) for p in problems], 400)
+    torch.manual_seed(0)
+    model = Qwen2(ModelConfig(tokenizer.vocab_size, 32, 64, 2, 2, 1))
+    letters = [tokenizer.encode(f" {letter}") for letter in datagen.LETTERS]
+    letters = [ids[0] for ids in letters if len(ids) == 1]
+    assert len(letters) > 15
+    expected, fresh = [], 0
+    for p in problems:
+        prompt, completion = (
+            tokenizer.encode(text) for text in (data.prompt_text(p), data.completion_text(p))
+        )
+        with torch.no_grad():
+            logp = model(torch.tensor([prompt + completion]))[0][0].log_softmax(-1)
+        total, seen = 0.0, set()
+        for at, id in enumerate(completion, len(prompt) - 1):
+            new = id in letters and id not in seen
+            fresh += new
+            seen.add(id)
+            total += float(logp[at, letters].exp().sum().log() if new else logp[at, id])
+        expected.append(total)
+    assert fresh > 20
+    assert chains.gold_logps(model, tokenizer, problems, row_tokens=300, rows=2) == pytest.approx(
+        expected, abs=1e-3
+    )

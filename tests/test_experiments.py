@@ -353,6 +353,7 @@ def result(correct, answer=None, samples=4):
     """Of an evaluation: {op: counts}."""
     row = dict(nll=2.0, process=0.5, errors={"no_answer": 2}, noted={"hit": 4}, length=30.0)
     row |= dict(majority=[0.25 * n for n in range(samples)], depth=[2, 2, 2, 4, 3], depth_wrong=[0] * 5)
+    row |= dict(logp=[-1.0, -9.0])
     ops = {
         op: {**row, "correct": c, "answer": answer[op] if answer else c, "faithful": c}
         for op, c in correct.items()
@@ -388,6 +389,8 @@ def test_measures():
         == measure(found, [2, 3], "majority@3").tolist()
         == [0.5, 0.5]
     )
+    found["ops"]["2"]["logp"] = [np.log(0.5), -800.0]
+    assert measure(found, [2], "reach@2").tolist() == pytest.approx([0.75, 0])
     assert measure(found, [2], "majority@99").tolist() == [0.75]  # no more than there are
     rewards = {"rewards": [0.0] * 5 + [0.5] * 15, "zero_variance": 0.3}
     assert measure(rewards, None, "rise").tolist() == [0.5]

@@ -713,8 +713,10 @@ def test_texts_need_no_torch():
     (["--tokenizer", "nowhere.json"], "nowhere.json"),
     (["--n", "0"], "tokens in the mixture"),
     (["--n", "-1"], "--n must be"),
-    (["--without", "verify,doubt"], "unknown behaviour 'doubt'"),
-    (["--but", "R9"], "unknown rule 'R9'"),
+    (["--kind", "reflective-gold", "--without", "verify,doubt"], "unknown behaviour 'doubt'"),
+    (["--kind", "reflective-gold", "--but", "R9"], "unknown rule 'R9'"),
+    (["--select", "ceil"], "for --kind own"),
+    (["--without", "verify"], "for reflective kinds"),
 ])  # fmt: skip
 def test_bad_input_is_one_line(arguments, line):
     assert line in error_line(call("texts", *arguments))
