@@ -39,28 +39,64 @@ def hacked(rows):
     return 1 - correct / answer if answer else 0.0
 
 
+def share(part, whole):
+    """Of what was noted in chains: of the whole, the part."""
+
+    def among(rows):
+        some, all_of_it = (sum(row["noted"].get(name, 0) for row in rows) for name in (part, whole))
+        return some / max(1, all_of_it)
+
+    return among
+
+
+def slope(kind):
+    """Of the quantities that tries define on those that they must, both as logarithms: see chains.depth."""
+
+    def fitted(rows):
+        n, x, y, xx, xy = np.sum([row[kind] for row in rows], 0)
+        return (n * xy - x * y) / max(1e-9, n * xx - x * x)
+
+    return fitted
+
+
 RUNS = {"rise": rise, "zero_variance": lambda result: result["zero_variance"]}
 BANDS = {
     "nll": lambda rows: np.mean([row["nll"] for row in rows]),
     "process": lambda rows: np.mean([row["process"] for row in rows]),
     "hacked": hacked,
 }
+CHAINS = {
+    "length": lambda rows: np.mean([row["length"] for row in rows]),
+    "depth": slope("depth"),
+    "depth_wrong": slope("depth_wrong"),
+    "precision": share("caught", "backtracks"),
+    "recall": share("caught", "wrong"),
+}
 
 
 def measure(result, ops, metric, part="all"):
     """→ numbers whose mean is the metric.
 
-    correct@k, answer@k, faithful@k: one a problem of these ops, or of a part of them; nll, process, hacked:
-    one; an error's name: the share of tries with it, one an op; rise, zero_variance: one, of a GRPO run.
+    correct@k, answer@k, faithful@k: one a problem of these ops, or of a part of them; reach@k: what pass@k is
+    at least, by the likelihood of gold solutions, one a problem; majority@m: how often m tries agree on the
+    right answer, one an op; nll, process, hacked, and those of CHAINS: one; the name of an error, or of what
+    chains.note counts: how many a try, one an op; rise, zero_variance: one, of a GRPO run.
     """
     if metric in RUNS:
         return np.array([RUNS[metric](result)])
     rows, n, (kind, at, k) = [result["ops"][str(op)] for op in ops], result["samples"], metric.partition("@")
+    if kind == "reach":
+        return np.array(
+            [1 - (1 - np.exp(logp)) ** int(k) for row in rows for logp in row["logp"][PARTS[part]]]
+        )
+    if kind == "majority":
+        return np.array([row[kind][min(int(k), n) - 1] for row in rows])
     if at:
         return np.array([pass_at_k(n, count, int(k)) for row in rows for count in row[kind][PARTS[part]]])
-    if kind in BANDS:
-        return np.array([BANDS[kind](rows)])
-    return np.array([row["errors"].get(kind, 0) / (n * len(row["correct"])) for row in rows])
+    if kind in BANDS or kind in CHAINS:
+        return np.array([(BANDS | CHAINS)[kind](rows)])
+    counts = ({**row["errors"], **row.get("noted", {})} for row in rows)
+    return np.array([count.get(kind, 0) / (n * len(row["correct"])) for count, row in zip(counts, rows)])
 
 
 class Cell(NamedTuple):
@@ -100,7 +136,7 @@ class Values:
     def numbers(self, seed, cell):
         """→ those of `measure`. Raises KeyError if there is no result yet."""
         result = self.results[self.stage(seed, cell).name]
-        metric = cell.metric.replace("@K", f"@{self.scale.k}")
+        metric = cell.metric.replace("@K", f"@{min(self.scale.k, result.get('samples', 1))}")
         return measure(result, cell.band and self.scale.ops(cell.band), metric, cell.part)
 
     def value(self, contrast, seed):
@@ -113,6 +149,11 @@ class Values:
     def values(self, contrast):
         """→ (S, R) the contrast in every seed."""
         return np.array([[self.value(contrast, seed) for seed in nested] for nested in self.seeds])
+
+    def mean(self, contrast):
+        """Over the seeds that have it; nan if none has."""
+        found = self.values(contrast)
+        return float(np.mean(found[~np.isnan(found)])) if not np.isnan(found).all() else np.nan
 
     def table(self, place):
         """→ (A, S) values of all arms. place: a cell's band, metric, look and part."""
@@ -178,12 +219,15 @@ class Values:
 
     def lines(self):
         """Every value there is, a dict a line of results.jsonl."""
-        kinds = [f"{kind}@{k}" for kind in JUDGED for k in (1, self.scale.k)] + list(BANDS)
         for (seed, arm, look), stage in self.stages.items():
             result = self.results.get(stage.name, {})
             facts = dict(study=self.study.name, arm=arm, base=seed.base, rl=seed.rl, look=look, key=stage.key)
             facts |= {name: result.get(name) for name in ("code", "tokens", "seconds")}
-            facts["tries"] = result.get("samples")
+            facts["tries"] = n = result.get("samples")
+            kinds = [f"{kind}@{k}" for kind in JUDGED for k in dict.fromkeys((1, min(n or 1, self.scale.k)))]
+            rows = result.get("ops", {}).values()
+            noted = {name: None for row in rows for name in row.get("noted", ())}
+            kinds += [*BANDS, *(CHAINS if noted else ()), *noted]
             places = [(None, metric) for metric in RUNS if "rewards" in result]
             places += [(band, metric) for band in self.scale.bands for metric in kinds if "ops" in result]
             for band, metric in places:
@@ -194,7 +238,7 @@ class Values:
     def panels(self):
         """{(metric, band): {arm: (one number a base, half the width of a block interval)}} for a figure."""
         found = {}
-        for metric, band in product(("correct@1", f"correct@{self.scale.k}"), self.scale.bands):
+        for metric, band in product(("correct@1", "correct@K"), self.scale.bands):
             table = self.table((band, metric, self.study.shown, "all"))
             there = ~np.isnan(table)
             whole, half = table[there.all(1)], 0.0

@@ -24,11 +24,13 @@ from lab.statistics import gain, interval
 
 import numpy as np
 
+from chains import ASKS, account, ask, gold_logps
 from checkpoint import load_checkpoint, weights_hash
 from datagen import KEYS_HELP, TINY_WORLD, Mixture, held_out, parse_ops
 from report import check_page, draw_results, print_table, write_report
 from rollout import check_room, held_out_nll, roll_out
 from tasks import read_problems
+from texts import resolved
 from verify import explain, pass_at_k, verify
 
 FLOORS = {"guess_floor": "guess floor", "copy_floor": "copy floor", "plus_floor": "plus floor"}
@@ -49,6 +51,7 @@ class Options(RunOptions):
     data: str | None = opt(None, "evaluate on the problems of this JSONL file instead; `answer` will do")
     rescore: bool = opt(False, "judge the tries in --out anew, without a model", free=True)
     mixture: str = opt("op 2-20", f"world to draw from, its ops those of the bands: {KEYS_HELP}")
+    ask: str | None = opt(None, "how problems are put, if not as in training: chains.py", tuple(ASKS))
     problems: int = opt(100, "problems of each number of operations", within="[2, inf)")
     samples: int = opt(128, "tries for each problem, n", within="[1, inf)")
     k: str = opt("1,8,32,128", "values of k for pass@k, each at most n")
@@ -138,12 +141,14 @@ def summarise(problems, counts, chosen, ks, n):
 def try_out(checkpoint, problems, numbers, o):
     """Sample tries at problems of one number of operations → a dict for one line of samples.jsonl.
 
-    numbers: the problems' indices, which their samples' randomness depends on.
+    numbers: the problems' indices, which their samples' randomness depends on; logp: of gold solutions.
     """
     model, tokenizer, op = checkpoint.model, checkpoint.tokenizer, problems[0].op
     how = dict(temperature=o.temperature, top_p=o.top_p, max_new_tokens=o.max_new_tokens)
     how |= dict(batch_size=o.sample_rows, progress=f"op {op}", workers=o.replicas)
-    rollouts = roll_out(model, tokenizer, problems, o.samples, (o.seed, "evaluation"), numbers, **how)
+    asked, begun = put(problems, numbers, o)
+    stream = (o.seed, "evaluation")
+    rollouts = roll_out(model, tokenizer, asked, o.samples, stream, numbers, begun=begun, **how)
     solved = [problem for problem in problems if "Answer:" in (problem.solution or "")]
     made = {what: checkpoint.state.get(what) for what in ("code", "torch", "tokenizer_hash")}
     return {
@@ -155,12 +160,19 @@ def try_out(checkpoint, problems, numbers, o):
         "tokens": [len(rollout.completion_ids) for rollout in rollouts],
         "finished": [rollout.finished for rollout in rollouts],
         "texts": [rollout.text for rollout in rollouts],  # problem-major
+        "logp": [round(logp, 3) for logp in gold_logps(model, tokenizer, solved)] if solved else [],
     }
 
 
-def judge(line, problems, n):
-    """A line of samples.jsonl, n tries at each of these problems → a line of judged.jsonl: how many pass."""
-    verdicts = [verify(text, problems[i // n]) for i, text in enumerate(line["texts"])]
+def put(problems, numbers, o):
+    """How these problems are put to a model → lists of what is asked, and of what stands already."""
+    return zip(*(ask(o.ask, problem, o.seed, number) for problem, number in zip(problems, numbers)))
+
+
+def judge(line, problems, numbers, o):
+    """A line of samples.jsonl, the tries at these problems → a line of judged.jsonl: how many pass."""
+    n, texts, (_, begun) = o.samples, line["texts"], put(problems, numbers, o)
+    verdicts = [verify(resolved(text), problems[i // n]) for i, text in enumerate(texts)]
     errors = Counter()
     for verdict in verdicts:  # each kind once; no set: its order would depend on the hash seed
         nodes = [f"node_{status}" for status in verdict.nodes.values() if status != "ok"]
@@ -173,8 +185,9 @@ def judge(line, problems, n):
         "faithful": np.reshape([v.faithful for v in verdicts], (-1, n)).sum(1).tolist(),
         "process": np.reshape([v.process for v in verdicts], (-1, n)).mean(1).tolist(),
         "errors": dict(errors),
+        **account(o.ask, texts, line["tokens"], verdicts, begun, problems),
         "answers": [v.parsed.answer for v in verdicts],  # of every try, as are tokens
-        "texts": line["texts"][::n],
+        "texts": texts[::n],
     }
 
 
@@ -243,7 +256,7 @@ class Evaluation:
                         print(json.dumps(line), file=file, flush=True)
                     if line is None:
                         raise UserError(f"{file.name} lacks the tries of {name} at op {op}: --resume first")
-                    lines.append(judge(line, problems, o.samples))
+                    lines.append(judge(line, problems, chosen, o))
                 self.add(name, lines)
                 judged += lines
         write_atomic(out / "judged.jsonl", "".join(json.dumps(line) + "\n" for line in judged))
@@ -294,7 +307,7 @@ class Evaluation:
         for i in self.groups["band"][band][: self.o.show]:
             problem, text = self.problems[i], self.texts[name][i]
             print(f"\n{name}, a try at op {problem.op}:\n{problem.problem}\n{problem.question}")
-            print(f"{printable(text.strip())}\n{explain(text, problem, colour())}")
+            print(f"{printable(text.strip())}\n{explain(resolved(text), problem, colour())}")
         print(f"\n{self.caption}")
         print_table(self.table(), left=2)
         print_table(self.table_by_op(), left=1)

@@ -189,7 +189,7 @@ def report(it, words):
     for study in it.studies:
         values = it.values(study)
         claims = [values.row(claim) for claim in study.claims]
-        png = study.figure(values.panels(), out / f"{study.name}.png")
+        png = study.figure(values, out / f"{study.name}.png")
         lines += [json.dumps(line) + "\n" for line in values.lines()]
         sections.append((f"{study.name}: {study.title}", study.note(it.scale), table_of(claims), png))
         rows += claims

@@ -14,6 +14,7 @@ from string import Template
 from lab.options import UserError, printable, write_atomic
 from lab.runs import code_hash
 
+from texts import resolved
 from verify import explain, verify
 
 PAGE = Path(__file__).with_name("docs") / "page.html"
@@ -93,7 +94,8 @@ def html_problem(problem, band, texts):
     kind = f"op {problem.op} · {band} · {problem.mode} · {problem.template}"
     cards = []
     for name, text in texts.items():
-        verdict, lines = verify(text, problem), explain(text, problem).split("\n")
+        plain = resolved(text)
+        verdict, lines = verify(plain, problem), explain(plain, problem).split("\n")
         judged = "".join(f'<div class="{CLASSES.get(line[0], "dim")}">{escape(line)}</div>' for line in lines)
         data = f'data-checkpoint="{escape(name)}" data-level="{LEVELS.index(verdict.kind)}"'
         mark = "good" if verdict.correct else "bad"
@@ -181,6 +183,7 @@ def draw_results(results, bands, ks, path):
 def save_figure(fig, path):
     buffer = io.BytesIO()
     fig.savefig(buffer, dpi=120)
+    pyplot().close(fig)
     write_atomic(path, buffer.getvalue())
     print(f"figure: {path}")
     return buffer.getvalue()
@@ -205,6 +208,25 @@ def draw_dots(panels, path):
             axes.errorbar(i + 0.2, sum(values) / len(values), half, color=f"C{i}", marker="_", capsize=4)
         axes.set_xticks(range(len(arms)), arms, rotation=30, ha="right")
         axes.set(title=band, ylabel=metric if axes in grid[:, 0] else "")
+    return save_figure(fig, path)
+
+
+def draw_lines(panels, path, across, up, **axes):
+    """A panel each: a line an arm. Returns the PNG's bytes, or None.
+
+    panels: {title: {arm: (x, y), lists of numbers}}; across, up: what they are; axes: more of that.
+    """
+    plt = pyplot()
+    if plt is None:
+        return None
+    size = dict(figsize=(4 * len(panels) + 1.5, 3.5), layout="constrained")
+    fig, grid = plt.subplots(1, len(panels), squeeze=False, sharey=True, **size)
+    for place, (title, arms) in zip(grid[0], panels.items()):
+        for i, (arm, (x, y)) in enumerate(arms.items()):
+            place.plot(x, y, ".-", color=f"C{i}", label=arm)
+        place.set(title=title, xlabel=across, **axes)
+    grid[0][0].set(ylabel=up)
+    grid[0][-1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     return save_figure(fig, path)
 
 

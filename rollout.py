@@ -12,6 +12,7 @@ import torch
 from attention import Layout
 from data import IGNORE, Document, get, pack, pack_groups, prompt_text, to_document
 from sampler import generate
+from texts import resolved
 from verify import Verdict, explain, verify
 
 
@@ -67,7 +68,7 @@ class Rollout:
     completion_ids: list  # the stop token included
     old_logp: list  # log-probability of each of them when it was sampled
     finished: bool  # whether the stop token came before the limit
-    text: str
+    text: str  # of the solution, with what stood already
     verdict: Verdict
     reward: float = 0.0
     advantage: float = 0.0
@@ -75,19 +76,23 @@ class Rollout:
     parts: dict = field(default_factory=dict)  # of the reward: {name: value}
 
 
-def roll_out(model, tokenizer, problems, group, stream, numbers=None, *, reward=None, **how):
+def roll_out(model, tokenizer, problems, group, stream, numbers=None, *, begun=None, reward=None, **how):
     """Sample `group` solutions of each problem, judge and reward them → Rollouts, problem-major.
 
     A sample depends on `stream`, which names what it is for, on its problem's number (numbers; None: its
-    index) and on its place in the group. reward: a rewards.Reward, or None; how: as of sampler.generate.
+    index) and on its place in the group. Of a chain that reflects, what stands in the end is judged. begun:
+    what stands already of each problem's solution; reward: a rewards.Reward, or None; how: as of
+    sampler.generate.
     """
-    prompts = [tokenizer.encode(prompt_text(problem)) for problem in problems]
+    begun = begun or [""] * len(problems)
+    prompts = [tokenizer.encode(prompt_text(problem) + start) for problem, start in zip(problems, begun)]
     how.update(group_size=group, stop_id=tokenizer.eos_id, seed=stream_key(*stream), indices=numbers)
     samples, rollouts = generate(model, prompts, **how), []
     for i, ids in enumerate(samples.ids):
-        problem, prompt, text = problems[i // group], prompts[i // group], tokenizer.decode(ids)
+        problem, prompt, text = problems[i // group], prompts[i // group], begun[i // group]
+        text += tokenizer.decode(ids)
         sampled = prompt, ids, samples.logprobs[i], samples.finished[i]
-        rollouts.append(Rollout(problem, *sampled, text, verify(text, problem)))
+        rollouts.append(Rollout(problem, *sampled, text, verify(resolved(text), problem)))
         if reward is not None:
             rollouts[-1].reward, rollouts[-1].parts = reward(rollouts[-1])
     return rollouts
@@ -178,5 +183,5 @@ def evaluate_held_out(model, tokenizer, problems, max_new_tokens, tries=0, **how
 def described(rollout):
     """A rollout to read: problem, solution, and the judge's account of it."""
     problem, text = rollout.problem, rollout.text
-    told = [get(problem, "problem"), get(problem, "question"), text.strip(), explain(text, problem)]
+    told = [get(problem, "problem"), get(problem, "question"), text.strip(), explain(resolved(text), problem)]
     return "\n".join(filter(None, told))

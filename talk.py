@@ -14,6 +14,7 @@ from checkpoint import load_checkpoint
 from data import prompt_text
 from datagen import Mixture
 from sampler import generate
+from texts import resolved
 from verify import explain
 
 
@@ -47,7 +48,7 @@ def main(argv=None):
             text = tokenizer.decode(ids)
             print(f"\n{printable(text.strip())}   (log-probability {sum(logprobs):.2f})")
             # nobody knows the gold graph of what was typed: ✓ then says only that a step's equations are true
-            print(explain(text, problem if o.op else None, colour()))
+            print(explain(resolved(text), problem if o.op else None, colour()))
 
 
 if __name__ == "__main__":

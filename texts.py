@@ -17,6 +17,7 @@ index). Forward problems only: a reverse one ends with equations that belong to 
 """
 
 import json
+import math
 import random
 import re
 import sys
@@ -24,8 +25,19 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count, cycle, pairwise, takewhile
+from pathlib import Path
 
-from lab.options import CheckedOptions, UserError, opt, parse_options, read_jsonl, run_script, stream_key
+from lab.options import (
+    CheckedOptions,
+    UserError,
+    look_up,
+    opt,
+    parse_options,
+    read_jsonl,
+    run_script,
+    stream_key,
+    write_atomic,
+)
 from lab.options import printable as on_terminal
 
 from datagen import LETTERS, MINI_WORLD, SPLITS, Mixture, count_words, from_record, statements_of
@@ -240,6 +252,11 @@ def resolve(text):
     return cut(text, gone) if backtracks <= MOST_BACKTRACKS else "", events
 
 
+def resolved(text):
+    """The plain chain that stands at the end of a reflective one: what the judge reads."""
+    return resolve(text)[0]
+
+
 def retract(definitions, first):
     """Retract a definition and what was defined from it."""
     lost = {first.var}
@@ -432,27 +449,32 @@ def stitch(wrongs, right, problem, rand, behaviours=BEHAVIOURS):
 
     It follows each wrong try up to its first wrong definition and retracts that, then the right one to its
     end. The sentences are the tries' own, but for the letters: they go on from the one retracted, as if the
-    error had not been made. `prompt`: the question, and all up to the last error, which is not to be
-    learned; `chain`: the whole text. wrongs: 0 to 3 of them, in any order. behaviours: what is added,
-    <subgoal> before each node, <backward> of the question, <verify> after each error and after one or two
-    nodes of the right try.
+    error had not been made. wrongs: 0 to 3 of them, in any order. behaviours: what is added, <subgoal> before
+    each node, <backward> of the question, <verify> after each error and after one or two nodes of the right
+    try.
     """
     if not all(map(is_sound, (*wrongs, right))) or not is_right(right, problem):
         return None
-    it, masked = Stitcher(problem, rand, behaviours), 0
+    it = Stitcher(problem, rand, behaviours)
     it.say_parents(problem.query)
     for wrong in sorted(wrongs, key=partial(right_steps, problem)):  # so that few err in what stands
         error = it.follow(wrong)
         if not error:
             return None
-        masked = len(it.out)
         it.retract(*error)
     new = [node.name for node in problem.nodes if node.name not in it.standing]
     it.follow(right, rand.sample(new, min(len(new), rand.randint(1, 2))))
-    error, rest = (" ".join(["", *part]) for part in (it.out[:masked], it.out[masked:]))
-    rest += f" </solution> <answer> {problem.answer} </answer>"
-    prompt = f"<question> {problem.problem} {problem.question} </question> <solution>"
-    return {"prompt": prompt + error, "completion": rest, "chain": error + rest}
+    return solved(problem, " ".join(it.out))
+
+
+def solved(problem, chain):
+    """The record of a right chain. `prompt`: the question, and all up to the last definition that is
+    retracted, which is not to be learned; `chain`: all that follows the question.
+    """
+    text = f" {chain} </solution> <answer> {problem.answer} </answer>"
+    learned = max((event.span[1] for event in resolve(text)[1] if not event.stands), default=0)
+    prompt = f"<question> {problem.problem} {problem.question} </question> <solution>{text[:learned]}"
+    return {"prompt": prompt, "completion": text[learned:], "chain": text}
 
 
 def right_steps(problem, text):
@@ -475,10 +497,12 @@ def reflective(source, problem, rand, tries=None):
     rights = [text for text in tries if is_right(text, problem)]
     wrongs = [text for text in tries if text not in rights]
     (errors,) = rand.choices((0, 1, 2), (35, 50, 15))
+    errors *= "backtrack" not in source.without  # no error can be retracted then
     if not rights or len(wrongs) < errors:
-        return None
-    record = stitch(rand.sample(wrongs, errors), rand.choice(rights), problem, rand)
-    return record if record and passes(record["chain"], problem) else None
+        return []
+    behaviours = [it for it in BEHAVIOURS if it not in source.without]
+    record = stitch(rand.sample(wrongs, errors), rand.choice(rights), problem, rand, behaviours)
+    return [record] if record and passes(record["chain"], problem, source.but) else []
 
 
 def reflective_gold(source, problem, rand):
@@ -487,8 +511,48 @@ def reflective_gold(source, problem, rand):
     return reflective(source, problem, rand, [problem.solution, *filter(None, wrongs)])
 
 
+def padded(source, problem, rand):
+    """One without errors whose control sentences are full stops, as many as these have tokens."""
+    records = []
+    for record in reflective(replace(source, without=("backtrack",)), problem, rand):
+        chain = chain_of(record["chain"])
+        for event in reversed(resolve(chain)[1]):
+            start, end = event.span
+            if event.kind != "define":
+                stops = "." * (source.size(chain[start:end]) + 1 - source.size(" ."))
+                chain = f"{chain[:start]} {stops}{chain[end:]}"
+        records.append(solved(problem, chain.strip()))
+    return records
+
+
+# ------------------------------------------------------------------------------------------------------------
+# A model's own right tries, by how difficult the problem is for it
+
+# How many right tries are wanted of a problem that has c in n tries. ceil: ⌈n(1 − c/n)⌉, so few of what is
+# easy; uniform, prop: as DART-Math's Uniform and Prop2Diff (arXiv 2407.13690), with 4 and up to 8 of them.
+WANTED = {
+    "all": lambda c, n: n,
+    "ceil": lambda c, n: n - c,
+    "uniform": lambda c, n: 4,
+    "prop": lambda c, n: 1 + math.ceil(7 * (n - c) / n),
+}
+
+
+def own(source, problem, rand):
+    """As many of its right tries as the rule wants, the shortest ones."""
+    tries = source.tries.get(problem.id, ())
+    rights = sorted((text for text in tries if is_right(resolved(text), problem)), key=len)
+    kept = rights[: WANTED[source.select](len(rights), len(tries))] if rights else []
+    return [solved(problem, chain_of(text)) for text in kept]
+
+
 # ------------------------------------------------------------------------------------------------------------
 # Records
+
+
+def concluded(name, value):
+    """The sentence that says what a quantity is."""
+    return f"The {name} {'is' if 'number of' in name else 'number'} {value}."
 
 
 def conclusion(problem):
@@ -497,15 +561,14 @@ def conclusion(problem):
     between = [node for node in problem.nodes if node.operands and node.name != problem.query]
     said = rand.sample(between, min(1, len(between))) if problem.op >= 4 and rand.random() < 0.5 else []
     said = [(node.name, node.value) for node in said] + [(problem.query, problem.answer)]
-    verb = {True: "is", False: "number"}
-    return " ".join(f"The {name} {verb['number of' in name]} {value}." for name, value in said)
+    return " ".join(concluded(name, value) for name, value in said)
 
 
 def tell(layout, thought, source, problem, rand):
-    """The texts of a record with a thought, or None."""
+    """The texts of a record with a thought, if there is one."""
     chain = thought(source, problem, rand)
     told = layout.format(statements=problem.problem, chain=chain, conclusion=conclusion(problem))
-    return None if chain is None else {"prompt": "", "completion": " " + told}
+    return [] if chain is None else [{"prompt": "", "completion": " " + told}]
 
 
 THOUGHTS = {  # corrupted: in one node
@@ -513,37 +576,44 @@ THOUGHTS = {  # corrupted: in one node
     "corrupted-half": partial(corrupted, 0.5), "corrupted-all": partial(corrupted, 1),
     "raw": partial(sampled, lambda text, problem: True), "self": partial(sampled, concludes),
     "judged": partial(sampled, is_right)}  # fmt: skip
-KINDS = {  # (source, problem, rand) → the texts of a record, or None
+KINDS = {  # (source, problem, rand) → the texts of its records
     "plain": partial(tell, PLAIN, gold), "prefix": partial(tell, PREFIX, gold),
     **{kind: partial(tell, THOUGHT, thought) for kind, thought in THOUGHTS.items()},
-    "reflective": reflective, "reflective-gold": reflective_gold}  # fmt: skip
-TAKE_TRIES = ("raw", "self", "judged", "reflective")
+    "reflective": reflective, "reflective-gold": reflective_gold, "padded": padded, "own": own}  # fmt: skip
+TAKE_TRIES = ("raw", "self", "judged", "reflective", "padded", "own")
 
 
 @dataclass(frozen=True)
 class Source:
-    """What texts are made of. size: text → its tokens; tries: {id of a problem: sampled solutions}."""
+    """What texts are made of. size: text → its tokens; tries: {id of a problem: sampled solutions}; select:
+    of WANTED, for own; without, but: BEHAVIOURS and RULES that reflective chains do without.
+    """
 
     mixture: Mixture
     seed: int = 0
     split: str = "mid"
     size: object = count_words
     tries: dict | None = None
+    select: str = "all"
+    without: tuple = ()
+    but: tuple = ()
 
     def __post_init__(self):
         if any(choice["mode"] == "reverse" for choice in self.mixture.choices):
             raise UserError("texts are made of forward problems only: write 'mode forward' in the mixture")
 
-    def record(self, kind, index):
-        """Text number `index`, as data.read_records takes it. The same index tells the same problem in every
-        kind; one that has no text of this kind has no completion. tokens: of prompt and completion.
+    def records(self, kind, index):
+        """The texts of problem number `index`, as data.read_records takes them: at most one, but of own. The
+        same index tells the same problem in every kind; where it has no text of this kind, there is one
+        record without completion. tokens: of prompt and completion.
         """
         problem = self.mixture.problem(self.seed, index, self.split)
         rand = random.Random(stream_key("texts", kind, problem.problem, problem.question))
-        told = KINDS[kind](self, problem, rand) or {}
-        tokens = self.size(told.get("prompt", "") + told.get("completion", ""))
         about = {"kind": kind, "op": problem.op, "template": problem.template, "id": problem.id}
-        return {**told, **about, "tokens": tokens}
+        records = [{**told, **about} for told in KINDS[kind](self, problem, rand) or [{}]]
+        for record in records:
+            record["tokens"] = self.size(record.get("prompt", "") + record.get("completion", ""))
+        return records
 
 
 def read_tries(path):
@@ -571,42 +641,67 @@ class Options(CheckedOptions):
     seed: int = opt(0, "seed of the sequence of problems")
     n: int = opt(1, "problems (0: until there are as many tokens as the mixture says)")
     tries: str | None = opt(None, "JSONL of sampled solutions, {id, texts}: for " + ", ".join(TAKE_TRIES))
+    select: str = opt("all", "how many of a problem's right tries are kept, for own", tuple(WANTED))
+    without: str = opt("", "behaviours that reflective chains do without, such as verify,subgoal")
+    but: str = opt("", "rules that reflective chains need not keep, such as R3,R4")
     like: str | None = opt(None, "JSONL of records: write texts of their ids alone")
     tokenizer: str | None = opt(None, "tokenizer.json to count tokens by (none: words, digits and signs)")
-    jsonl: bool = opt(False, "print records instead of readable text")
+    jsonl: bool = opt(False, "print records instead of readable text", group="where", free=True)
+    out: str | None = opt(None, "write texts.jsonl and summary.json to this folder instead", free=True)
+    resume_or_start: bool = opt(False, "as of other scripts: texts are written anew", free=True)
+    threads: int = opt(0, "as of other scripts: there is one thread", free=True)
+    replicas: int = opt(1, "as of other scripts: there is one replica", free=True)
 
     def source(self):
         """Raises UserError if the options do not go together, or a file cannot be read."""
-        source = Source(Mixture.parse(self.mixture), self.seed, self.split)
+        source = Source(Mixture.parse(self.mixture), self.seed, self.split, select=self.select)
         if (self.kind in TAKE_TRIES) != (self.tries is not None):
             raise UserError(f"--kind {self.kind} {'takes no' if self.tries else 'needs'} --tries FILE")
+        if self.select != "all" and self.kind != "own":
+            raise UserError(f"--select {self.select} is for --kind own")
+        if (self.without or self.but) and "reflective" not in self.kind:
+            raise UserError("--without and --but are for reflective kinds")
         if not self.n and (self.tries or self.like or not source.mixture.tokens):
             raise UserError("--n 0 needs tokens in the mixture, and goes with neither --tries nor --like")
         if self.tokenizer:
             tokenizer = Tokenizer.load(self.tokenizer)
             source = replace(source, size=lambda text: len(tokenizer.encode(text)))
-        return replace(source, tries=self.tries and read_tries(self.tries))
+        without, but = named("behaviour", BEHAVIOURS, self.without), named("rule", RULES, self.but)
+        return replace(source, tries=self.tries and read_tries(self.tries), without=without, but=but)
+
+
+def named(what, known, text):
+    """ "R3,R4" → ("R3", "R4"), which must be among the known. Raises UserError."""
+    names = tuple(filter(None, text.split(",")))
+    return tuple(look_up(what, {name: name for name in known}, name) for name in names)
 
 
 def main(argv=None):
-    o = parse_options(Options, argv, description="Print texts: readable, or as JSONL records.")
-    source, drawn, written, tokens = o.source(), Counter(), Counter(), 0
+    o = parse_options(Options, argv, description="Print texts, readable or as JSONL records; or write them.")
+    source, drawn, written, tokens, lines = o.source(), Counter(), Counter(), 0, []
     ids = o.like and {record.get("id") for _, record in read_jsonl(o.like)}
     for index in range(o.n) if o.n else count():
-        record = source.record(o.kind, index)
-        if o.like and record["id"] not in ids:
+        records = source.records(o.kind, index)
+        if o.like and records[0]["id"] not in ids:
             continue
-        drawn[record["op"]] += 1
-        tokens += record["tokens"]
-        if "completion" in record:
-            written[record["op"]] += 1
-            print(json.dumps(record) if o.jsonl else readable(record))
+        drawn[records[0]["op"]] += 1
+        for record in records:
+            tokens += record["tokens"]
+            if "completion" in record:
+                written[record["op"]] += 1
+                told = json.dumps(record) if o.jsonl or o.out else readable(record)
+                lines.append(f"{told}\n") if o.out else print(told)
         if not o.n and tokens >= source.mixture.tokens:
             break
     if not written:
         raise UserError(f"no text of kind {o.kind}: are the files of this mixture, seed and split?")
-    yields = ", ".join(f"op {op} {written[op]} of {drawn[op]}" for op in sorted(drawn))
-    print(f"{o.kind}, {tokens} tokens: {yields}", file=sys.stderr)
+    yields = {op: (written[op], drawn[op]) for op in sorted(drawn)}
+    if o.out:
+        summary = {"texts": sum(written.values()), "text_tokens": tokens, "yields": yields}
+        write_atomic(Path(o.out, "texts.jsonl"), "".join(lines))
+        write_atomic(Path(o.out, "summary.json"), json.dumps(summary) + "\n")
+    said = ", ".join(f"op {op} {n} of {problems}" for op, (n, problems) in yields.items())
+    print(f"{o.kind}, {tokens} tokens: {said}", file=sys.stderr)
 
 
 def readable(record):

@@ -21,13 +21,14 @@ NO_CODE = (
 # In reading order; a file imports only files above it. The reading path goes from graph.py to evaluate.py.
 FILES = (
     "lab/__init__.py", "lab/options.py", "lab/device.py", "lab/cost.py", "lab/replicas.py", "lab/muon.py",
-    "lab/runs.py", "lab/statistics.py", "lab/workshop.py", "graph.py", "datagen.py", "verify.py", "rewards.py", "tasks.py", "tokenizer.py",
-    "texts.py", "data.py", "flash.py", "attention.py", "model.py", "sampler.py", "checkpoint.py", "rollout.py", "sampled.py", "training.py",
-    "train_pretrain.py", "train_grpo.py", "report.py", "evaluate.py", "talk.py", "export_hf.py",
-    "studies/__init__.py", "studies/scales.py", "studies/interplay.py", "claims.py", "experiments.py")  # fmt: skip
+    "lab/runs.py", "lab/statistics.py", "lab/workshop.py", "graph.py", "datagen.py", "verify.py", "rewards.py",
+    "tasks.py", "tokenizer.py", "texts.py", "data.py", "flash.py", "attention.py", "model.py", "sampler.py",
+    "checkpoint.py", "rollout.py", "sampled.py", "training.py", "train_pretrain.py", "train_grpo.py", "tries.py",
+    "chains.py", "report.py", "evaluate.py", "talk.py", "export_hf.py", "studies/__init__.py", "studies/scales.py",
+    "studies/interplay.py", "studies/hidden_thoughts.py", "studies/long_cot.py", "claims.py", "experiments.py")  # fmt: skip
 # What one reads and trains without.
-BESIDE = (
-    "rewards.py", "tasks.py", "sampled.py", "texts.py", "report.py", "talk.py", "export_hf.py", "claims.py", "experiments.py")  # fmt: skip
+BESIDE = ("rewards.py", "tasks.py", "texts.py", "sampled.py", "tries.py", "chains.py", "report.py", "talk.py",
+          "export_hf.py", "claims.py", "experiments.py")  # fmt: skip
 
 
 @dataclass(frozen=True)

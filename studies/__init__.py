@@ -63,14 +63,25 @@ def of_grpo(o, run):
 
 
 def of_evaluation(o, run):
-    """Counts of every problem, by op."""
+    """Counts of every problem, and what is known of its chains, by op."""
     ops, floors = {}, next(iter(read_json(run / "results.json")["results"].values()))["op"]
     for _, line in read_jsonl(run / "judged.jsonl"):
-        kept = {name: line[name] for name in (*JUDGED, "errors")}
+        kept = {name: line[name] for name in (*JUDGED, "errors", *CHAINS)}
         kept |= {name: value for name, value in floors[str(line["op"])].items() if name.endswith("_floor")}
         process = sum(line["process"]) / len(line["process"])
         ops[str(line["op"])] = {**kept, "process": round(process, 5), "nll": round(line["nll"], 5)}
     return {"samples": o.samples, "ops": ops}
+
+
+def of_tries(o, run):
+    """How many were right, by op; token-equivalents as in GRPO."""
+    kept = read_json(run / "summary.json")
+    return {**kept, "tokens": round((kept["sampled"] + kept["read"]) / 3)}
+
+
+def of_texts(o, run):
+    """How many there are, by op, and their tokens."""
+    return read_json(run / "summary.json")
 
 
 def tokens(o):
@@ -85,11 +96,17 @@ def tries(o):
 SCRIPTS = {
     "train_pretrain": Script(tokens, of_pretraining),
     "train_grpo": Script(lambda o: o.steps * o.prompts * o.group, of_grpo),
+    "tries": Script(lambda o: o.n * max(o.samples, o.most), of_tries),
+    "texts": Script(lambda o: o.n, of_texts),
     "evaluate": Script(tries, of_evaluation, "checkpoints"),
 }
+CHAINS = ("noted", "length", "majority", "depth", "depth_wrong", "logp")  # of a line of judged.jsonl
 # what the texts of the other two papers' studies have besides the words of problems
 CONTROL = "<thought> a </thought> <backward> a needs a <subgoal> a <verify> a ok <verify> a not <backtrack> a"
-READS = {"tokenizer": "latest/tokenizer.json"}  # what an option takes of a stage's run, if not `latest`
+# what an option takes of a stage's run, if not `latest`
+READS = {"tokenizer": "latest/tokenizer.json", "tries": "tries.jsonl"} | dict.fromkeys(
+    ("data", "like"), "texts.jsonl"
+)
 
 
 @dataclass(frozen=True)
@@ -129,7 +146,7 @@ class Stage:
     def options(self):
         """The script's Options, with its preset and defaults. Raises UserError if it does not take them."""
         module, words = importlib.import_module(self.script), self.flags(lambda parent: parent.key)
-        how = dict(presets=module.PRESETS, positional=SCRIPTS[self.script].positional)
+        how = dict(presets=getattr(module, "PRESETS", None), positional=SCRIPTS[self.script].positional)
         try:
             return parse_options(module.Options, words, **how)
         except UserError as error:
@@ -196,12 +213,19 @@ class Scale:
     mid: dict = field(default_factory=dict)  # options of mid-training
     options: dict = field(default_factory=dict)  # {script: options}
     rates: dict = field(default_factory=dict)  # {script: seconds a token or sample}, until some are measured
-    share: float = 1.0  # of all tokens and steps, to try a study
+    # of the two studies with texts: tokens of continual pre-training and of SFT; problems whose tries texts
+    # are made of, and tries of each; the longest chain that reflects, in tokens
+    cpt: int = 0
+    sft: int = 0
+    problems: int = 0
+    tries: int = 8
+    longest: int = 0
+    share: float = 1.0  # of all tokens, steps and texts, to try a study
 
     def ops(self, band):
-        """Of a band, or of `new` and `last`: those of `wide` but for 2, and its largest."""
-        last = self.wide.partition("-")[2]
-        return parse_ops({**self.bands, "new": f"3-{last}", "last": last}.get(band, band))
+        """Of a band, or of all; or of `new` and `last`: those of `wide` but for 2, and its largest."""
+        last, every = self.wide.partition("-")[2], ",".join(self.bands.values())
+        return parse_ops({**self.bands, "all": every, "new": f"3-{last}", "last": last}.get(band, band))
 
     def mixture(self, ops, template=None, share=1.0):
         return f"op {ops}; template {template or self.template}; {self.world}; share {share:g}"
@@ -216,7 +240,7 @@ class Scale:
             words = f"{self.words}; {self.world}; tokens 1k"
             few = dict(eval_problems=1, eval_every=1000, tokenizer_words=CONTROL)
             given["tokenizer"] = self.stage("train_pretrain", mixture=words, **few)
-        mixture += f"; shares {self.shares}; tokens {max(1, round(self.share * tokens))}"
+        mixture += f"; shares {self.shares}; tokens {self.part(tokens)}"
         return self.stage("train_pretrain", mixture=mixture, seed=seed.base, **given)
 
     def base(self, seed, mixture=None):
@@ -229,9 +253,30 @@ class Scale:
             return self.base(seed, mixture)
         return self.train(seed, mixture, self.late, init_from=self.base(seed), **self.mid)
 
+    def sample(self, seed, start, mixture, n, **given):
+        """Tries of a checkpoint at n problems."""
+        given = dict(mixture=mixture, n=self.part(n), samples=self.tries) | given
+        return self.stage("tries", checkpoint=start, seed=seed.base, **given)
+
+    def texts(self, kind, **given):
+        """Texts of a kind; those of tries are about the problems that were tried."""
+        tried = given["tries"].given if "tries" in given else ()
+        same = {name: value for name, value in tried if name in ("mixture", "n", "seed")}
+        return Stage("texts", tuple(sorted({"kind": kind, **same, **given}.items())))
+
+    def part(self, n):
+        """Of so many, the share that is asked for."""
+        return max(1, round(self.share * n))
+
+    def tune(self, seed, start, texts, mixture, tokens):
+        """Train on texts, with a fifth of what the checkpoint was trained on before. mixture: whose problems
+        show how it goes.
+        """
+        how = {"replay": 0.2, "solution_only": True, **self.mid}
+        return self.train(seed, mixture, tokens, init_from=start, data=texts, **how)
+
     def rl(self, seed, start, mixture, steps=None, **given):
-        steps = max(1, round(self.share * (steps or self.steps)))
-        given = dict(mixture=mixture, steps=steps, init_from=start) | given
+        given = dict(mixture=mixture, steps=self.part(steps or self.steps), init_from=start) | given
         return self.stage("train_grpo", seed=seed.base + 1000 * seed.rl, **given)
 
     def look(self, seed, start, template=None, **given):
@@ -270,7 +315,7 @@ class Study:
     seeds: int | None = None  # bases, if fewer than the scale's
     note: Callable = lambda c: ""  # scale → what must be known to read the table
     shown: str = "main"  # the look of the figure
-    figure: Callable = draw_dots  # see report.draw_dots
+    figure: Callable = lambda values, path: draw_dots(values.panels(), path)  # claims.Values → PNG's bytes
 
     def planned(self, scale):
         """How many bases it has."""

@@ -94,6 +94,18 @@ S3 = (
     Claim("C5b", "… most on edge", lambda v: nll("edge")(v) - min(nll("id")(v), nll("hard")(v)),
           "in words", "down", 0),
 )  # fmt: skip
+
+
+def beyond(v):
+    """What RL solves in K tries and its base, by the likelihood of gold solutions, would not in 10,000."""
+    return v("edge", "edge", K) - v("base", "edge", "reach@10000")
+
+
+N1 = (
+    Claim("N1a", "RL re-weights: of what it solves on edge the base reaches all but a fifth", beyond, "",
+          "none", 0.2),
+    Claim("N1b", "… and makes the gold solution likelier", gain("edge", "edge", "reach@1"), margin=0),
+)  # fmt: skip
 TAU = (
     Claim("T1", "RL at the edge lifts pass@1 on edge", gain("edge", "edge", ONE)),
     Claim("T2", "RL at the edge changes pass@1 on id", gain("edge", "id", ONE), "", "equal"),
@@ -390,6 +402,7 @@ A7 = (
 STUDIES = (
     Study("tau", "How much do bases and RL seeds differ?", tau, TAU, nested=2),
     Study("s3", "Which problems should RL see?", s3, S3, s3_looks, gate=ladder),
+    Study("n1", "Does RL create, or re-weight?", s3, N1, gate=ladder),
     Study("n6", "Does RL forget, and what prevents it?", n6, N6),
     Study("s6", "What do process rewards add?", s6, S6),
     Study("s4", "How often must a word be seen?", s4, S4, both_contexts, seeds=2, note=exposure, shown="B"),

@@ -2,7 +2,9 @@ import json
 import math
 import re
 import signal
+from dataclasses import replace
 from statistics import NormalDist
+from types import SimpleNamespace
 from unittest import mock
 
 from lab.options import STOPPED, UserError
@@ -10,19 +12,25 @@ from lab.statistics import gain, interval, wilson
 
 import numpy as np
 import pytest
+import torch
 from conftest import call, error_line
 from solver import solve
 
+import chains
 import datagen
 import evaluate
 import report
+import rollout
+import texts
 import verify
-from checkpoint import save_checkpoint
+from checkpoint import load_checkpoint, save_checkpoint
 from data import completion_text, prompt_text
 from evaluate import parse_bands, parse_ks, summarise
 from model import ModelConfig, Qwen2
+from rewards import Reward
 from tokenizer import train_bpe
 
+CPU = torch.device("cpu")
 # What a signal does. Where a shell started the tests in the background, SIGINT is ignored: so it is not sent.
 ACTS = {
     "SIGTERM": lambda: signal.raise_signal(signal.SIGTERM),
@@ -68,6 +76,39 @@ def test_a_signal_stops_it_with_75_and_says_how_to_go_on(command, tmp_path, act)
         json.loads((path / "results.json").read_text())["results"] for path in (tmp_path / "whole", run)
     ]
     assert results[0] == results[1]
+
+
+def test_lines_say_how_chains_went(command):
+    """And what stands already is part of a try."""
+    checkpoint, o = load_checkpoint(command[1], CPU), evaluate.Options(samples=3, max_new_tokens=8, seed=5)
+    problems = [datagen.generate(5, i, op=4, split="eval") for i in range(4)]
+    for how in (None, *chains.ASKS):
+        some = problems, range(4), replace(o, ask=how)
+        line = evaluate.judge(evaluate.try_out(checkpoint, *some), *some)
+        stands = [chains.ask(how, p, 5, i)[1] for i, p in enumerate(problems)]
+        assert all(text.startswith(start) for text, start in zip(line["texts"], stands))
+        assert line["length"] == np.mean(line["tokens"]) and len(line["majority"]) == 3
+        assert line["depth"][0] == 12 == line["depth_wrong"][0]
+        if how == "text":
+            assert set(line["noted"]) == {"opens", "concludes"}
+
+
+def test_a_chain_that_reflects_is_judged_by_what_stands_in_the_end(command, tmp_path, monkeypatch):
+    """A stand-in for the sampler writes such chains; of a fourth <backtrack> nothing is left."""
+    checkpoint = load_checkpoint(command[1], CPU)
+    source = texts.Source(datagen.Mixture.parse(f"op 4; {datagen.MINI_WORLD}"))
+    problems = [source.mixture.problem(0, i, "mid") for i in range(4)]
+    told = [source.records("reflective-gold", i)[0]["chain"] for i in range(4)]
+    told[3] = " Define a in B as q; so q = 1. <backtrack> q." * 4 + told[3]
+    ids = [checkpoint.tokenizer.encode(text) for text in told]
+    samples = SimpleNamespace(ids=ids, logprobs=[[0.0] * len(it) for it in ids], finished=[True] * 4)
+    monkeypatch.setattr("rollout.generate", lambda *_, **__: samples)
+    rollouts = rollout.roll_out(
+        checkpoint.model, checkpoint.tokenizer, problems, 1, ("test",), reward=Reward("strict")
+    )
+    assert any("<backtrack>" in text for text in told[:3])
+    assert [it.verdict.correct for it in rollouts] == [True] * 3 + [False]
+    assert [it.text for it in rollouts] == told and [it.reward for it in rollouts] == [1, 1, 1, 0]
 
 
 def test_a_report_that_cannot_be_written_is_said_before_anything_is_judged(command, tmp_path):

@@ -105,8 +105,8 @@ def test_a_new_option_that_is_off_by_default_leaves_keys_as_they_are(toy, monkey
 def test_options_that_the_script_does_not_take_are_an_error():
     with pytest.raises(UserError, match=r"a stage of train_grpo.py: .*--speed"):
         _ = stage("train_grpo", speed=3).key
-    with pytest.raises(UserError, match="--reward"):
-        _ = stage("train_grpo", reward="praise").key
+    with pytest.raises(UserError, match="--advantage"):
+        _ = stage("train_grpo", advantage="praise").key
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -127,6 +127,8 @@ def test_every_study_can_be_planned_at_every_scale(scale):
 def test_claims_have_ids_of_their_own():
     ids = [claim.id for study in load_studies()[0].values() for claim in study.claims]
     assert len(ids) == len(set(ids))
+    for letter in "HD":
+        assert {f"{letter}{i}" for i in range(1, 8)} <= {name[:2] for name in ids}
     assert {f"C{i}" for i in (*range(0, 11), *range(12, 29))} - {"C23"} <= {
         "".join(c for c in name if c == "C" or c.isdigit()) for name in ids
     }
@@ -357,7 +359,9 @@ def test_bad_input_is_one_line(flags, message):
 
 def result(correct, answer=None, samples=4):
     """Of an evaluation: {op: counts}."""
-    row = dict(nll=2.0, process=0.5, errors={"no_answer": 2})
+    row = dict(nll=2.0, process=0.5, errors={"no_answer": 2}, noted={"hit": 4}, length=30.0)
+    row |= dict(majority=[0.25 * n for n in range(samples)], depth=[2, 2, 2, 4, 3], depth_wrong=[0] * 5)
+    row |= dict(logp=[-1.0, -9.0])
     ops = {
         op: {**row, "correct": c, "answer": answer[op] if answer else c, "faithful": c}
         for op, c in correct.items()
@@ -374,6 +378,28 @@ def test_measures():
     assert measure(found, [2, 3], "correct@1", "odd").tolist() == [0, 0.5]
     assert measure(found, [2, 3], "hacked").tolist() == [1 - 8 / 14]
     assert measure(found, [2, 3], "no_answer").tolist() == [0.25, 0.25]
+    noted = {"hit": 2, "caught": 3, "backtracks": 4, "wrong": 12}
+    found["ops"]["2"] |= dict(noted=noted, length=20.0, depth=[2, 1.0, 1.0, 1.0, 1.0])
+    found["ops"]["3"] |= dict(noted={"caught": 1}, length=40.0, depth=[2, 3.0, 5.0, 5.0, 8.5])
+    assert measure(found, [2, 3], "hit").tolist() == [0.25, 0]
+    assert [measure(found, [2, 3], name).tolist() for name in ("length", "precision", "recall")] == [
+        [30],
+        [1],
+        [1 / 3],
+    ]
+    # of (0, 0), (1, 1), (1, 1.5) and (2, 3.5)
+    assert measure(found, [2, 3], "depth").tolist() == pytest.approx(
+        [np.polyfit([0, 1, 1, 2], [0, 1, 1.5, 3.5], 1)[0]]
+    )
+    assert measure(found, [2, 3], "depth_wrong").tolist() == [0]
+    assert (
+        measure(found, [2, 3], "majority@3").tolist()
+        == measure(found, [2, 3], "majority@3").tolist()
+        == [0.5, 0.5]
+    )
+    found["ops"]["2"]["logp"] = [np.log(0.5), -800.0]
+    assert measure(found, [2], "reach@2").tolist() == pytest.approx([0.75, 0])
+    assert measure(found, [2], "majority@99").tolist() == [0.75]  # no more than there are
     rewards = {"rewards": [0.0] * 5 + [0.5] * 15, "zero_variance": 0.3}
     assert measure(rewards, None, "rise").tolist() == [0.5]
 

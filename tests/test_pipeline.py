@@ -351,10 +351,10 @@ def test_external_data_errors_name_the_line(tmp_path):
 
 
 def test_a_record_too_long_for_the_context_is_refused_before_the_first_step(runs, tmp_path):
-    path, record = tmp_path / "r.jsonl", {"problem": "a", "question": "b", "solution": "Answer: 1."}
+    path, record = tmp_path / "r.jsonl", {"problem": "a", "question": "b", "answer": 1}
     path.write_text(json.dumps(record) + "\n" + json.dumps({**record, "problem": "a " * 3000}) + "\n")
     out = call("train_grpo", "--init-from", runs / "base" / "latest", "--mixture", "op 2", "--data", path,
-               "--max-new-tokens", 8, "--eval-problems", 1, "--out", tmp_path / "x")  # fmt: skip
+               "--reward", "outcome", "--max-new-tokens", 8, "--eval-problems", 1, "--out", tmp_path / "x")  # fmt: skip
     assert "exceed the context" in error_line(out) and not (tmp_path / "x").exists()
 
 

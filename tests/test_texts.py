@@ -56,7 +56,7 @@ def test_what_a_text_says_is_so(source):
     """Each sentence of the conclusion, by the solver that reads the English of the statements alone."""
     said = {True: 0, False: 0}
     for i in range(300):
-        p, record = problem(source, i), source.record("plain", i)
+        p, record = problem(source, i), source.records("plain", i)[0]
         assert record["completion"].startswith(f" {p.problem} ")
         sentences = datagen.statements_of(record["completion"].removeprefix(f" {p.problem}"))
         for sentence in sentences:
@@ -78,7 +78,7 @@ def test_arms_differ_in_the_thought_alone(source):
         p, records = problem(source, i), {}
         for kind in texts.KINDS:
             if kind not in texts.TAKE_TRIES and "reflective" not in kind:
-                records[kind] = source.record(kind, i)
+                records[kind] = source.records(kind, i)[0]
         plain = records.pop("plain")
         assert f"{thought(records['gold'])} Answer: {p.answer}." == p.solution
         assert verify(f"{thought(records['gold'])} Answer: {p.answer}.", p).faithful
@@ -105,8 +105,8 @@ def test_thoughts_without_content_are_as_long_as_gold(source, by, tokenizer):
     source = texts.replace(source, size=size)
     missing = 0
     for i in range(60):
-        p, gold = problem(source, i), source.record("gold", i)
-        filler, facts, shuffled = (source.record(kind, i) for kind in ("filler", "facts", "shuffled"))
+        p, gold = problem(source, i), source.records("gold", i)[0]
+        filler, facts, shuffled = (source.records(kind, i)[0] for kind in ("filler", "facts", "shuffled"))
         assert filler["tokens"] == gold["tokens"] and set(thought(filler)) == {"."}
         assert 0 <= gold["tokens"] - facts["tokens"] <= (2 if by == "words" else 8)
         if "completion" not in shuffled:
@@ -121,7 +121,7 @@ def test_thoughts_without_content_are_as_long_as_gold(source, by, tokenizer):
 @every_source
 def test_facts_are_the_needed_statements_in_order_of_use(source):
     for i in range(60):
-        p, told = problem(source, i), thought(source.record("facts", i))
+        p, told = problem(source, i), thought(source.records("facts", i)[0])
         needed = [
             s
             for node in p.nodes
@@ -140,7 +140,7 @@ def test_a_corrupted_thought_has_so_many_slips_and_follows_from_them(source, kin
     """Slip: a line that is untrue with the values before it, or has other parents, or is another number of the text."""
     kinds, missing = {"value": 0, "parents": 0}, 0
     for i in range(120):
-        p, record = problem(source, i), source.record(kind, i)
+        p, record = problem(source, i), source.records(kind, i)[0]
         if "completion" not in record:
             missing += 1
             continue
@@ -190,17 +190,17 @@ def test_kinds_that_take_tries_take_the_right_ones():
         wrong, chance, right = tries_of(p)
         assert [verify(t, p).correct for t in (wrong, chance, right)] == [False, False, True]
         chains = [texts.chain_of(t) for t in (wrong, chance, right)]
-        assert chains[2] == thought(source.record("gold", i)) and "<" not in "".join(chains)
+        assert chains[2] == thought(source.records("gold", i)[0]) and "<" not in "".join(chains)
         expected = {"raw": {*chains}, "self": {*chains[1:]}, "judged": {chains[2]}}
         for kind, allowed in expected.items():
-            found = texts.replace(source, tries={p.id: [wrong, chance, right]}).record(kind, i)
+            found = texts.replace(source, tries={p.id: [wrong, chance, right]}).records(kind, i)[0]
             assert thought(found) in allowed
-            assert outside(found) == source.record("plain", i)["completion"]
+            assert outside(found) == source.records("plain", i)[0]["completion"]
         only_wrong = texts.replace(source, tries={p.id: [wrong]})
-        assert thought(only_wrong.record("raw", i)) == chains[0]
-        assert "completion" not in only_wrong.record("self", i)
-        assert "completion" not in only_wrong.record("judged", i)
-        assert "completion" not in texts.replace(source, tries={}).record("raw", i)
+        assert thought(only_wrong.records("raw", i)[0]) == chains[0]
+        assert "completion" not in only_wrong.records("self", i)[0]
+        assert "completion" not in only_wrong.records("judged", i)[0]
+        assert "completion" not in texts.replace(source, tries={}).records("raw", i)[0]
 
 
 def test_raw_takes_each_try_now_and_then():
@@ -208,7 +208,7 @@ def test_raw_takes_each_try_now_and_then():
     for i in range(40):
         p = problem(source, i)
         three = tries_of(p)
-        found = thought(texts.replace(source, tries={p.id: three}).record("raw", i))
+        found = thought(texts.replace(source, tries={p.id: three}).records("raw", i)[0])
         seen.add([texts.chain_of(t) for t in three].index(found))
     assert seen == {0, 1, 2}
 
@@ -529,13 +529,85 @@ def test_at_most_three_backtracks_count():
 def test_reflective_kinds_keep_the_rules_in_the_shares_of_the_study(source):
     seen = []
     for i in range(150):
-        p, record = problem(source, i), source.record("reflective-gold", i)
+        p, record = problem(source, i), source.records("reflective-gold", i)[0]
         if "completion" in record:
             assert texts.passes(record["chain"], p)
             seen.append(record["chain"].count("<backtrack>"))
     assert len(seen) > 130
     for errors, share in ((0, 0.35), (1, 0.5), (2, 0.15)):
         assert abs(seen.count(errors) / len(seen) - share) < 0.12
+
+
+@every_source
+def test_full_stops_stand_in_for_control_sentences(source):
+    for i in range(60):
+        p = problem(source, i)
+        told = texts.replace(source, tries={p.id: [tries_of(p)[2]]}).records("padded", i)[0]
+        assert "<" not in chain_of(told) and ".." in chain_of(told)
+        assert verify(told["chain"], p).correct
+        assert (
+            re.sub(r" ?(?<!\S)\.+(?!\S)", "", chain_of(told)).split()
+            == texts.chain_of(tries_of(p)[2]).split()
+        )
+
+
+def chain_of(record):
+    return texts.chain_of(record["chain"])
+
+
+def test_reflective_chains_do_without_what_is_left_out():
+    source, kinds, broken = SOURCES["mini"], set(), 0
+    for i in range(60):
+        p = problem(source, i)
+        some = texts.replace(source, tries={p.id: tries_of(p)[::2]}, without=("backtrack", "subgoal"))
+        for record in some.records("reflective", i):
+            kinds |= {event.kind for event in texts.resolve(record["chain"])[1]}
+        with pytest.MonkeyPatch.context() as patch:  # as if each chain broke a rule
+            patch.setitem(texts.RULES, "R7", lambda it: False)
+            assert "completion" not in some.records("reflective", i)[0]
+            broken += "completion" in texts.replace(some, but=("R7",)).records("reflective", i)[0]
+    assert kinds == {"define", "backward", "verify"} and broken == 60
+
+
+# ------------------------------------------------------------------------------------------------------------
+# A model's own right tries
+
+
+@pytest.mark.parametrize("rule, wanted", [  # of c = 0 … 8 right ones in 8
+    ("all", [8] * 9), ("ceil", [8, 7, 6, 5, 4, 3, 2, 1, 0]), ("uniform", [4] * 9), ("prop", [8, 8, 7, 6, 5, 4, 3, 2, 1]),
+])  # fmt: skip
+def test_how_many_tries_a_rule_wants(rule, wanted):
+    assert [texts.WANTED[rule](c, 8) for c in range(9)] == wanted
+
+
+def test_of_right_tries_the_shortest_are_kept_as_many_as_the_rule_wants():
+    p = problem(SOURCES["mini"], 0)
+    wrong, _, right = tries_of(p)
+    extra = [right.replace(" Define", " Define a in B as Z; so Z = 1." * n + " Define", 1) for n in range(5)]
+    tries = [*extra[::-1], wrong, wrong, wrong]
+    for rule, kept in (("all", 5), ("ceil", 3), ("uniform", 4), ("prop", 4)):
+        source = texts.replace(SOURCES["mini"], tries={p.id: tries}, select=rule)
+        records = source.records("own", 0)
+        assert [chain_of(record) for record in records] == [texts.chain_of(text) for text in extra[:kept]]
+        for record in records:
+            assert record["prompt"] == data.prompt_text(p).removeprefix("[BOS]")
+            assert (
+                record["completion"] == data.completion_text(p).removesuffix("[EOS]")
+                or "Z = 1" in record["completion"]
+            )
+    for tries in ([wrong] * 8, []):
+        source = texts.replace(SOURCES["mini"], tries={p.id: tries})
+        assert [record.get("completion") for record in source.records("own", 0)] == [None]
+
+
+def test_what_a_reflective_try_retracts_is_not_learned():
+    source = SOURCES["mini"]
+    for p, _, record in stitched(source, 40, 1):
+        index = int(p.id.rpartition("/")[2])
+        (own,) = texts.replace(source, tries={p.id: [record["chain"]]}).records("own", index)
+        assert {key: own[key] for key in record} == record
+        error = texts.sentences(own["prompt"])[-1][1]
+        assert f"<backtrack> {error['var']}." in own["completion"]
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -551,7 +623,9 @@ def test_records_are_what_a_training_reads(tmp_path):
         assert len(records) == 5 and f"{kind}, {sum(r['tokens'] for r in records)} tokens: " in out.stderr
         assert [r["id"] for r in records] == [f"mid/0/{i}" for i in range(5)]
         expected = [json.loads(line) for line in out.stdout.splitlines()]
-        assert [texts.Source(datagen.Mixture.parse(mixture)).record(kind, i) for i in range(5)] == expected
+        assert [
+            texts.Source(datagen.Mixture.parse(mixture)).records(kind, i)[0] for i in range(5)
+        ] == expected
 
 
 def test_tries_come_from_a_file_and_texts_can_be_matched(tmp_path, tokenizer):
@@ -572,6 +646,33 @@ def test_tries_come_from_a_file_and_texts_can_be_matched(tmp_path, tokenizer):
     records = [json.loads(line) for line in out.stdout.splitlines()]
     assert [r["tokens"] for r in records] == [len(tokenizer.encode(r["completion"])) for r in records]
     assert sum(r["tokens"] for r in records[:-1]) < 3000 <= sum(r["tokens"] for r in records)
+
+
+def test_a_folder_holds_what_is_printed_and_its_yields(tmp_path):
+    flags = ["--kind", "corrupted", "--mixture", f"op 2-4; {datagen.MINI_WORLD}", "--n", 30]
+    printed = call("texts", *flags, "--jsonl", check=True).stdout
+    call(
+        "texts",
+        *flags,
+        "--out",
+        tmp_path / "a",
+        "--resume-or-start",
+        "--threads",
+        1,
+        "--replicas",
+        2,
+        check=True,
+    )
+    assert (tmp_path / "a/texts.jsonl").read_text() == printed
+    records, summary = (
+        data.read_records(tmp_path / "a/texts.jsonl"),
+        json.loads((tmp_path / "a/summary.json").read_text()),
+    )
+    assert summary["texts"] == len(records) and summary["text_tokens"] == sum(r["tokens"] for r in records)
+    assert (
+        sum(n for n, _ in summary["yields"].values()) == len(records)
+        and sum(n for _, n in summary["yields"].values()) == 30
+    )
 
 
 def test_the_same_texts_in_any_process():
@@ -612,6 +713,10 @@ def test_texts_need_no_torch():
     (["--tokenizer", "nowhere.json"], "nowhere.json"),
     (["--n", "0"], "tokens in the mixture"),
     (["--n", "-1"], "--n must be"),
+    (["--kind", "reflective-gold", "--without", "verify,doubt"], "unknown behaviour 'doubt'"),
+    (["--kind", "reflective-gold", "--but", "R9"], "unknown rule 'R9'"),
+    (["--select", "ceil"], "for --kind own"),
+    (["--without", "verify"], "for reflective kinds"),
 ])  # fmt: skip
 def test_bad_input_is_one_line(arguments, line):
     assert line in error_line(call("texts", *arguments))

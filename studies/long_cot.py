@@ -1,0 +1,186 @@
+"""The studies of "Dual-Phase LLM Reasoning" (arXiv 2601.05616): D1 to D7 are its claims and their controls.
+
+    base ─ tries ─► chains that reflect, stitched ─► SFT ─ tries ─► right ones, by difficulty ─► SFT
+                    (stage 1: `sft`)                                (stage 2: `ceil`, `vanilla`, …)
+
+No dialogue: a small model cannot follow one. The scaffold of texts.stitch joins the model's own wrong and
+right tries by control sentences, which resolve to a plain chain before the judge reads. All arms of SFT train
+on as many tokens, with a fifth of what came before.
+
+Each contrast and its margin stood here before anything was run.
+"""
+
+from functools import cache
+from statistics import mean
+
+from datagen import Mixture
+from report import draw_lines
+from studies import Claim, Seed, Study
+from texts import BEHAVIOURS, RULES, Source
+
+ONE = "correct@1"
+REFLECT = ("sft", "vanilla", "ceil")
+NEED_GOLD = ("R1", "R3", "R4", "R5", "R6")
+
+
+class Pipeline:
+    """Two stages from a base. Each samples the tries of problems that the other does not see."""
+
+    def __init__(self, c, seed):
+        self.c, self.seed, self.base = c, seed, c.base(seed)
+        easy, hard = f"{c.bands['id']}, {c.bands['edge']}", c.bands["hard"]
+        self.first, self.second = c.mixture(easy), c.mixture(f"{easy}, {hard}")
+
+    def train(self, start, kind, tries, **given):
+        texts = self.c.texts(kind, tries=tries, **given)
+        return self.c.tune(self.seed, start, texts, self.c.mixture(self.c.pt), self.c.sft)
+
+    def stage1(self, kind, **given):
+        tries = self.c.sample(self.seed, self.base, self.first, self.c.problems)
+        return self.train(self.base, kind, tries, **given)
+
+    def stage2(self, start, rule, init=None, **given):
+        """given: of tries, such as most."""
+        new, given = Seed(1_000_000 + self.seed.base), dict(max_new_tokens=self.c.longest) | given
+        tries = self.c.sample(new, start, self.second, self.c.problems, **given)
+        return self.train(init or start, "own", tries, select=rule)
+
+    def adaptive(self, start, rule):
+        """Of problems that are tried up to twice as often, until the rule has enough of each."""
+        return self.stage2(start, rule, select=rule, most=2 * self.c.tries)
+
+    def ceiling(self):
+        """Stage 1 on chains of gold solutions and corrupted ones."""
+        c = self.c
+        about = dict(mixture=self.first, n=c.part(c.problems), seed=self.seed.base)
+        texts = c.texts("reflective-gold", **about)
+        return c.tune(self.seed, self.base, texts, c.mixture(c.pt), c.sft)
+
+    def steps(self):
+        """Of GRPO, at about as many token-equivalents as both stages cost, sampling included."""
+        c = self.c
+        sampled = c.problems * c.tries * (length("own", self.first) + length("reflective-gold", self.second))
+        return round((2 * c.sft + sampled / 3) / c.price["measured"])
+
+
+@cache
+def length(kind, mixture):
+    """Mean length of a problem and such a chain, by count_words. own: a gold one."""
+    source = Source(Mixture.parse(mixture))
+    problems = [source.mixture.problem(0, i, source.split) for i in range(100)]
+    source = Source(source.mixture, tries={it.id: [it.solution] for it in problems})
+    return mean(source.records(kind, i)[0]["tokens"] for i in range(100))
+
+
+def long(c, seed):
+    it = Pipeline(c, seed)
+    sft, edge = it.stage1("reflective"), c.mixture(c.ranges["edge"])
+    arms = {"base": it.base, "plain": it.stage1("own"), "sft": sft}
+    arms |= {"vanilla": it.stage2(sft, "all"), "ceil": it.stage2(sft, "ceil")}
+    return arms | {"grpo": c.rl(seed, it.base, edge, it.steps(), reward="outcome")}
+
+
+def ablations(c, seed):
+    it = Pipeline(c, seed)
+    sft, plain = it.stage1("reflective"), it.stage1("own")
+    arms = {"base": it.base, "sft": sft, "ceil": it.stage2(sft, "ceil"), "gold": it.ceiling()}
+    arms |= {"no stage 1": it.stage2(plain, "ceil"), "from base": it.stage2(sft, "ceil", it.base)}
+    arms |= {f"no {name}": it.stage1("reflective", without=name) for name in BEHAVIOURS}
+    weaker = {
+        "no gold rules": NEED_GOLD,
+        "no rules": [name for name in RULES if name not in ("answer", "R1")],
+    }
+    arms |= {name: it.stage1("reflective", but=",".join(but)) for name, but in weaker.items()}
+    arms |= {"padded": it.stage1("padded")}
+    return arms | {rule: it.adaptive(sft, rule) for rule in ("uniform", "prop")}
+
+
+def looks(c, seed, arm, it):
+    """All with as many tokens as the longest chains need; with errors planted, where chains reflect."""
+    asks = ("planted", "sound", "denied", "affirmed") if arm in REFLECT else ()
+    found = {how: c.look(seed, it, ask=how, samples=4, k="1", max_new_tokens=c.longest) for how in asks}
+    return {"main": c.look(seed, it, max_new_tokens=c.longest), **found}
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Claims
+
+
+def gain(more, less, band="edge", metric=ONE, look="main"):
+    return lambda v: v(more, band, metric, look) - v(less, band, metric, look)
+
+
+def harder(v):
+    return gain("ceil", "sft")(v) - gain("ceil", "sft", "id")(v)
+
+
+def ratio(v, band="all", arm="ceil", to="base"):
+    """Of mean lengths of tries."""
+    return v(arm, band, "length") / max(1, v(to, band, "length"))
+
+
+def own_growth(v):
+    """How much longer hard problems make its tries, less how much longer they make the base's."""
+    growth = (v(arm, "hard", "length") / max(1, v(arm, "id", "length")) for arm in ("ceil", "base"))
+    return next(growth) - next(growth)
+
+
+def youden(planted, sound):
+    """How much more often the last given definition is retracted where it is wrong."""
+    return lambda v: v("ceil", "all", "hit", planted) - v("ceil", "all", "hit", sound)
+
+
+def net(v):
+    return v("ceil", "all", "repaired") - v("ceil", "all", "broken")
+
+
+def at_equal_tokens(v):
+    """One reflective try, less what the majority of so many plain ones gives for its tokens."""
+    plain = max(1, int(ratio(v, "edge", to="plain")))
+    return v("ceil", "edge", "answer@1") - v("plain", "edge", f"majority@{plain}")
+
+
+LONG = (
+    Claim("D1", "stage 1 beats SFT on its own plain chains", gain("sft", "plain"), "in words"),
+    Claim("D2a", "stage 2 adds on edge", gain("ceil", "sft"), "in words"),
+    Claim("D2b", "… more than on id", harder, "in words", margin=0),
+    Claim("D3", "it is the selection by difficulty", gain("ceil", "vanilla"), "in words"),
+    Claim("D4a", "chains are 4 times as long", lambda v: ratio(v) - 4, "> 4 times", margin=0),
+    Claim("D4b", "… and grow more than the base's where it is harder", own_growth, margin=0),
+    Claim("D5a", "planted errors are noticed", youden("planted", "sound"), "in words", margin=0.3),
+    Claim("D5b", "… its own too: repaired less broken", net, "in words", margin=0),
+    Claim("D5c", "… and the verification decides, be it true or not", youden("denied", "affirmed"),
+          margin=0.3),
+    Claim("D6", "RL at equal cost is no better", gain("grpo", "ceil"), "in words", "none", 0.05),
+    Claim("D7", "it is worth its tokens: against majorities of plain tries", at_equal_tokens),
+)  # fmt: skip
+ABLATIONS = (
+    Claim("D1 stage", "no stage 1: worse", gain("ceil", "no stage 1")),
+    *(Claim(f"D1 {name}", f"no <{name}>: worse", gain("sft", f"no {name}")) for name in BEHAVIOURS),
+    Claim("D1 padded", "full stops for control sentences: worse", gain("sft", "padded")),
+    Claim("D1 gold", "the model's own chains are as good as gold's", gain("gold", "sft"), "", "none"),
+    Claim("D1 rules", "rules that need no gold are as good", gain("sft", "no gold rules"), "", "none"),
+    Claim("D1 none", "… no rules are not", gain("sft", "no rules")),
+    Claim("D2 base", "stage 2 need not begin from stage 1", gain("ceil", "from base"), "", "none"),
+    Claim("D3 uniform", "as many of each problem: better than ceil", gain("uniform", "ceil")),
+    Claim("D3 prop", "more of harder problems: better still", gain("prop", "uniform")),
+)  # fmt: skip
+
+
+def by_tokens(values, path):
+    """Accuracy of majorities against the tokens they take, a panel a band."""
+
+    def line(arm, band):
+        place = (arm, band, "length")
+        each, tries = values.mean(lambda v: v(*place)), range(1, values.scale.k + 1)
+        right = [values.mean(lambda v, m=m: v(arm, band, f"majority@{m}")) for m in tries]
+        return [each * m for m in tries], right
+
+    panels = {band: {arm: line(arm, band) for arm in values.arms} for band in values.scale.bands}
+    return draw_lines(panels, path, "generated tokens a problem", "majority is right", xscale="log")
+
+
+STUDIES = (
+    Study("long", "Self-made long chains?", long, LONG, looks, seeds=3, figure=by_tokens),
+    Study("chains", "… without a part of it?", ablations, ABLATIONS, looks, seeds=1, figure=by_tokens),
+)

@@ -1,0 +1,94 @@
+"""tries.py: what texts are made of, of a model that has learnt nothing and of one that is made up."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+from conftest import call, error_line
+
+import texts
+import tries
+from checkpoint import save_checkpoint
+from data import completion_text, prompt_text
+from datagen import Mixture
+from model import ModelConfig, Qwen2
+from tokenizer import train_bpe
+
+WORLD = "op 2-3; mode forward; distractors 1-2"
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
+    problems = [Mixture.parse(WORLD).problem(1, i, "train") for i in range(30)]
+    tokenizer = train_bpe([prompt_text(p) + completion_text(p) for p in problems], 400)
+    path = tmp_path_factory.mktemp("tries") / "latest"
+    save_checkpoint(
+        path, Qwen2(ModelConfig(tokenizer.vocab_size, 32, 64, 1, 2, 1)), tokenizer, {}, {"step": 3}
+    )
+    options = ["--n", 5, "--samples", 2, "--max-new-tokens", 8, "--threads", 1, "--seed", 3]
+    return ["tries", "--checkpoint", path, "--mixture", WORLD, *options]
+
+
+def lines_of(path):
+    return [json.loads(line) for line in (path / "tries.jsonl").read_text().splitlines()]
+
+
+def test_a_line_a_problem_of_the_same_problems_as_texts(command, tmp_path, monkeypatch):
+    call(*command, "--out", tmp_path / "a", check=True)
+    lines, summary = lines_of(tmp_path / "a"), json.loads((tmp_path / "a/summary.json").read_text())
+    source = texts.Source(Mixture.parse(WORLD), seed=3)
+    assert [line["id"] for line in lines] == [source.records("gold", i)[0]["id"] for i in range(5)]
+    assert {len(line["texts"]) for line in lines} == {2} and 0 < summary["sampled"] <= 5 * 2 * 8
+    assert sum(tried for _, tried in summary["yields"].values()) == 10
+    assert [*texts.read_tries(tmp_path / "a/tries.jsonl")] == [line["id"] for line in lines]
+    monkeypatch.setattr(tries, "CHUNK", 2)
+    flags = ["--sample-rows", 3, "--resume-or-start", "--replicas", 2]
+    call(*command, *flags, "--out", tmp_path / "b", check=True)
+    assert lines_of(tmp_path / "b") == lines
+    call(*command, *flags, "--out", tmp_path / "b", check=True)  # begun again, as after a kill
+    assert lines_of(tmp_path / "b") == lines
+    assert "--seed 3, not 4" in error_line(call(*command, *flags, "--seed", 4, "--out", tmp_path / "b"))
+
+
+def test_a_problem_is_tried_until_the_rule_has_enough(monkeypatch):
+    """Of models that are right once in so many tries."""
+    streams = []
+
+    def made_up(model, tokenizer, problems, group, stream, numbers, **how):
+        streams.append((stream, [*numbers]))
+        first = stream[-1]
+        places = [(every, first + g) for every in problems for g in range(group)]
+        return [
+            SimpleNamespace(verdict=SimpleNamespace(correct=at % every == every - 1)) for every, at in places
+        ]
+
+    monkeypatch.setattr(tries, "roll_out", made_up)
+    checkpoint = SimpleNamespace(model=None, tokenizer=None)
+
+    def tried(**given):
+        o = tries.Options(samples=4, **given)
+        return [len(found) for found in tries.sample(checkpoint, [1, 2, 4, 100], range(4), o).values()]
+
+    assert tried() == [4, 4, 4, 4]  # no more than --samples
+    assert tried(select="uniform", most=16) == [4, 8, 16, 16]
+    assert tried(select="uniform", most=15) == [4, 8, 12, 12]
+    assert tried(select="prop", most=32) == [4, 12, 28, 32]  # 1, 5, 7 and 8 of them are wanted
+    assert [stream[-1] for stream, _ in streams[-8:]] == [
+        0,
+        4,
+        8,
+        12,
+        16,
+        20,
+        24,
+        28,
+    ]  # no two rounds are alike
+
+
+def test_bad_input_is_one_line(command, tmp_path):
+    assert "no checkpoint" in error_line(call("tries", "--out", tmp_path / "run"))
+    assert "--select" in error_line(call(*command, "--select", "best", "--out", tmp_path / "run"))
+    assert "--max-new-tokens" in error_line(
+        call(*command, "--max-new-tokens", 10_000, "--out", tmp_path / "run")
+    )
+    assert not (tmp_path / "run").exists()
