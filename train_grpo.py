@@ -105,16 +105,17 @@ def objective(o):
     return dict(**clips, kl_coef=o.kl, kl_estimator=o.kl_estimator or "k3")
 
 
-def grpo_loss(logp, old_logp, ref_logp, advantages, weights, *, count=None,
+def grpo_loss(logp, old_logp, ref_logp, advantages, mask, *, count=None,
               clip_ratio=0.2, dual_clip=None, kl_coef=1e-3, kl_estimator="k3"):  # fmt: skip
     """Clipped policy objective plus KL to the reference, summed over tokens and divided by one global count.
 
     logp, old_logp, ref_logp: log-probabilities of the sampled tokens under the policy, the sampler and the
-    frozen reference (None: no KL); advantages broadcast over tokens; weights: 1 where a token was sampled
-    (but see NORMALISATIONS), else 0. All of one shape. count: what the loss is divided by (default: how many
-    were sampled); give that of the whole minibatch when the loss is taken in micro-batches.
+    frozen reference (None: no KL); advantages broadcast over tokens; mask: 1 where a token was sampled, or
+    what it weighs (see NORMALISATIONS), else 0. All of one shape. count: what the loss is divided by
+    (default: how many were sampled); give that of the whole minibatch when the loss is taken in
+    micro-batches.
 
-        loss = Σ weight · (−min(r·A, clip(r, 1−ε, 1+ε)·A) + β·KL) / count,  r = exp(logp − old_logp)
+        loss = Σ mask · (−min(r·A, clip(r, 1−ε, 1+ε)·A) + β·KL) / count,  r = exp(logp − old_logp)
 
     clip_ratio: ε, or two of them, (below 1, above it): a larger one above leaves unlikely tokens more room to
     rise ("clip-higher": DAPO, Yu et al. 2025, section 3.1). dual_clip c: the first term is at most c·|A|
@@ -124,7 +125,7 @@ def grpo_loss(logp, old_logp, ref_logp, advantages, weights, *, count=None,
     Returns loss and stats: sums over tokens, to be divided by their number (kl, clip_fraction, ratio, and
     approx_kl, the k3 estimate of the policy's distance from the sampler).
     """
-    keep = weights > 0
+    keep = mask > 0
     count = keep.sum() if count is None else count
     below, above = clip_ratio if isinstance(clip_ratio, tuple) else (clip_ratio, clip_ratio)
     log_ratio = torch.where(keep, logp - old_logp, 0.0)
@@ -132,14 +133,14 @@ def grpo_loss(logp, old_logp, ref_logp, advantages, weights, *, count=None,
     policy = torch.maximum(-ratio * advantages, -ratio.clamp(1 - below, 1 + above) * advantages)
     if dual_clip is not None:
         policy = torch.where(advantages < 0, torch.minimum(policy, -dual_clip * advantages), policy)
-    loss = torch.where(keep, weights * policy, 0.0).sum()
+    loss = torch.where(keep, mask * policy, 0.0).sum()
     clipped = ((ratio - 1) * advantages.sign() > torch.where(advantages > 0, above, below)) & keep
     approx_kl = (ratio - 1 - log_ratio).sum()
     stats = {"clip_fraction": clipped.sum(), "ratio": (ratio * keep).sum(), "approx_kl": approx_kl}
     if ref_logp is not None:
         d = torch.where(keep, ref_logp - logp, 0.0)
         estimate = {"k1": -d, "k2": d.square() / 2, "k3": torch.exp(d) - d - 1}[kl_estimator]
-        loss = loss + kl_coef * (weights * estimate).sum()
+        loss = loss + kl_coef * (mask * estimate).sum()
         stats["kl"] = estimate.sum()
     return loss / count, {name: total.detach() for name, total in stats.items()}
 
