@@ -180,12 +180,12 @@ class Values:
         """Why there is no verdict, or the verdict."""
         shares = [it for it in weights_of(claim.contrast) if "@" in it.metric]
         means = [self.values(lambda v, it=it: v(*it))[there].mean() for it in shares]
-        gate, planned = self.values(self.study.gate).mean(1), self.study.planned(self.scale)
+        planned = self.study.planned(self.scale)
         word = verdict(estimate, claim.expect, claim.margin, claim.half, claim.least)
         reasons = {
             f"incomplete: {self.scale.share:.0%} of the budget": self.scale.share < 1,
             f"incomplete: {sum(there)} of {planned} seeds": sum(there) < planned,
-            "gate C0 not met": np.isnan(gate).all() or np.nanmean(gate) < 0,
+            "gate C0 not met": not self.mean(self.study.gate) >= 0,  # nor where there is no value
             "at floor": means and max(means) < FLOOR,
             "at ceiling": means and min(means) > 1 - FLOOR,
             "underpowered": word == "undecided" and estimate.half() > WIDEST,
