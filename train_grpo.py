@@ -21,7 +21,7 @@ import torch
 
 from datagen import KEYS_HELP, TINY_WORLD
 from rewards import OVERLONG, UNFINISHED, Reward
-from rollout import Problems, check_room, pack_rollouts, roll_out, token_logps
+from rollout import Problems, check_room, pack_rollouts, roll_out, token_logps, up_to_first_error
 from sampled import keep_tries
 from tasks import read_tasks
 from training import Training, TrainingOptions, run_training
@@ -61,6 +61,7 @@ class Options(TrainingOptions):
     alpha: float = opt(0.2, "weight of the outcome in the rewards mixed and gated", within="[0, 1]")
     overlong: int = opt(0, f"of the reward {OVERLONG}: last tokens, where it falls (0: a fifth of all)")
     unfinished: str | None = opt(None, "tries cut off at --max-new-tokens: no reward, or no loss", UNFINISHED)
+    credit: str | None = opt(None, "without what follows a first error (if not given: all)", ("first-error",))
     advantage: str = opt("std", "mean: less the group's mean; std: also divided by its", ("std", "mean"))
     minibatch: int = opt(256, "prompts of a minibatch; one optimizer step each", within="[1, inf)")
     clip_ratio: float | str = opt(0.2, "PPO clip; 0.2,0.28: below and above 1", within="(0, inf)")
@@ -153,6 +154,10 @@ class GRPO(Training):
     def __init__(self, o, device, processes, folder=None):
         self.reward = Reward(o.reward, o.alpha, o.max_new_tokens, o.overlong, o.unfinished)
         self.objective = objective(o)
+        if o.credit and not {*self.reward.parts} <= {"strict", "faithful"}:
+            raise UserError(
+                f"--credit {o.credit} is for strict and faithful: no other reward ends at an error"
+            )
         super().__init__(o, device, processes, folder)
         self.inputs += self.reward.files
         if min(o.minibatch, o.prompts) % processes.size or o.prompts % o.minibatch % processes.size:
@@ -226,6 +231,8 @@ class GRPO(Training):
         """
         o = self.o
         rollouts = [r for r in rollouts if r.finished or o.unfinished != "mask"]
+        if o.credit:
+            rollouts = [up_to_first_error(rollout, self.tokenizer) for rollout in rollouts]
         lengths = [len(r.completion_ids) for r in rollouts]
         counts = sum(lengths), len(lengths), len(lengths) * o.max_new_tokens  # in order of NORMALISATIONS
         count = dict(zip(NORMALISATIONS, counts))[o.normalisation or "token-mean"]

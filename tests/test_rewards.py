@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,12 +15,15 @@ from test_grpo import learner, make, parameters, samples
 
 import datagen
 import evaluate
+import train_grpo
 import verify
 from bench.step_trace import small_run
+from model import ModelConfig, Qwen2
 from rewards import Reward, soft_overlong
-from rollout import Rollout
+from rollout import Rollout, up_to_first_error
 from sampled import as_line, keep_tries
 from tasks import read_problems, read_tasks
+from tokenizer import train_bpe
 
 OWN = """import math
 
@@ -295,3 +299,78 @@ def test_tries_of_two_processes_stand_in_the_order_of_their_prompts():
     ((name, step, steps, lines),) = kept
     assert (name, step, steps) == ("rollouts.jsonl", 7, 3)
     assert [line["text"] for line in lines] == [f"{p}{g}" for p in range(5) for g in "ab"]
+
+
+def judged(problem, ids, tokenizer):
+    """A try of these tokens, each with its place as its log-probability."""
+    text = tokenizer.decode(ids)
+    places = [float(n) for n in range(len(ids))]
+    return Rollout(problem, [1], ids, places, True, text, verify.verify(text, problem))
+
+
+CONTINUATIONS = ("", " Define X as a; so a = 1.", " Answer: 3.", " nothing = 4 <answer> ] Define")
+
+
+@pytest.mark.parametrize("wrong", range(1, 4))
+def test_nothing_after_the_first_error_can_change_what_strict_pays(wrong):
+    """The cut is behind the wrong sentence, to the token; with what stands before it the try is not lost."""
+    problem = datagen.generate(0, 5, op=5)
+    tokenizer = train_bpe([problem.solution], 300)
+    sentences = re.findall(r".*?\.(?= |$)", problem.solution)
+    defines = [i for i, sentence in enumerate(sentences) if "Define" in sentence]
+    at = defines[wrong]
+    spoilt = re.sub(r"= (\d+)\.$", lambda value: f"= {int(value[1]) + 1}.", sentences[at])
+    assert spoilt != sentences[at]
+    before = "".join(sentences[:at])
+    for after in CONTINUATIONS:
+        ids = tokenizer.encode(before + spoilt + after)
+        kept = up_to_first_error(judged(problem, ids, tokenizer), tokenizer)
+        assert tokenizer.decode(kept.completion_ids) == before + spoilt
+        assert kept.old_logp == [float(n) for n in range(len(kept.completion_ids))]
+        assert not verify.verify(before + spoilt + after, problem).correct
+    assert verify.verify("".join(sentences), problem).correct
+
+
+def test_a_try_without_a_wrong_definition_is_kept_whole():
+    problem = datagen.generate(0, 5, op=5)
+    tokenizer = train_bpe([problem.solution], 300)
+    other = " Define what nobody asked for as q; so q = 4."
+    for text in (problem.solution, problem.solution.rpartition("Answer:")[0], other, "", "Answer: 4."):
+        it = judged(problem, tokenizer.encode(text), tokenizer)
+        assert up_to_first_error(it, tokenizer) is it
+
+
+def test_a_second_definition_that_contradicts_is_the_error():
+    problem = datagen.generate(0, 5, op=5)
+    tokenizer = train_bpe([problem.solution], 300)
+    first = re.search(r"Define (.+?) as .*?\.(?= |$)", problem.solution)
+    again = f" Define {first[1]} as q; so q = 98."
+    text = problem.solution[: first.end()] + again
+    it = judged(problem, tokenizer.encode(text + problem.solution[first.end() :]), tokenizer)
+    assert tokenizer.decode(up_to_first_error(it, tokenizer).completion_ids) == text
+
+
+def test_credit_is_for_rewards_that_end_at_an_error(tmp_path):
+    with pytest.raises(UserError, match="--credit first-error is for strict and faithful"):
+        train_grpo.GRPO(train_grpo.Options(credit="first-error", reward="outcome"), None, None)
+
+
+def test_an_update_with_credit_is_that_of_what_is_kept():
+    problem = datagen.generate(0, 5, op=5)
+    tokenizer = train_bpe([problem.solution], 300)
+    spoilt = problem.solution.replace("; so", "; then so", 1).replace("Define", "Define not", 1)
+    texts = problem.solution, re.sub(r"= (\d+)\. ", "= 98. ", problem.solution, count=2), spoilt
+    after = []
+    for credit, cut in ((None, True), ("first-error", False)):
+        torch.manual_seed(0)
+        it = learner(Qwen2(ModelConfig(300, 32, 64, 2, 4, 2, 512)), credit=credit, row_tokens=512)
+        it.tokenizer = tokenizer
+        tries = [judged(problem, tokenizer.encode(text), tokenizer) for text in texts]
+        for number, one in enumerate(tries):
+            one.advantage, one.old_logp = 1.0 - number, [-5.0] * len(one.completion_ids)
+        kept = [up_to_first_error(one, tokenizer) for one in tries]
+        lengths = [[len(one.completion_ids) for one in some] for some in (tries, kept)]
+        assert lengths[0][0] == lengths[1][0] and lengths[1][1] < lengths[0][1]
+        it.learn(kept if cut else tries)
+        after.append(parameters(it.model))
+    torch.testing.assert_close(*after, atol=0, rtol=0)
