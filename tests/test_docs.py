@@ -142,12 +142,33 @@ def test_flags_of_long_commands_exist(path):
     found = commands(path)
     assert found
     for command, _ in found:
-        for script, rest in re.findall(r"(?:python|nproc_per_node=\d) ((?:\w+/)?\w+\.py)([^|&>]*)", command):
-            if not script.startswith("tests/"):
-                for flag in re.findall(r" (--[a-z][a-z-]*)", rest):
-                    assert re.search(rf"{flag}\b(?!-)", help_of(script)), f"{command}: {script} has no {flag}"
-        for file in re.findall(r"bash (runs/\S+)", command):
-            assert (ROOT / file).exists(), command
+        check_flags(command)
+
+
+def check_flags(command):
+    for script, rest in re.findall(r"(?:python|nproc_per_node=\d) ((?:\w+/)?\w+\.py)([^|&>]*)", command):
+        if not script.startswith("tests/"):
+            for flag in re.findall(r" (--[a-z][a-z-]*)", rest):
+                assert re.search(rf"{flag}\b(?!-)", help_of(script)), f"{command}: {script} has no {flag}"
+    for file in re.findall(r"(?:bash|sbatch .*) (runs/\S+)", command):
+        assert (ROOT / file).exists(), command
+
+
+def test_the_features_that_are_claimed_have_their_flags():
+    """Each command in the column `ours` of the table beside others."""
+    text = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    short = re.search(r"`grpo` stands for `(.*?)`", text)[1]
+    rows = re.findall(r"^\| (.*?) \| (.*?) \|", text.partition("## Features beside others")[2], re.MULTILINE)
+    told = [code for _, ours in rows for code in re.findall(r"`(.*?)`", ours)]
+    chosen = [re.sub(r"^grpo\b", short, code) for code in told if re.match("grpo|python|bash|sbatch", code)]
+    assert len(chosen) > 20
+    for command in chosen:
+        check_flags(command)
+
+
+def test_the_study_of_the_readme_is_the_file():
+    file = (ROOT / "docs" / "my_study.py").read_text(encoding="utf-8")
+    assert f"```python\n{file}```" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("path", [*FILES, *sorted((ROOT / "runs").glob("*.sh"))], ids=lambda p: p.name)

@@ -403,7 +403,7 @@ def test_two_unnamed_checkpoints_of_one_run_are_refused(runs, tmp_path):
 
 def test_help_fits_two_screens():
     """Of 100 columns, the three commonest commands on top; choices, ranges and a mixture's keys are listed."""
-    for name in ("datagen", "verify", "tokenizer", "texts", "train_pretrain", "train_grpo", "evaluate", "talk", "export_hf", "experiments"):  # fmt: skip
+    for name in ("datagen", "verify", "tokenizer", "texts", "train_pretrain", "train_grpo", "tries", "evaluate", "talk", "export_hf", "experiments"):  # fmt: skip
         lines = ok(name, "--help").stdout.splitlines()
         assert 5 < len(lines) < 120 and max(map(len, lines)) <= 100, name
         if name in ("train_pretrain", "train_grpo", "evaluate"):

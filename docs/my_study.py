@@ -1,0 +1,16 @@
+"""Does RL learn more from what a try says up to its first error than from all of it?"""
+
+from studies import Claim, Study
+
+
+def arms(c, seed):
+    base, edge = c.base(seed), c.mixture(c.ranges["edge"])
+    rl = {"all": c.rl(seed, base, edge), "cut": c.rl(seed, base, edge, credit="first-error")}
+    return {"base": base, **rl}
+
+
+def gain(v):
+    return v("cut", "edge", "correct@1") - v("all", "edge", "correct@1")
+
+
+STUDIES = (Study("credit", "Credit up to an error.", arms, (Claim("M1", "it helps at the edge", gain),)),)
