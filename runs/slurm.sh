@@ -14,16 +14,18 @@
 #SBATCH --output=study-%A-%a.log
 set -uo pipefail
 cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}" || exit 2  # Slurm runs a copy of this file from elsewhere
+child= told=
+trap 'told=1; [ -z "$child" ] || { trap "" TERM; kill -TERM "$child"; }' TERM
 .venv/bin/python experiments.py run "$@" &
-child=$! told=
-trap 'trap "" TERM; told=1; kill -TERM "$child"' TERM
-wait "$child"
-code=$?
-if [ -n "$told" ]; then  # the signal has ended `wait`, not yet the command
+child=$!
+[ -z "$told" ] || kill -TERM "$child"  # told before there was a command to tell
+while
   wait "$child"
   code=$?
-fi
-if [ "$code" = 75 ] && [ -n "${SLURM_JOB_ID:-}" ]; then
+  kill -0 "$child" 2>/dev/null  # the signal has ended `wait`, not yet the command
+do :; done
+# 143: it was told before it could listen, so there was nothing to save
+if { [ "$code" = 75 ] || [ "$told$code" = 1143 ]; } && [ -n "${SLURM_JOB_ID:-}" ]; then
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"
