@@ -1,7 +1,9 @@
 """The studies of "On the Interplay of Pre-Training, Mid-Training, and RL on Reasoning Language Models"
 (arXiv 2512.07783): C1 to C28 are its claims. τ is how much seeds differ, N6 whether RL forgets.
 
-Each contrast, its margin and half the paper's number stood here before anything was run.
+Each contrast, its margin and half the paper's number stood here before anything was run. What is paid for in
+τ, S3 and N6 the scale says: the answer, as in the paper, or at the smallest scales a right graph (`strict`),
+since 16,000 answers teach nothing (bench/RESULTS.md, "What RL can learn from so few samples").
 """
 
 from statistics import mean
@@ -28,7 +30,7 @@ def gain(arm, band, metric, base="base", look="main"):
 
 
 def edge_rl(c, seed, start, **given):
-    return c.rl(seed, start, c.mixture(c.ranges["edge"]), **{"reward": "outcome", **given})
+    return c.rl(seed, start, c.mixture(c.ranges["edge"]), **given)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -42,13 +44,14 @@ def tau(c, seed):
 
 def s3(c, seed):
     base = c.base(seed)
-    arms = {name: c.rl(seed, base, c.mixture(c.ranges[name]), reward="outcome") for name in RANGES}
+    arms = {name: c.rl(seed, base, c.mixture(c.ranges[name])) for name in RANGES}
     return {"base": base, **arms}
 
 
 def s3_looks(c, seed, arm, start):
-    heats = {"cold": 0.7, "hot": 1.3} if arm in ("base", "edge") else {}
-    others = {look: c.look(seed, start, temperature=heat) for look, heat in heats.items()}
+    """All, and the base at two more temperatures, at the edge alone."""
+    heats, edge = {"cold": 0.7, "hot": 1.3} if arm == "base" else {}, f"edge={c.bands['edge']}"
+    others = {look: c.look(seed, start, temperature=heat, bands=edge) for look, heat in heats.items()}
     return {"main": c.look(seed, start), **others}
 
 
@@ -120,8 +123,8 @@ def n6(c, seed):
     base, mixed = c.base(seed), c.mixture(f"{c.bands['id']}:0.3, {c.ranges['edge']}:0.7")
     arms = {"base": base, "plain": edge_rl(c, seed, base), "kl": edge_rl(c, seed, base, kl=1e-2)}
     slow = edge_rl(c, seed, base).options.lr / 3
-    arms |= {"replay": c.rl(seed, base, mixed, reward="outcome"), "slow": edge_rl(c, seed, base, lr=slow)}
-    return arms | {"both": c.rl(seed, base, mixed, reward="outcome", kl=1e-2)}
+    arms |= {"replay": c.rl(seed, base, mixed), "slow": edge_rl(c, seed, base, lr=slow)}
+    return arms | {"both": c.rl(seed, base, mixed, kl=1e-2)}
 
 
 REMEDIES = ("kl", "replay", "slow", "both")

@@ -77,7 +77,7 @@ def long(c, seed):
     sft, edge = it.stage1("reflective"), c.mixture(c.ranges["edge"])
     arms = {"base": it.base, "plain": it.stage1("own"), "sft": sft}
     arms |= {"vanilla": it.stage2(sft, "all"), "ceil": it.stage2(sft, "ceil")}
-    return arms | {"grpo": c.rl(seed, it.base, edge, it.steps(), reward="outcome")}
+    return arms | {"grpo": c.rl(seed, it.base, edge, it.steps())}
 
 
 def ablations(c, seed):

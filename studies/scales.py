@@ -14,7 +14,8 @@ MINI = dict(
     train_pretrain=dict(
         vocab_size=700, schedule="wsd", cooldown=0.5, min_lr=3e-5, repeat=0.5, repeat_pool=2000,
         max_new_tokens=320, eval_problems=32, eval_every=2000),
-    train_grpo=dict(kl=0.0, max_new_tokens=320, eval_problems=32, eval_every=64),
+    train_grpo=dict(
+        kl=0.0, minibatch=32, warmup_steps=8, max_new_tokens=320, eval_problems=32, eval_every=64),
     evaluate=dict(problems=50, max_new_tokens=320), tries=dict(max_new_tokens=320),
 )  # fmt: skip
 # of the paper: its bands, contexts, and a tokenizer of all of them
@@ -33,11 +34,12 @@ SCALES = {
         budget=1024, price={"measured": 256, "nominal": 512}, steps=2, k=2, seeds=2, options=MICRO,
         cpt=2048, sft=2048, problems=8, tries=4, longest=24,
         rates={"train_pretrain": 1e-3, "train_grpo": 0.5, "evaluate": 0.1, "tries": 0.1, "texts": 0.01}),
-    # the studies, on a laptop; a base has seen a little of the edge, else RL would have nothing to find
+    # the studies, on a laptop; a base has seen a little of the edge: more, and what it lacks there is chance,
+    # which RL cannot mend; none, and RL finds nothing to begin with
     "mini": Scale(
         preset="tiny", world=MINI_WORLD,
         bands={"id": "2-6", "edge": "7-8", "hard": "9-10"}, ladder=("2-4", "5-6", "7-8"),
-        pt="2-6:5, 7:0.6, 8:0.3",
+        pt="2-6:5, 7:0.12, 8:0.04",
         ranges={"id": "5-6", "near": "6-7", "edge": "7-8", "hard": "9-10"}, pool="6-10", wide="2-6",
         tokens=12_000_000, late=3_000_000, budget=6_600_000,
         price={"measured": 104_000, "nominal": 707_000},
@@ -49,6 +51,7 @@ SCALES = {
     "small": Scale(
         preset="small", **PAPER, tokens=500_000_000, budget=105_000_000, steps=200, k=32, seeds=3,
         price={"measured": 515_000, "nominal": 3_495_253}, mid=dict(lr=5e-4, muon_lr=2.5e-3, warmup=0.15),
+        options=dict(train_grpo=dict(reward="outcome")),
         cpt=25_000_000, sft=20_000_000, problems=50_000, longest=1024,
         rates={"train_pretrain": 1e-6, "train_grpo": 1.3e-3, "evaluate": 1.5e-3, "tries": 1.5e-3,
                "texts": 4e-3}),
@@ -56,7 +59,8 @@ SCALES = {
     "paper": Scale(
         preset="paper", **PAPER, tokens=10_000_000_000, budget=1_048_576_000, steps=200, k=128, seeds=1,
         price={"measured": 3_084_047, "nominal": 20_971_520}, mid=dict(lr=1e-4, warmup=0.15),
-        options=dict(train_grpo=dict(dual_clip=3.0), evaluate=dict(problems=200, temperature=0.7)),
+        options=dict(train_grpo=dict(reward="outcome", dual_clip=3.0),
+                     evaluate=dict(problems=200, temperature=0.7)),
         cpt=200_000_000, sft=100_000_000, problems=50_000, longest=1024,
         rates={"train_pretrain": 1.7e-6, "train_grpo": 1.8e-3, "evaluate": 6e-4, "tries": 6e-4,
                "texts": 4e-3}),
