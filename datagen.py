@@ -16,17 +16,7 @@ from hashlib import blake2b
 from itertools import chain, product
 from math import prod
 
-from lab.options import (
-    UserError,
-    look_up,
-    opt,
-    parse_count,
-    parse_options,
-    parse_weight,
-    parse_weighted,
-    run_script,
-    stream_key,
-)
+from lab.options import UserError, blaming, look_up, opt, parse_options, parse_weight, run_script, stream_key
 
 from graph import AVERAGE, COUNT, MODES, OFFSPRING, OPS, TOTAL, WorldConfig, combine, draw_graph, sample
 
@@ -395,7 +385,7 @@ class Mixture:
     @lru_cache
     def parse(cls, spec):
         """Raises UserError if the spec does not parse."""
-        try:
+        with blaming(f"mixture {spec!r}"):
             whole = {}
             components = [parse_keys(text, whole) for text in spec.split("|")]
             tokens = parse_count(whole["tokens"]) if "tokens" in whole else None
@@ -403,8 +393,6 @@ class Mixture:
             weighted = [pair for keys in components for pair in weigh(keys, by_tokens)]
             if not weighted:
                 raise UserError("the shares add up to 0")
-        except UserError as error:
-            raise UserError(f"mixture {spec!r}: {error}") from None
         return cls(spec, *zip(*weighted), tokens)
 
     @cached_property
@@ -489,6 +477,24 @@ def parse_ops(text):
             raise UserError(f"op {part!r} is not a number or range within {MIN_OP} to {MAX_OP}, such as 2-10")
         ops += range(low, high + 1)
     return ops
+
+
+def parse_weighted(text, parse):
+    """ "zoo:3, school" → [("zoo", 0.75), ("school", 0.25)]; `parse` reads a choice. Raises UserError."""
+    parts = [part.partition(":") for part in text.split(",")]
+    weighted = [(parse(name.strip()), parse_weight(weight) if colon else 1) for name, colon, weight in parts]
+    total = sum(weight for _, weight in weighted)
+    if not total:
+        raise UserError("the weights add up to 0")
+    return [(choice, weight / total) for choice, weight in weighted if weight]
+
+
+def parse_count(text):
+    """ "500k" → 500000. Raises UserError."""
+    match = re.fullmatch(r"(\d{1,12}(?:\.\d{1,6})?)([kMB]?)", text, re.ASCII)
+    if not match or float(match[1]) == 0:
+        raise UserError(f"{text!r} is not a number of tokens such as 500k, 6M or 10B")
+    return round(float(match[1]) * {"": 1, "k": 1e3, "M": 1e6, "B": 1e9}[match[2]])
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
 
-from lab.options import CheckedOptions, UserError, opt, parse_options, printable, read_jsonl, run_script
+from lab.options import CheckedOptions, UserError, opt, parse_options, printable, read_each, run_script
 from lab.options import colour as on_terminal
 
 MAX_TEXT = 1 << 15  # characters; no prompt and solution are a third as long
@@ -550,26 +550,22 @@ def main(argv=None):
     o = parse_options(Options, argv, description="Judge the solutions of a JSONL file.", positional="records")
     if o.records is None:
         raise UserError("no records to judge: python verify.py records.jsonl")
-    total, rates, counts, shown = 0, Counter(), {"nodes": Counter(), "errors": Counter()}, None
-    for total, (number, record) in enumerate(read_jsonl(o.records), 1):  # noqa: B007
-        text = record.get(o.solution_key)
-        try:
-            if not isinstance(text, str):
-                raise UserError(f"key {o.solution_key!r} is missing or no text")
-            verdict = verify(text, record)
-        except UserError as error:
-            raise UserError(f"{o.records}, line {number}: {error}") from None
+
+    def judged(record, text):
+        return record, verify(text(o.solution_key), record)
+
+    rates, counts, shown = Counter(), {"nodes": Counter(), "errors": Counter()}, None
+    for total, (record, verdict) in enumerate(read_each(o.records, judged), 1):  # noqa: B007
         for kind in ("answer_correct", "process", "correct", "faithful"):
             rates[kind.removesuffix("_correct")] += getattr(verdict, kind)
         counts["nodes"].update(verdict.nodes.values())
         counts["errors"].update(set(verdict.errors))
         if shown is None or (shown[0].correct and not verdict.correct):
-            shown = verdict, number, text, record
-    if not total:
-        raise UserError(f"{o.records} has no records")
+            shown = verdict, record
     if o.explain:
-        _, number, text, record = shown
-        print(f"line {number}: {printable(text.strip())}\n\n{explain(text, record, on_terminal())}\n")
+        record = shown[1]
+        text, (_, line) = record[o.solution_key], record["where"].rsplit(", ", 1)
+        print(f"{line}: {printable(text.strip())}\n\n{explain(text, record, on_terminal())}\n")
     print(f"{total} solutions: " + ", ".join(f"{kind} {rate / total:.4f}" for kind, rate in rates.items()))
     for what, counter in counts.items():
         print(f"{what}: " + (", ".join(f"{kind} {n}" for kind, n in counter.most_common()) or "none"))

@@ -23,9 +23,9 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
-from lab.options import UserError, flag, parse_count, parse_options, read_json, read_jsonl
+from lab.options import UserError, flag, parse_options, read_json, read_jsonl
 
-from datagen import parse_ops
+from datagen import parse_count, parse_ops
 from evaluate import JUDGED, parse_bands
 from report import draw_dots
 
