@@ -19,13 +19,13 @@ from pathlib import Path
 
 from lab.device import run_torch_script, setup
 from lab.options import STOPPED, UserError, colour, opt, printable, read_jsonl, write_atomic
-from lab.runs import RunOptions, as_json, checkpoint_folder, own_folder, parse_run_options
+from lab.runs import RunOptions, as_json, checkpoint_folder, own_folder, parse_run_options, weights_hash
 from lab.statistics import gain, interval
 
 import numpy as np
 
 from chains import ASKS, account, ask, gold_logps
-from checkpoint import load_checkpoint, weights_hash
+from checkpoint import load_checkpoint
 from datagen import KEYS_HELP, TINY_WORLD, Mixture, held_out, parse_ops
 from report import check_page, draw_results, print_table, write_report
 from rollout import check_room, held_out_nll, roll_out

@@ -179,12 +179,6 @@ def follow(path):
     return (path.parent / path.read_text() if named else path).resolve()
 
 
-def manifest_hash(path, name):
-    """The hash of one file of a folder, or None if there is no such folder (any more)."""
-    there = path and (follow(path) / "manifest.json").exists()
-    return read_json(follow(path) / "manifest.json").get(name) if there else None
-
-
 def step_folders(run):
     """The checkpoints of a run folder, oldest first."""
     return sorted(Path(run).glob("step_???????"))
@@ -193,6 +187,12 @@ def step_folders(run):
 def checkpoint_folder(path):
     """The checkpoint that a path means: itself, or `latest` of a run folder."""
     return Path(path, "latest") if Path(path, "latest").exists() else Path(path)
+
+
+def weights_hash(path):
+    """The hash of a checkpoint's weights, or None if there is no such folder (any more)."""
+    manifest = path and follow(checkpoint_folder(path)) / "manifest.json"
+    return read_json(manifest).get("weights.pt") if manifest and manifest.exists() else None
 
 
 def newest_folder(run):
@@ -231,7 +231,7 @@ class Run:
         self.held, self.started = ExitStack(), time.perf_counter()
         self.checkpoint, self.found = newest_folder(self.path), step_folders(self.path)
         self.rated = self.checkpoint is not None and (self.checkpoint / "score.json").exists()
-        newest = (str(self.checkpoint), manifest_hash(self.checkpoint, "weights.pt"))
+        newest = (str(self.checkpoint), weights_hash(self.checkpoint))
         processes.agree((newest, len(self.found), start), "checkpoint")  # before any of them may stop here
         if self.checkpoint is None and self.found:
             raise UserError(f"no checkpoint in {self.path} is intact: move the folder away and start again")
