@@ -11,9 +11,9 @@ import json
 import random
 import re
 from dataclasses import asdict, dataclass, fields
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache, partial, reduce
 from hashlib import blake2b
-from itertools import chain, product
+from itertools import product
 from math import prod
 
 from lab.options import UserError, blaming, look_up, opt, parse_options, parse_weight, run_script, stream_key
@@ -192,9 +192,7 @@ def define(v, names, letter, lefts):
         copied = f"{terms[0][0]} = " if terms else ""
         equations.append(f"{left} = {copied}{show(form)}")
         terms = [(left, form)]
-    joined = terms[0]
-    for term in terms[1:]:
-        joined = join("-" if v.operator[0] == "-" else "+", joined, term)
+    joined = reduce(partial(join, "-" if v.operator[:1] == "-" else "+"), terms)
     if v.constant is not None:
         op, pair = v.operator[-1], [(str(v.constant), (0, v.constant)), joined]
         join(op, *(reversed(pair) if op in "-/" else pair))
@@ -305,12 +303,10 @@ def render(graph, template, split=None):
     order = sample(rand, range(len(stated)), len(stated))
     steps = dict.fromkeys(graph.vertices, ())
     if config.order == "postorder":
-        mentioned = {stated[i]: place for place, i in enumerate(order)}
+        mentioned = {(v.place, v.kind): order.index(i) for i, v in enumerate(stated) if v.type is COUNT}
         for v in graph.vertices:
             if v.type in (TOTAL, OFFSPRING):  # a sum is the same in any order: that of the text can be known
-                n = 2 if v.type is OFFSPRING else 1  # count, or count and average
-                members = sorted(zip(*[iter(v.operands)] * n), key=lambda member: mentioned[member[0]])
-                v.operands = [*chain(*members)]
+                v.operands.sort(key=lambda u: mentioned[u.place, u.kind])  # an average after its count
         steps = in_postorder(root, config.plan == "inline")
     problem = " ".join(statements[i] for i in order)
     nodes = []
