@@ -132,8 +132,7 @@ class Batch:
                 yield Batch(*arrays, values, len(trained[0]), prompts)
 
 
-def check_length(document, row_tokens, what="a document"):
-    n = len(document.ids)
+def check_length(n, row_tokens, what="a document"):
     if n > row_tokens:
         raise UserError(f"{what} has {n} tokens but a row only {row_tokens}; raise --row-tokens")
 
@@ -147,8 +146,8 @@ def pack(documents, row_tokens, pad_id):
     """
     rows, room = [], []
     for document in sorted(documents, key=lambda document: -len(document.ids)):
-        check_length(document, row_tokens)
         n = len(document.ids)
+        check_length(n, row_tokens)
         if n > max(room, default=-1):
             rows.append([])
             room.append(row_tokens)
@@ -256,7 +255,7 @@ class Source:
     def fitting(self, record):
         """The document of a record. Raises UserError if it is longer than a row."""
         document = to_document(record, self.tokenizer, self.solution_only)
-        check_length(document, self.row_tokens, get(record, "where") or "a document")
+        check_length(len(document.ids), self.row_tokens, get(record, "where") or "a document")
         return document
 
 
