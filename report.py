@@ -57,11 +57,8 @@ def write_report(it, png):
     kinds = sum(map(Counter, errors.values()), Counter()).most_common()
     shares = ([kind, *(f"{of.get(kind, 0) / tries:.3f}" for of in errors.values())] for kind, _ in kinds)
     differences = [["", "band", "over the same problems"], *it.differences(combinations(it.results, 2))]
-    contents = [
-        "<h2>By band</h2>",
-        html_table(it.table()),
-        html_figure(png, "pass@1 by operations, pass@k by k"),
-    ]
+    contents = ["<h2>By band</h2>", html_table(it.table())]
+    contents += [html_figure(png, "pass@1 by operations, pass@k by k")]
     contents += ["<h2>By operations</h2>", html_table(it.table_by_op())]
     contents += ["<h2>Paired differences</h2>", html_table(differences)] * (len(it.results) > 1)
     contents += ["<h2>Errors, as shares of all tries</h2>", html_table([["", *errors], *shares])]
