@@ -205,17 +205,9 @@ def show(form):
 # Solutions
 
 
-def strip_prompt(document):
-    """What follows the prompt of a whole document: for callers that hold one. The judge itself skips no
-    question, since a completion that begins with its own could hide there what contradicts it.
-    """
-    head, end, completion = document.partition("</question>")
-    return completion if end and TAGS.sub("", head).lstrip().startswith("<question>") else document
-
-
 def parse_solution(text):
     """A completion, plain (`… Answer: 7.`) or in tags (`… </solution> <answer> 7 </answer>`) →
-    ParsedSolution.
+    ParsedSolution. No question before it is skipped: one that a model wrote could hide what contradicts it.
     """
     if len(text) > MAX_TEXT:
         return ParsedSolution(errors=["too_long"])
