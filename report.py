@@ -115,12 +115,12 @@ def print_table(rows, left):
 
 def html_table(rows):
     """Rows of strings, the header first. It scrolls where it is wider than the page."""
-    cells = [
-        [f'<td class="long">{escape(text)}' if len(text) > 30 else f"<td>{escape(text)}" for text in row]
-        for row in rows[1:]
-    ]
-    lines = map("".join, [[f"<th>{escape(text)}" for text in rows[0]], *cells])
-    return f'<div class="wide"><table><tr>{"<tr>".join(lines)}</table></div>'
+
+    def cell(text):
+        return f'<td class="long">{escape(text)}' if len(text) > 30 else f"<td>{escape(text)}"
+
+    lines = [[f"<th>{escape(text)}" for text in rows[0]], *(map(cell, row) for row in rows[1:])]
+    return f'<div class="wide"><table><tr>{"<tr>".join(map("".join, lines))}</table></div>'
 
 
 def html_figure(png, alt):

@@ -149,9 +149,7 @@ def parse_options(cls, argv=None, *, description="", presets=None, positional=No
         first = early.parse_known_args(argv)[0]
         said = {**(saved or {}), **(read_config(first.config, cls) if first.config else {})}
         name = first.preset or said.get("preset") or defaults["preset"]
-        if name not in presets:
-            raise UserError(f"unknown preset {name!r}: choose from {', '.join(presets)}")
-        defaults.update({**presets[name], **said, "preset": name})
+        defaults.update({**look_up("preset", presets, name), **said, "preset": name})
     group = parser
     for name, field in fields.items():
         if field.metadata["group"]:
