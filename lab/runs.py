@@ -25,17 +25,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from lab.device import DeviceOptions
-from lab.options import (
-    UserError,
-    flag,
-    opt,
-    parse_options,
-    read_config,
-    read_json,
-    read_jsonl,
-    reading,
-    write_atomic,
-)
+from lab.options import UserError, flag, opt, parse_options, read_config, read_json, read_jsonl, write_atomic
 
 from filelock import FileLock, Timeout
 from tqdm import tqdm
@@ -164,9 +154,10 @@ def damage(path):
     try:
         manifest = read_json(path / "manifest.json")
         for name, digest in manifest.items():
-            with reading(path / name):
-                if content_hash((path / name).read_bytes()) != digest:
-                    return f"{name} is not what manifest.json says"
+            if content_hash((path / name).read_bytes()) != digest:
+                return f"{name} is not what manifest.json says"
+    except OSError as error:
+        return f"cannot read {error.filename}: {error.strerror}"
     except (UserError, ValueError) as error:
         return str(error)
     return None if manifest else "manifest.json lists nothing"
