@@ -178,11 +178,10 @@ def judge(line, problems, numbers, o):
         nodes = [f"node_{status}" for status in verdict.nodes.values() if status != "ok"]
         errors.update(dict.fromkeys(verdict.errors + nodes, 1))
     errors["unfinished"] = line["finished"].count(False)
+    passed = np.reshape([(v.solved, v.answer_correct, v.faithful) for v in verdicts], (-1, n, 3)).sum(1)
     return {
         **line,
-        "correct": np.reshape([v.solved for v in verdicts], (-1, n)).sum(1).tolist(),
-        "answer": np.reshape([v.answer_correct for v in verdicts], (-1, n)).sum(1).tolist(),
-        "faithful": np.reshape([v.faithful for v in verdicts], (-1, n)).sum(1).tolist(),
+        **dict(zip(JUDGED, passed.T.tolist())),
         "process": np.reshape([v.process for v in verdicts], (-1, n)).mean(1).tolist(),
         "errors": dict(errors),
         **account(o.ask, texts, line["tokens"], verdicts, begun, problems),
