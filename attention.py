@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 
-from lab.options import UserError
+from lab.options import UserError, look_up
 
 import torch
 import torch.nn.functional as F
@@ -57,32 +57,25 @@ class Layout:
         return torch.stack((start, last.where(alone, end), prompt_start, prompt_end.to(torch.int32)))
 
     @cached_property
-    def lengths(self):
-        """Tokens of each document, a list, row after row."""
-        return self.documents[1].tolist()
-
-    @cached_property
-    def documents(self):
-        """Of each document: the number of its first token among all B * T, and how many it has."""
-        B, T = self.doc_start.shape
-        first = self.doc_start + T * torch.arange(B, device=self.doc_start.device)[:, None]
-        return torch.unique_consecutive(first.reshape(-1), return_counts=True)
-
-    @cached_property
     def whole(self):
         """The documents, each after its prompt, one after another, as if nothing were shared.
 
-        The number of each token among all B * T; which of these are the documents' own; the lengths, a list.
+        Their lengths, a list; and, where prompts are shared, else None: the number of each token among all B
+        * T, and which of these are the documents' own.
         """
-        number, own, lengths, T = [], [], [], self.doc_start.shape[1]
-        firsts, sizes = self.documents
+        B, T = self.doc_start.shape
+        first = self.doc_start + T * torch.arange(B, device=self.doc_start.device)[:, None]
+        firsts, sizes = torch.unique_consecutive(first.reshape(-1), return_counts=True)
+        if self.prompt_start is None:
+            return sizes.tolist(), None, None
+        lengths, number, own = [], [], []
         prompts = (bound.reshape(-1)[firsts].tolist() for bound in (self.prompt_start, self.prompt_end))
         for first, n, start, end in zip(firsts.tolist(), sizes.tolist(), *prompts):
             row = first // T * T
             lengths.append(end - start + n)
             number += [*range(row + start, row + end), *range(first, first + n)]
             own += range(len(number) - n, len(number))
-        return torch.tensor(number), torch.tensor(own), lengths
+        return lengths, torch.tensor(number), torch.tensor(own)
 
     def mask(self, dtype):
         """What to add to scores, (B, 1, T, T): 0 where the query may look, −inf elsewhere."""
@@ -120,10 +113,7 @@ def product_dtype(x):
 
 
 def prepare_sdpa(layout, like):
-    if like.device.type != "cpu":
-        layout.mask(product_dtype(like))
-    else:
-        _ = layout.lengths if layout.prompt_start is None else layout.whole
+    return layout.whole if like.device.type == "cpu" else layout.mask(product_dtype(like))
 
 
 def attention(q, k, v, layout=None):
@@ -137,14 +127,13 @@ def attention(q, k, v, layout=None):
         # Each document gets a call of its own, so that no work is spent on pairs of different documents: 1.4
         # times as fast in training as one call with a mask. On a GPU, so many small calls would not be.
         q, k, v = (x.reshape(B * T, -1, D) for x in (q, k, v))
-        shared = layout.prompt_start is not None
-        number, own, lengths = layout.whole if shared else (None, None, layout.lengths)
-        if shared:
+        lengths, number, own = layout.whole
+        if number is not None:
             q, k, v = (x.index_select(0, number) for x in (q, k, v))
         q, k, v = (x.transpose(0, 1).split(lengths, 1) for x in (q, k, v))  # each (H or K, length, D)
         out = torch.cat([sdpa(*(x[None] for x in qkv), is_causal=True)[0] for qkv in zip(q, k, v)], 1)
         out = out.transpose(0, 1)
-        return (out.index_select(0, own) if shared else out).reshape(B, T, H, D)
+        return (out if own is None else out.index_select(0, own)).reshape(B, T, H, D)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, H or K, T, D)
     if layout is None:
         return sdpa(q, k, v, is_causal=True).transpose(1, 2)
@@ -243,14 +232,12 @@ def choose(name, device, head_dim, dtype=torch.bfloat16):
     if all of them give what the reference does here, computing in `dtype` for heads of this width. Else auto
     takes sdpa too, and the note says why; it is "" otherwise. Raises UserError if they are asked for by name.
     """
-    if name not in ("auto", *BACKENDS):
-        raise UserError(f"unknown attention {name!r}: choose from auto, {', '.join(BACKENDS)}")
-    best = "triton" if device.type == "cuda" else "sdpa"
-    way = best if name == "auto" else name
-    why = why_not_triton(device, head_dim, dtype) if way == "triton" else ""
+    auto = BACKENDS["triton" if device.type == "cuda" else "sdpa"]
+    backend = look_up("attention", {"auto": auto, **BACKENDS}, name)
+    why = why_not_triton(device, head_dim, dtype) if backend.name == "triton" else ""
     if why and name == "triton":
         raise UserError(f"--attention triton cannot be used: {why}; choose sdpa")
-    return (BACKENDS["sdpa"], f"no Triton kernels: {why}") if why else (BACKENDS[way], "")
+    return (BACKENDS["sdpa"], f"no Triton kernels: {why}") if why else (backend, "")
 
 
 def why_not_triton(device, head_dim, dtype):

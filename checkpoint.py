@@ -16,16 +16,7 @@ from pathlib import Path
 
 from lab.device import compute_dtype
 from lab.options import UserError, read_json
-from lab.runs import (
-    as_json,
-    checkpoint_folder,
-    code_hash,
-    damage,
-    follow,
-    manifest_hash,
-    step_folders,
-    write_folder,
-)
+from lab.runs import as_json, checkpoint_folder, code_hash, damage, follow, step_folders, write_folder
 
 import torch
 
@@ -74,11 +65,6 @@ def _bytes(tensors):
     buffer = io.BytesIO()
     torch.save(tensors, buffer)
     return buffer.getvalue()
-
-
-def weights_hash(path):
-    """The hash of a checkpoint's weights, or None if there is no such folder (any more)."""
-    return manifest_hash(path and checkpoint_folder(path), "weights.pt")
 
 
 def load_checkpoint(path, device, dtype="float32", attention="auto"):

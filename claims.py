@@ -4,7 +4,7 @@ A claim's contrast is a function of v; v(arm, band, metric, look, part) is the v
 """
 
 from collections import Counter
-from functools import cache
+from functools import cache, partial
 from itertools import chain, product
 from typing import NamedTuple
 
@@ -39,38 +39,30 @@ def hacked(rows):
     return 1 - correct / answer if answer else 0.0
 
 
-def share(part, whole):
+def share(part, whole, rows):
     """Of what was noted in chains: of the whole, the part."""
-
-    def among(rows):
-        some, all_of_it = (sum(row["noted"].get(name, 0) for row in rows) for name in (part, whole))
-        return some / max(1, all_of_it)
-
-    return among
+    some, all_of_it = (sum(row["noted"].get(name, 0) for row in rows) for name in (part, whole))
+    return some / max(1, all_of_it)
 
 
-def slope(kind):
+def slope(kind, rows):
     """Of the quantities that tries define on those that they must, both as logarithms: see chains.depth."""
+    n, x, y, xx, xy = np.sum([row[kind] for row in rows], 0)
+    return (n * xy - x * y) / max(1e-9, n * xx - x * x)
 
-    def fitted(rows):
-        n, x, y, xx, xy = np.sum([row[kind] for row in rows], 0)
-        return (n * xy - x * y) / max(1e-9, n * xx - x * x)
 
-    return fitted
+def average(kind, rows):
+    return np.mean([row[kind] for row in rows])
 
 
 RUNS = {"rise": rise, "zero_variance": lambda result: result["zero_variance"]}
-BANDS = {
-    "nll": lambda rows: np.mean([row["nll"] for row in rows]),
-    "process": lambda rows: np.mean([row["process"] for row in rows]),
-    "hacked": hacked,
-}
+BANDS = {"nll": partial(average, "nll"), "process": partial(average, "process"), "hacked": hacked}
 CHAINS = {
-    "length": lambda rows: np.mean([row["length"] for row in rows]),
-    "depth": slope("depth"),
-    "depth_wrong": slope("depth_wrong"),
-    "precision": share("caught", "backtracks"),
-    "recall": share("caught", "wrong"),
+    "length": partial(average, "length"),
+    "depth": partial(slope, "depth"),
+    "depth_wrong": partial(slope, "depth_wrong"),
+    "precision": partial(share, "caught", "backtracks"),
+    "recall": partial(share, "caught", "wrong"),
 }
 
 
@@ -291,11 +283,11 @@ COLUMNS = {  # of claims.md: what a row needs, and how it is said
 
 def table_of(rows):
     """Rows of claims → rows of strings, the header first."""
-    cells = [
-        ["–" if row.get(name) in (None, "") else say(row[name]) for name, say in COLUMNS.values()]
-        for row in rows
-    ]
-    return [list(COLUMNS), *cells]
+
+    def cells(row):
+        return ["–" if row.get(name) in (None, "") else say(row[name]) for name, say in COLUMNS.values()]
+
+    return [list(COLUMNS), *map(cells, rows)]
 
 
 def markdown(table):

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain, count, islice
 
-from lab.options import UserError, read_jsonl, stream_key
+from lab.options import UserError, read_each, stream_key
 
 import numpy as np
 import torch
@@ -79,19 +79,15 @@ def read_records(path):
 
     Raises UserError with the line number of one that lacks a key or an answer.
     """
-    records = []
-    for number, record in read_jsonl(path):
-        record["where"] = where = f"{path}, line {number}"
-        keys = ("prompt", "completion") if "prompt" in record else ("problem", "question", "solution")
-        for key in keys:
-            if not isinstance(record.get(key), str):
-                raise UserError(f"{where}: key {key!r} is missing or no text")
-        if "solution" in keys and "Answer:" not in record["solution"]:
-            raise UserError(f"{where}: the solution has no 'Answer: N.'")
-        records.append(record)
-    if not records:
-        raise UserError(f"{path} has no records")
-    return records
+    return list(read_each(path, checked))
+
+
+def checked(record, text):
+    keys = ("prompt", "completion") if "prompt" in record else ("problem", "question", "solution")
+    texts = [text(key) for key in keys]
+    if "solution" in keys and "Answer:" not in texts[-1]:
+        raise UserError("the solution has no 'Answer: N.'")
+    return record
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -136,8 +132,7 @@ class Batch:
                 yield Batch(*arrays, values, len(trained[0]), prompts)
 
 
-def check_length(document, row_tokens, what="a document"):
-    n = len(document.ids)
+def check_length(n, row_tokens, what="a document"):
     if n > row_tokens:
         raise UserError(f"{what} has {n} tokens but a row only {row_tokens}; raise --row-tokens")
 
@@ -151,8 +146,8 @@ def pack(documents, row_tokens, pad_id):
     """
     rows, room = [], []
     for document in sorted(documents, key=lambda document: -len(document.ids)):
-        check_length(document, row_tokens)
         n = len(document.ids)
+        check_length(n, row_tokens)
         if n > max(room, default=-1):
             rows.append([])
             room.append(row_tokens)
@@ -260,7 +255,7 @@ class Source:
     def fitting(self, record):
         """The document of a record. Raises UserError if it is longer than a row."""
         document = to_document(record, self.tokenizer, self.solution_only)
-        check_length(document, self.row_tokens, get(record, "where") or "a document")
+        check_length(len(document.ids), self.row_tokens, get(record, "where") or "a document")
         return document
 
 

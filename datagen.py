@@ -11,22 +11,12 @@ import json
 import random
 import re
 from dataclasses import asdict, dataclass, fields
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache, partial, reduce
 from hashlib import blake2b
-from itertools import chain, product
+from itertools import product
 from math import prod
 
-from lab.options import (
-    UserError,
-    look_up,
-    opt,
-    parse_count,
-    parse_options,
-    parse_weight,
-    parse_weighted,
-    run_script,
-    stream_key,
-)
+from lab.options import UserError, blaming, look_up, opt, parse_options, parse_weight, run_script, stream_key
 
 from graph import AVERAGE, COUNT, MODES, OFFSPRING, OPS, TOTAL, WorldConfig, combine, draw_graph, sample
 
@@ -202,9 +192,7 @@ def define(v, names, letter, lefts):
         copied = f"{terms[0][0]} = " if terms else ""
         equations.append(f"{left} = {copied}{show(form)}")
         terms = [(left, form)]
-    joined = terms[0]
-    for term in terms[1:]:
-        joined = join("-" if v.operator[0] == "-" else "+", joined, term)
+    joined = reduce(partial(join, "-" if v.operator[:1] == "-" else "+"), terms)
     if v.constant is not None:
         op, pair = v.operator[-1], [(str(v.constant), (0, v.constant)), joined]
         join(op, *(reversed(pair) if op in "-/" else pair))
@@ -315,12 +303,10 @@ def render(graph, template, split=None):
     order = sample(rand, range(len(stated)), len(stated))
     steps = dict.fromkeys(graph.vertices, ())
     if config.order == "postorder":
-        mentioned = {stated[i]: place for place, i in enumerate(order)}
+        mentioned = {(v.place, v.kind): order.index(i) for i, v in enumerate(stated) if v.type is COUNT}
         for v in graph.vertices:
             if v.type in (TOTAL, OFFSPRING):  # a sum is the same in any order: that of the text can be known
-                n = 2 if v.type is OFFSPRING else 1  # count, or count and average
-                members = sorted(zip(*[iter(v.operands)] * n), key=lambda member: mentioned[member[0]])
-                v.operands = [*chain(*members)]
+                v.operands.sort(key=lambda u: mentioned[u.place, u.kind])  # an average after its count
         steps = in_postorder(root, config.plan == "inline")
     problem = " ".join(statements[i] for i in order)
     nodes = []
@@ -395,7 +381,7 @@ class Mixture:
     @lru_cache
     def parse(cls, spec):
         """Raises UserError if the spec does not parse."""
-        try:
+        with blaming(f"mixture {spec!r}"):
             whole = {}
             components = [parse_keys(text, whole) for text in spec.split("|")]
             tokens = parse_count(whole["tokens"]) if "tokens" in whole else None
@@ -403,8 +389,6 @@ class Mixture:
             weighted = [pair for keys in components for pair in weigh(keys, by_tokens)]
             if not weighted:
                 raise UserError("the shares add up to 0")
-        except UserError as error:
-            raise UserError(f"mixture {spec!r}: {error}") from None
         return cls(spec, *zip(*weighted), tokens)
 
     @cached_property
@@ -489,6 +473,24 @@ def parse_ops(text):
             raise UserError(f"op {part!r} is not a number or range within {MIN_OP} to {MAX_OP}, such as 2-10")
         ops += range(low, high + 1)
     return ops
+
+
+def parse_weighted(text, parse):
+    """ "zoo:3, school" → [("zoo", 0.75), ("school", 0.25)]; `parse` reads a choice. Raises UserError."""
+    parts = [part.partition(":") for part in text.split(",")]
+    weighted = [(parse(name.strip()), parse_weight(weight) if colon else 1) for name, colon, weight in parts]
+    total = sum(weight for _, weight in weighted)
+    if not total:
+        raise UserError("the weights add up to 0")
+    return [(choice, weight / total) for choice, weight in weighted if weight]
+
+
+def parse_count(text):
+    """ "500k" → 500000. Raises UserError."""
+    match = re.fullmatch(r"(\d{1,12}(?:\.\d{1,6})?)([kMB]?)", text, re.ASCII)
+    if not match or float(match[1]) == 0:
+        raise UserError(f"{text!r} is not a number of tokens such as 500k, 6M or 10B")
+    return round(float(match[1]) * {"": 1, "k": 1e3, "M": 1e6, "B": 1e9}[match[2]])
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -19,13 +19,13 @@ from pathlib import Path
 
 from lab.device import run_torch_script, setup
 from lab.options import STOPPED, UserError, colour, opt, printable, read_jsonl, write_atomic
-from lab.runs import RunOptions, as_json, checkpoint_folder, own_folder, parse_run_options
+from lab.runs import RunOptions, as_json, checkpoint_folder, own_folder, parse_run_options, weights_hash
 from lab.statistics import gain, interval
 
 import numpy as np
 
 from chains import ASKS, account, ask, gold_logps
-from checkpoint import load_checkpoint, weights_hash
+from checkpoint import load_checkpoint
 from datagen import KEYS_HELP, TINY_WORLD, Mixture, held_out, parse_ops
 from report import check_page, draw_results, print_table, write_report
 from rollout import check_room, held_out_nll, roll_out
@@ -178,11 +178,10 @@ def judge(line, problems, numbers, o):
         nodes = [f"node_{status}" for status in verdict.nodes.values() if status != "ok"]
         errors.update(dict.fromkeys(verdict.errors + nodes, 1))
     errors["unfinished"] = line["finished"].count(False)
+    passed = np.reshape([(v.solved, v.answer_correct, v.faithful) for v in verdicts], (-1, n, 3)).sum(1)
     return {
         **line,
-        "correct": np.reshape([v.solved for v in verdicts], (-1, n)).sum(1).tolist(),
-        "answer": np.reshape([v.answer_correct for v in verdicts], (-1, n)).sum(1).tolist(),
-        "faithful": np.reshape([v.faithful for v in verdicts], (-1, n)).sum(1).tolist(),
+        **dict(zip(JUDGED, passed.T.tolist())),
         "process": np.reshape([v.process for v in verdicts], (-1, n)).mean(1).tolist(),
         "errors": dict(errors),
         **account(o.ask, texts, line["tokens"], verdicts, begun, problems),

@@ -70,54 +70,42 @@ def _key_block(keys, at, D: constexpr, N: constexpr, MASKED: constexpr):
 
     With prompts, `at` does not count the blocks that are left out.
     """
-    k, v, T, stride, prompts = keys
-    if prompts is not None:
-        at += tl.where(at >= prompts[1], prompts[2], 0)
+    k, v, T, stride, _, left_out = keys
+    if left_out is not None:
+        at += tl.where(at >= left_out[0], left_out[1], 0)
     columns = at + tl.arange(0, N)
     return columns, _load(k, columns, T, stride, D, MASKED), _load(v, columns, T, stride, D, MASKED)
 
 
 @triton.jit
-def _scores(q, k, rows, columns, start, keys, D: constexpr, MASKED: constexpr):
+def _scores(q, k, rows, columns, keys, D: constexpr, MASKED: constexpr):
     """Scores in base 2, (M, N), −inf where the query (row) may not see the key (column)."""
     s = tl.dot(q, tl.trans(k), input_precision="ieee") * (D**-0.5 * LOG2E)
     if MASKED:
-        seen, T, prompts = columns[None, :] <= rows[:, None], keys[2], keys[4]
-        if prompts is None:
-            seen = seen & (columns[None, :] >= start[:, None]) & (columns[None, :] < T)
-        else:
-            seen = seen & (rows[:, None] < tl.load(prompts[0] + columns, mask=columns < T, other=0)[None, :])
+        seen, T, key_end = columns[None, :] <= rows[:, None], keys[2], keys[4]
+        if key_end is not None:
+            seen = seen & (rows[:, None] < tl.load(key_end + columns, mask=columns < T, other=0)[None, :])
         s = tl.where(seen, s, float("-inf"))
     return s
 
 
 @triton.jit
-def _query_block(T, H, K, D: constexpr, M: constexpr):
-    """Of this program: positions of its queries (M,); where its row, heads of q and k, statistics begin."""
-    b, h = tl.program_id(1) // H, tl.program_id(1) % H
-    row = b.to(tl.int64) * T
-    rows = tl.program_id(0) * M + tl.arange(0, M)
-    return rows, row, (row * H + h) * D, (row * K + h // (H // K)) * D, (b * H + h).to(tl.int64) * T
-
-
-@triton.jit
-def _key_ranges(bounds, prompts, row, T, H, M: constexpr, N: constexpr):
-    """Of this program's queries: low ≤ whole ≤ diagonal ≤ high, and None.
+def _query_block(k, v, bounds, prompts, T, H, K, D: constexpr, M: constexpr, N: constexpr):
+    """Of this program: positions of its queries (M,); where its head of q and its statistics begin; its keys,
+    as `_key_block` and `_scores` take them; and ranges of these, low ≤ whole ≤ diagonal ≤ high.
 
     Keys from low on are masked by documents, from whole on seen by every query, from diagonal on masked by
     the diagonal. With prompts two ranges come before, the prompt's masked and its whole blocks; the keys from
-    its last block to low are left out; and None is what `_key_block` and `_scores` take: key_end, where these
-    keys begin, and how many they are.
+    its last block to low are left out: where they begin, and how many they are.
     """
-    first = tl.program_id(0) * M
+    b, h, first = tl.program_id(1) // H, tl.program_id(1) % H, tl.program_id(0) * M
+    row, size = b.to(tl.int64) * T, tl.num_programs(1) // H * T  # B * T
     high = tl.minimum(first + M, T)
     low = tl.load(bounds + row + first) // N * N
     diagonal = tl.maximum(first // N * N, low)
     whole = tl.minimum((tl.load(bounds + row + high - 1) + N - 1) // N * N, diagonal)
-    if prompts is None:
-        return (low, whole, diagonal, high), None
-    else:
-        size = tl.num_programs(1) // H * T  # B * T
+    ranges, left_out = (low, whole, diagonal, high), None
+    if prompts is not None:
         begin, end = tl.load(prompts + row + first), tl.load(prompts + size + row + first)
         stop = tl.minimum((end + N - 1) // N * N, low)  # a block of both is visited as the document's
         inner = tl.minimum((begin + N - 1) // N * N, stop)
@@ -125,7 +113,10 @@ def _key_ranges(bounds, prompts, row, T, H, M: constexpr, N: constexpr):
         outer = tl.where(same, tl.maximum(end // N * N, inner), inner)
         skip = low - stop
         ranges = begin // N * N, inner, outer, whole - skip, diagonal - skip, high - skip
-        return ranges, (bounds + size + row, stop, skip)
+        left_out = stop, skip
+    shared = (row * K + h // (H // K)) * D
+    keys = k + shared, v + shared, T, K * D, bounds + size + row, left_out
+    return first + tl.arange(0, M), (row * H + h) * D, (b * H + h).to(tl.int64) * T, keys, ranges
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -142,10 +133,10 @@ def _nothing(M: constexpr, D: constexpr):
 def _attend(state, queries, keys, low, high, D: constexpr, N: constexpr, MASKED: constexpr):
     """Take the keys of [low, high) into a running softmax."""
     acc, m, total = state
-    q, rows, start = queries
+    q, rows = queries
     for at in range(low, high, N):
         columns, k, v = _key_block(keys, at, D, N, MASKED)
-        s = _scores(q, k, rows, columns, start, keys, D, MASKED)
+        s = _scores(q, k, rows, columns, keys, D, MASKED)
         new = tl.maximum(m, tl.max(s, 1))
         # a query that saw nothing yet: any finite maximum will do
         shift = tl.where(new == float("-inf"), 0.0, new) if MASKED else new
@@ -159,12 +150,9 @@ def _attend(state, queries, keys, low, high, D: constexpr, N: constexpr, MASKED:
 
 @triton.jit
 def _forward(q, k, v, bounds, out, lse, T, H, K, prompts, D: constexpr, M: constexpr, N: constexpr):
-    rows, row, head, shared, statistics = _query_block(T, H, K, D, M)
-    inside = rows < T
-    start = tl.load(bounds + row + rows, mask=inside, other=0)
-    queries = _load(q + head, rows, T, H * D, D, True), rows, start
-    ranges, prompts = _key_ranges(bounds, prompts, row, T, H, M, N)
-    keys, state = (k + shared, v + shared, T, K * D, prompts), _nothing(M, D)
+    rows, head, statistics, keys, ranges = _query_block(k, v, bounds, prompts, T, H, K, D, M, N)
+    inside, state = rows < T, _nothing(M, D)
+    queries = _load(q + head, rows, T, H * D, D, True), rows
     for part in tl.static_range(len(ranges) - 1):
         state = _attend(state, queries, keys, ranges[part], ranges[part + 1], D, N, part % 2 == 0)
     acc, m, total = state
@@ -180,10 +168,10 @@ def _forward(q, k, v, bounds, out, lse, T, H, K, prompts, D: constexpr, M: const
 
 @triton.jit
 def _attend_dq(dq, queries, keys, low, high, D: constexpr, N: constexpr, MASKED: constexpr):
-    q, do, rows, start, lse, delta = queries
+    q, do, rows, lse, delta = queries
     for at in range(low, high, N):
         columns, k, v = _key_block(keys, at, D, N, MASKED)
-        p = tl.exp2(_scores(q, k, rows, columns, start, keys, D, MASKED) - lse[:, None])
+        p = tl.exp2(_scores(q, k, rows, columns, keys, D, MASKED) - lse[:, None])
         dp = tl.dot(do, tl.trans(v), input_precision="ieee")
         dq = tl.dot((p * (dp - delta[:, None])).to(k.dtype), k, dq, input_precision="ieee")
     return dq
@@ -191,17 +179,14 @@ def _attend_dq(dq, queries, keys, low, high, D: constexpr, N: constexpr, MASKED:
 
 @triton.jit
 def _dq(q, k, v, bounds, out, do, lse, delta, dq, T, H, K, prompts, D: constexpr, M: constexpr, N: constexpr):
-    rows, row, head, shared, statistics = _query_block(T, H, K, D, M)
-    inside = rows < T
-    start = tl.load(bounds + row + rows, mask=inside, other=0)
+    rows, head, statistics, keys, ranges = _query_block(k, v, bounds, prompts, T, H, K, D, M, N)
+    inside, acc = rows < T, tl.zeros((M, D), tl.float32)
     upstream = _load(do + head, rows, T, H * D, D, True)
     result = _load(out + head, rows, T, H * D, D, True)
     d = tl.sum(upstream.to(tl.float32) * result.to(tl.float32), 1)  # Σ p·dp, since out = Σ p·v
     tl.store(delta + statistics + rows, d, mask=inside)
     normaliser = tl.load(lse + statistics + rows, mask=inside, other=0.0)
-    queries = _load(q + head, rows, T, H * D, D, True), upstream, rows, start, normaliser, d
-    ranges, prompts = _key_ranges(bounds, prompts, row, T, H, M, N)
-    keys, acc = (k + shared, v + shared, T, K * D, prompts), tl.zeros((M, D), tl.float32)
+    queries = _load(q + head, rows, T, H * D, D, True), upstream, rows, normaliser, d
     for part in tl.static_range(len(ranges) - 1):
         acc = _attend_dq(acc, queries, keys, ranges[part], ranges[part + 1], D, N, part % 2 == 0)
     _store(dq + head, rows, T, H * D, D, acc * D**-0.5)
@@ -211,7 +196,7 @@ def _dq(q, k, v, bounds, out, do, lse, delta, dq, T, H, K, prompts, D: constexpr
 def _attend_dkdv(grads, keys, queries, low, high, D: constexpr, M: constexpr, MASKED: constexpr):
     dk, dv = grads
     k, v, columns, end = keys
-    q_base, do_base, doc_start, lse, delta, T, stride = queries
+    q_base, do_base, lse, delta, T, stride = queries
     for at in range(low, high, M):
         rows = at + tl.arange(0, M)
         inside = rows < T
@@ -222,12 +207,7 @@ def _attend_dkdv(grads, keys, queries, low, high, D: constexpr, M: constexpr, MA
         # (N, M): no first operand of a dot is transposed
         s = tl.dot(k, tl.trans(q), input_precision="ieee") * (D**-0.5 * LOG2E)
         if MASKED:
-            seen = columns[:, None] <= rows[None, :]
-            if end is None:
-                start = tl.load(doc_start + rows, mask=inside, other=0)
-                seen = seen & (columns[:, None] >= start[None, :])
-            else:
-                seen = seen & (rows[None, :] < end[:, None])
+            seen = (columns[:, None] <= rows[None, :]) & (rows[None, :] < end[:, None])
             s = tl.where(seen, s, float("-inf"))
         p = tl.exp2(s - normaliser[None, :])
         dv = tl.dot(p.to(do.dtype), do, dv, input_precision="ieee")
@@ -237,20 +217,14 @@ def _attend_dkdv(grads, keys, queries, low, high, D: constexpr, M: constexpr, MA
 
 
 @triton.jit
-def _dkdv(
-    q, k, v, bounds, do, lse, delta, dk, dv, T, H, K, prompts, D: constexpr, M: constexpr, N: constexpr
-):
+def _dkdv(q, k, v, bounds, do, lse, delta, dk, dv, T, H, K, _, D: constexpr, M: constexpr, N: constexpr):
     first, b, kv = tl.program_id(0) * N, tl.program_id(1) // K, tl.program_id(1) % K
     row = b.to(tl.int64) * T
     columns, head = first + tl.arange(0, N), (row * K + kv) * D
     key, value = _load(k + head, columns, T, K * D, D, True), _load(v + head, columns, T, K * D, D, True)
-    key_end = bounds + tl.num_programs(1) // K * T + row
-    if prompts is None:  # key_end never falls
-        end, high, every = None, tl.load(key_end + tl.minimum(first + N, T) - 1), tl.load(key_end + first)
-    else:
-        end = tl.load(key_end + tl.minimum(columns, T - 1))
-        high, every = tl.max(end, 0), tl.min(end, 0)
-    keys = key, value, columns, end
+    key_end = bounds + tl.num_programs(1) // K * T + row  # where there are prompts, it knows of them
+    end = tl.load(key_end + tl.minimum(columns, T - 1))
+    keys, high, every = (key, value, columns, end), tl.max(end, 0), tl.min(end, 0)
     # low ≤ whole ≤ last ≤ high: masked by the diagonal; queries that see every key; those that see some
     low = first // M * M
     whole = tl.minimum((first + N - 1 + M - 1) // M * M, high)
@@ -259,7 +233,7 @@ def _dkdv(
     for g in range(H // K):
         h = kv * (H // K) + g
         head_q, statistics = (row * H + h) * D, (b * H + h).to(tl.int64) * T
-        queries = q + head_q, do + head_q, bounds + row, lse + statistics, delta + statistics, T, H * D
+        queries = q + head_q, do + head_q, lse + statistics, delta + statistics, T, H * D
         for part in tl.static_range(3):
             grads = _attend_dkdv(grads, keys, queries, ranges[part], ranges[part + 1], D, M, part != 1)
     _store(dk + head, columns, T, K * D, D, grads[0] * D**-0.5)
@@ -274,10 +248,9 @@ def _dkdv(
 
 @triton.jit
 def _see_all(state, q, keys, D: constexpr, M: constexpr, N: constexpr):
-    """Take all keys into a running softmax: a block of queries that come after every key."""
+    """Take all keys into a running softmax: a block of queries that see every one."""
     end = keys[2]
-    queries = q, tl.zeros((M,), tl.int32) + end, tl.zeros((M,), tl.int32)
-    whole = end // N * N
+    queries, whole = (q, tl.zeros((M,), tl.int32) + end - 1), end // N * N
     state = _attend(state, queries, keys, 0, whole, D, N, False)
     return _attend(state, queries, keys, whole, end, D, N, True)
 
@@ -286,7 +259,7 @@ def _see_all(state, q, keys, D: constexpr, M: constexpr, N: constexpr):
 def _decode_prompt(q, k, v, lengths, bounds, state, stride, H, K, D: constexpr, M: constexpr, N: constexpr):
     p, kv, heads = tl.program_id(0), tl.program_id(1), H // K
     base, j = (p.to(tl.int64) * K + kv) * stride, tl.arange(0, M)
-    end, keys = tl.load(bounds + p + 1), (k + base, v + base, tl.load(lengths + p), D, None)
+    end, keys = tl.load(bounds + p + 1), (k + base, v + base, tl.load(lengths + p), D, None, None)
     for row in range(tl.load(bounds + p), end, M // heads):
         inside = (j // heads < M // heads) & (row + j // heads < end)
         index = (row + j // heads) * H + kv * heads + j % heads  # of a row and head
@@ -306,7 +279,7 @@ def _decode_own(q, k, v, filled, state, out, stride, H, K, D: constexpr, M: cons
     acc = tl.load(_rows(state, index, 2 * D, D), mask=inside[:, None], other=0.0)
     m = tl.load(state + index * 2 * D + D, mask=inside, other=float("-inf"))
     total = tl.load(state + index * 2 * D + D + 1, mask=inside, other=0.0)
-    keys = k + base, v + base, tl.load(filled).to(tl.int32), D, None
+    keys = k + base, v + base, tl.load(filled).to(tl.int32), D, None, None
     acc, m, total = _see_all((acc, m, total), queries, keys, D, M, N)
     tl.store(_rows(out, index, D, D), (acc / total[:, None]).to(out.dtype.element_ty), mask=inside[:, None])
 

@@ -45,9 +45,7 @@ class WorldConfig(CheckedOptions):
     # Of the quantities that are ready any may come next, and a model cannot know which; in postorder each
     # comes right before the first that needs it, and a plan says why.
     order: str = opt("random", "of the solution's steps", ("random", "postorder"))
-    plan: str = opt(
-        "none", "inline: 'To find X we need A, B.' before what that makes needed", ("none", "inline")
-    )
+    plan: str = opt("none", "inline: 'To find X we need A, B.' before what X needs", ("none", "inline"))
     kinds: int = opt(12, "words for kinds that are used, if they suffice", within="[1, 12]")
     places: int = opt(12, "words for places that are used, if they suffice", within="[1, 12]")
 

@@ -57,11 +57,8 @@ def write_report(it, png):
     kinds = sum(map(Counter, errors.values()), Counter()).most_common()
     shares = ([kind, *(f"{of.get(kind, 0) / tries:.3f}" for of in errors.values())] for kind, _ in kinds)
     differences = [["", "band", "over the same problems"], *it.differences(combinations(it.results, 2))]
-    contents = [
-        "<h2>By band</h2>",
-        html_table(it.table()),
-        html_figure(png, "pass@1 by operations, pass@k by k"),
-    ]
+    contents = ["<h2>By band</h2>", html_table(it.table())]
+    contents += [html_figure(png, "pass@1 by operations, pass@k by k")]
     contents += ["<h2>By operations</h2>", html_table(it.table_by_op())]
     contents += ["<h2>Paired differences</h2>", html_table(differences)] * (len(it.results) > 1)
     contents += ["<h2>Errors, as shares of all tries</h2>", html_table([["", *errors], *shares])]
@@ -118,12 +115,12 @@ def print_table(rows, left):
 
 def html_table(rows):
     """Rows of strings, the header first. It scrolls where it is wider than the page."""
-    cells = [
-        [f'<td class="long">{escape(text)}' if len(text) > 30 else f"<td>{escape(text)}" for text in row]
-        for row in rows[1:]
-    ]
-    lines = map("".join, [[f"<th>{escape(text)}" for text in rows[0]], *cells])
-    return f'<div class="wide"><table><tr>{"<tr>".join(lines)}</table></div>'
+
+    def cell(text):
+        return f'<td class="long">{escape(text)}' if len(text) > 30 else f"<td>{escape(text)}"
+
+    lines = [[f"<th>{escape(text)}" for text in rows[0]], *(map(cell, row) for row in rows[1:])]
+    return f'<div class="wide"><table><tr>{"<tr>".join(map("".join, lines))}</table></div>'
 
 
 def html_figure(png, alt):

@@ -105,9 +105,8 @@ def up_to_first_error(rollout, tokenizer):
     """
     nodes, text = rollout.verdict.nodes, rollout.text
     wrong = (s.name for s in rollout.verdict.parsed.steps if nodes.get(s.name, "ok") != "ok")
-    begin = text.rfind(
-        f"Define {next(wrong, None)} as "
-    )  # the last one, where a second contradicts the first
+    # the last one, where a second contradicts the first
+    begin = text.rfind(f"Define {next(wrong, None)} as ")
     stop = STOP.search(text, begin)
     if begin < 0 or stop is None:
         return rollout

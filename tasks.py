@@ -7,7 +7,7 @@ schema, or `question` and `answer` alone:
 
 import re
 
-from lab.options import UserError, read_jsonl
+from lab.options import read_each
 
 from datagen import Problem, from_record
 from verify import gold_graph
@@ -21,22 +21,17 @@ def read_tasks(path, check=gold_graph):
     check: function of a record that raises UserError if tries at it cannot be judged. Raises UserError with
     the number of the line that cannot be used.
     """
-    records = []
-    for number, record in read_jsonl(path):
-        record["where"] = where = f"{path}, line {number}"
+
+    def read(record, text):
         if match := NUMBER.fullmatch(str(record.get("answer"))):
             record["answer"] = int(match[1].replace(",", ""))
-        try:
-            for key in ("question", "problem"):
-                if not isinstance(record.setdefault(key, None if key == "question" else ""), str):
-                    raise UserError(f"key {key!r} is missing or no text")
-            check(record)
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from None
-        records.append(record)
-    if not records:
-        raise UserError(f"{path} has no records")
-    return records
+        record.setdefault("problem", "")
+        for key in ("question", "problem"):
+            text(key)
+        check(record)
+        return record
+
+    return list(read_each(path, read))
 
 
 def read_problems(path):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
-from lab.options import CheckedOptions, UserError, opt, parse_options, read_jsonl, run_script, write_atomic
+from lab.options import CheckedOptions, UserError, opt, parse_options, read_each, run_script, write_atomic
 
 import tiktoken
 
@@ -164,12 +164,8 @@ def main(argv=None):
     o = parse_options(Options, argv, description=__doc__, positional="input")
     if o.input is None:
         raise UserError("no text to train on: python tokenizer.py records.jsonl")
-    texts, keys = [], o.keys.split(",")
-    for number, record in read_jsonl(o.input):
-        for key in keys:
-            if not isinstance(record.get(key), str):
-                raise UserError(f"{o.input}, line {number}: key {key!r} is missing or no text")
-        texts.append(" ".join(record[key].strip() for key in keys))
+    keys = o.keys.split(",")
+    texts = list(read_each(o.input, lambda record, text: " ".join(text(key).strip() for key in keys)))
     if not any(text.strip() for text in texts):
         raise UserError(f"{o.input} has no text to train on")
     tokenizer = train_bpe(texts, o.vocab_size)

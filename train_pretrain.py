@@ -18,7 +18,7 @@ from lab.options import UserError, opt
 import torch
 
 from checkpoint import new_model
-from data import Source, batches, completion_text, prompt_text
+from data import Source, batches, check_length, completion_text, prompt_text
 from datagen import KEYS_HELP, TINY_WORLD, Mixture
 from model import ModelConfig
 from tokenizer import Tokenizer, train_bpe
@@ -130,9 +130,7 @@ class Pretraining(Training):
         if any(learning_rate(i, planned, o) != learning_rate(i, self.steps, o) for i in range(self.step)):
             why = f"the learning rates of {self.step} steps were those of a run of {planned}"
             raise UserError(f"--steps {self.steps}: {why}; only at a constant rate can it go on longer")
-        longest = max(self.lengths)
-        if longest > o.row_tokens:
-            raise UserError(f"a document has {longest} tokens, a row only {o.row_tokens}: raise --row-tokens")
+        check_length(max(self.lengths), o.row_tokens)
         # what is replayed is saved: the checkpoint we started from may be gone when the run is resumed
         replay = self.start.options.get("mixture") if o.replay else None
         if o.replay and not replay:
@@ -142,9 +140,8 @@ class Pretraining(Training):
         self.cursors = [saved["cursors"][r] for r in self.part]
         # a later stage's documents are from a split of their own
         where = dict(split="mid" if o.init_from else "train", records=self.records)
-        where.update(repeat=o.repeat, repeat_pool=o.repeat_pool)
-        if self.replay:
-            where.update(replay=Mixture.parse(self.replay), replay_share=o.replay)
+        where.update(repeat=o.repeat, repeat_pool=o.repeat_pool, replay_share=o.replay)
+        where["replay"] = self.replay and Mixture.parse(self.replay)
         source = Source(self.mixture, self.tokenizer, o.seed, o.rows, o.row_tokens, o.solution_only, **where)
         self.batches = batches(source, self.part, self.cursors, o.workers)
 

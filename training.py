@@ -14,11 +14,11 @@ from lab.cost import describe_cost
 from lab.device import Processes, setup
 from lab.options import FINISHED, STOPPED, UserError, opt
 from lab.replicas import Replicas
-from lab.runs import Guard, Progress, Run, RunOptions, parse_run_options, say
+from lab.runs import Guard, Progress, Run, RunOptions, parse_run_options, say, weights_hash
 
 import torch
 
-from checkpoint import checkpoint_files, load_checkpoint, weights_hash
+from checkpoint import checkpoint_files, load_checkpoint
 from data import read_records, to_document
 from datagen import KEYS_HELP, Mixture, held_out
 from rollout import evaluate_held_out

@@ -38,9 +38,7 @@ class Options(RunOptions):
     split: str = opt("mid", "which split", tuple(SPLITS))
     n: int = opt(1000, "problems", within="[1, inf)")
     samples: int = opt(8, "tries of each problem", within="[1, inf)")
-    select: str = opt(
-        "all", "a rule, as of texts.py: with --most, try again until it has enough", tuple(WANTED)
-    )
+    select: str = opt("all", "as of texts.py: with --most, try again until it has enough", tuple(WANTED))
     most: int = opt(0, "tries of a problem at most (0: no more than --samples)")
     temperature: float = opt(1.0, "of sampling", within="(0, 100]")
     max_new_tokens: int = opt(1024, "longest completion, in tokens", within="[1, inf)")
@@ -49,21 +47,14 @@ class Options(RunOptions):
 
 def sample(checkpoint, problems, numbers, o):
     """Try problems with these numbers → {number: Rollouts}, those of each in rounds of o.samples."""
-    model, tokenizer, found, waiting = (
-        checkpoint.model,
-        checkpoint.tokenizer,
-        {i: [] for i in numbers},
-        [*numbers],
-    )
+    found, waiting = {i: [] for i in numbers}, [*numbers]
     how = dict(temperature=o.temperature, max_new_tokens=o.max_new_tokens)
     how |= dict(batch_size=o.sample_rows, workers=o.replicas)
     while waiting:
-        stream = (o.seed, "tries", len(found[waiting[0]]))
-        rollouts = iter(
-            roll_out(model, tokenizer, [problems[i] for i in waiting], o.samples, stream, waiting, **how)
-        )
-        for i in waiting:
-            found[i] += [next(rollouts) for _ in range(o.samples)]
+        asked, stream = [problems[i] for i in waiting], (o.seed, "tries", len(found[waiting[0]]))
+        rollouts = roll_out(checkpoint.model, checkpoint.tokenizer, asked, o.samples, stream, waiting, **how)
+        for n, rollout in enumerate(rollouts):
+            found[waiting[n // o.samples]].append(rollout)
         waiting = [i for i in waiting if len(found[i]) + o.samples <= o.most and too_few(found[i], o.select)]
     return found
 

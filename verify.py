@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
 
-from lab.options import CheckedOptions, UserError, opt, parse_options, printable, read_jsonl, run_script
+from lab.options import CheckedOptions, UserError, opt, parse_options, printable, read_each, run_script
 from lab.options import colour as on_terminal
 
 MAX_TEXT = 1 << 15  # characters; no prompt and solution are a third as long
@@ -205,17 +205,9 @@ def show(form):
 # Solutions
 
 
-def strip_prompt(document):
-    """What follows the prompt of a whole document: for callers that hold one. The judge itself skips no
-    question, since a completion that begins with its own could hide there what contradicts it.
-    """
-    head, end, completion = document.partition("</question>")
-    return completion if end and TAGS.sub("", head).lstrip().startswith("<question>") else document
-
-
 def parse_solution(text):
     """A completion, plain (`… Answer: 7.`) or in tags (`… </solution> <answer> 7 </answer>`) →
-    ParsedSolution.
+    ParsedSolution. No question before it is skipped: one that a model wrote could hide what contradicts it.
     """
     if len(text) > MAX_TEXT:
         return ParsedSolution(errors=["too_long"])
@@ -550,26 +542,22 @@ def main(argv=None):
     o = parse_options(Options, argv, description="Judge the solutions of a JSONL file.", positional="records")
     if o.records is None:
         raise UserError("no records to judge: python verify.py records.jsonl")
-    total, rates, counts, shown = 0, Counter(), {"nodes": Counter(), "errors": Counter()}, None
-    for total, (number, record) in enumerate(read_jsonl(o.records), 1):  # noqa: B007
-        text = record.get(o.solution_key)
-        try:
-            if not isinstance(text, str):
-                raise UserError(f"key {o.solution_key!r} is missing or no text")
-            verdict = verify(text, record)
-        except UserError as error:
-            raise UserError(f"{o.records}, line {number}: {error}") from None
+
+    def judged(record, text):
+        return record, verify(text(o.solution_key), record)
+
+    rates, counts, shown = Counter(), {"nodes": Counter(), "errors": Counter()}, None
+    for total, (record, verdict) in enumerate(read_each(o.records, judged), 1):  # noqa: B007
         for kind in ("answer_correct", "process", "correct", "faithful"):
             rates[kind.removesuffix("_correct")] += getattr(verdict, kind)
         counts["nodes"].update(verdict.nodes.values())
         counts["errors"].update(set(verdict.errors))
         if shown is None or (shown[0].correct and not verdict.correct):
-            shown = verdict, number, text, record
-    if not total:
-        raise UserError(f"{o.records} has no records")
+            shown = verdict, record
     if o.explain:
-        _, number, text, record = shown
-        print(f"line {number}: {printable(text.strip())}\n\n{explain(text, record, on_terminal())}\n")
+        record = shown[1]
+        text, (_, line) = record[o.solution_key], record["where"].rsplit(", ", 1)
+        print(f"{line}: {printable(text.strip())}\n\n{explain(text, record, on_terminal())}\n")
     print(f"{total} solutions: " + ", ".join(f"{kind} {rate / total:.4f}" for kind, rate in rates.items()))
     for what, counter in counts.items():
         print(f"{what}: " + (", ".join(f"{kind} {n}" for kind, n in counter.most_common()) or "none"))

@@ -27,10 +27,8 @@ def describe_cost(models, reference, steps, tokens, rows, row_tokens, document, 
     print(f"           {kept / gib:.2f} kept of {rows} x {row_tokens} tokens for the backward pass")
     if device.type == "cpu":
         print("           glibc may hold up to twice as much: it cannot always use again what is freed")
-    hours = flops / (EXPECTED * rate) / 3600
-    print(
-        f"time       about {hours:.2f} hours at {EXPECTED:.0%} of the {rate / 1e9:,.0f} GFLOP/s measured here"
-    )
+    hours, measured = flops / (EXPECTED * rate) / 3600, f"{rate / 1e9:,.0f} GFLOP/s measured here"
+    print(f"time       about {hours:.2f} hours at {EXPECTED:.0%} of the {measured}")
 
 
 def count_flops(model, tokens, document, passes):

@@ -149,9 +149,7 @@ def parse_options(cls, argv=None, *, description="", presets=None, positional=No
         first = early.parse_known_args(argv)[0]
         said = {**(saved or {}), **(read_config(first.config, cls) if first.config else {})}
         name = first.preset or said.get("preset") or defaults["preset"]
-        if name not in presets:
-            raise UserError(f"unknown preset {name!r}: choose from {', '.join(presets)}")
-        defaults.update({**presets[name], **said, "preset": name})
+        defaults.update({**look_up("preset", presets, name), **said, "preset": name})
     group = parser
     for name, field in fields.items():
         if field.metadata["group"]:
@@ -201,10 +199,8 @@ def read_config(path, cls):
     for name, value in config.items():
         if name not in fields:
             raise UserError(f"{path}: unknown option {name!r}")
-        try:
+        with blaming(path):
             check(fields[name], value)
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from None
     return config
 
 
@@ -217,16 +213,6 @@ def look_up(what, table, name):
     if name not in table:
         raise UserError(f"unknown {what} {name!r}: choose from {', '.join(table)}")
     return table[name]
-
-
-def parse_weighted(text, parse):
-    """ "zoo:3, school" → [("zoo", 0.75), ("school", 0.25)]; `parse` reads a choice. Raises UserError."""
-    parts = [part.partition(":") for part in text.split(",")]
-    weighted = [(parse(name.strip()), parse_weight(weight) if colon else 1) for name, colon, weight in parts]
-    total = sum(weight for _, weight in weighted)
-    if not total:
-        raise UserError("the weights add up to 0")
-    return [(choice, weight / total) for choice, weight in weighted if weight]
 
 
 def parse_weight(text):
@@ -245,12 +231,13 @@ def parse_pair(what, value):
     return tuple(numbers)
 
 
-def parse_count(text):
-    """ "500k" → 500000. Raises UserError."""
-    match = re.fullmatch(r"(\d{1,12}(?:\.\d{1,6})?)([kMB]?)", text, re.ASCII)
-    if not match or float(match[1]) == 0:
-        raise UserError(f"{text!r} is not a number of tokens such as 500k, 6M or 10B")
-    return round(float(match[1]) * {"": 1, "k": 1e3, "M": 1e6, "B": 1e9}[match[2]])
+@contextmanager
+def blaming(where):
+    """Within it, what a UserError says begins with `where`."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 @contextmanager
@@ -277,6 +264,28 @@ def read_jsonl(path):
         for number, line in enumerate(file, 1):
             if line.strip():
                 yield number, parse_object(line, f"{path}, line {number}")
+
+
+def read_each(path, read):
+    """Yield read(record, text) for each record of a JSONL file; `where` is put into it: file and line.
+
+    text(key) is record[key], which must be a text. Raises UserError, which begins with file and line, for
+    that and where `read` does; and if there is no record.
+    """
+    number = 0
+    for number, record in read_jsonl(path):
+        record["where"] = f"{path}, line {number}"
+        with blaming(record["where"]):
+            found = read(record, partial(text_of, record))
+        yield found
+    if not number:
+        raise UserError(f"{path} has no records")
+
+
+def text_of(record, key):
+    if not isinstance(record.get(key), str):
+        raise UserError(f"key {key!r} is missing or no text")
+    return record[key]
 
 
 def parse_object(text, where):

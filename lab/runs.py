@@ -25,17 +25,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from lab.device import DeviceOptions
-from lab.options import (
-    UserError,
-    flag,
-    opt,
-    parse_options,
-    read_config,
-    read_json,
-    read_jsonl,
-    reading,
-    write_atomic,
-)
+from lab.options import UserError, flag, opt, parse_options, read_config, read_json, read_jsonl, write_atomic
 
 from filelock import FileLock, Timeout
 from tqdm import tqdm
@@ -164,9 +154,10 @@ def damage(path):
     try:
         manifest = read_json(path / "manifest.json")
         for name, digest in manifest.items():
-            with reading(path / name):
-                if content_hash((path / name).read_bytes()) != digest:
-                    return f"{name} is not what manifest.json says"
+            if content_hash((path / name).read_bytes()) != digest:
+                return f"{name} is not what manifest.json says"
+    except OSError as error:
+        return f"cannot read {error.filename}: {error.strerror}"
     except (UserError, ValueError) as error:
         return str(error)
     return None if manifest else "manifest.json lists nothing"
@@ -179,12 +170,6 @@ def follow(path):
     return (path.parent / path.read_text() if named else path).resolve()
 
 
-def manifest_hash(path, name):
-    """The hash of one file of a folder, or None if there is no such folder (any more)."""
-    there = path and (follow(path) / "manifest.json").exists()
-    return read_json(follow(path) / "manifest.json").get(name) if there else None
-
-
 def step_folders(run):
     """The checkpoints of a run folder, oldest first."""
     return sorted(Path(run).glob("step_???????"))
@@ -193,6 +178,12 @@ def step_folders(run):
 def checkpoint_folder(path):
     """The checkpoint that a path means: itself, or `latest` of a run folder."""
     return Path(path, "latest") if Path(path, "latest").exists() else Path(path)
+
+
+def weights_hash(path):
+    """The hash of a checkpoint's weights, or None if there is no such folder (any more)."""
+    manifest = path and follow(checkpoint_folder(path)) / "manifest.json"
+    return read_json(manifest).get("weights.pt") if manifest and manifest.exists() else None
 
 
 def newest_folder(run):
@@ -231,7 +222,7 @@ class Run:
         self.held, self.started = ExitStack(), time.perf_counter()
         self.checkpoint, self.found = newest_folder(self.path), step_folders(self.path)
         self.rated = self.checkpoint is not None and (self.checkpoint / "score.json").exists()
-        newest = (str(self.checkpoint), manifest_hash(self.checkpoint, "weights.pt"))
+        newest = (str(self.checkpoint), weights_hash(self.checkpoint))
         processes.agree((newest, len(self.found), start), "checkpoint")  # before any of them may stop here
         if self.checkpoint is None and self.found:
             raise UserError(f"no checkpoint in {self.path} is intact: move the folder away and start again")

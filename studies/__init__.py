@@ -23,9 +23,9 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
-from lab.options import UserError, flag, parse_count, parse_options, read_json, read_jsonl
+from lab.options import UserError, flag, parse_options, read_json, read_jsonl
 
-from datagen import parse_ops
+from datagen import parse_count, parse_ops
 from evaluate import JUDGED, parse_bands
 from report import draw_dots
 
@@ -104,9 +104,8 @@ CHAINS = ("noted", "length", "majority", "depth", "depth_wrong", "logp")  # of a
 # what the texts of the other two papers' studies have besides the words of problems
 CONTROL = "<thought> a </thought> <backward> a needs a <subgoal> a <verify> a ok <verify> a not <backtrack> a"
 # what an option takes of a stage's run, if not `latest`
-READS = {"tokenizer": "latest/tokenizer.json", "tries": "tries.jsonl"} | dict.fromkeys(
-    ("data", "like"), "texts.jsonl"
-)
+READS = {"tokenizer": "latest/tokenizer.json", "tries": "tries.jsonl"}
+READS |= {"data": "texts.jsonl", "like": "texts.jsonl"}
 
 
 @dataclass(frozen=True)

@@ -161,19 +161,16 @@ MORE = (
 def by_op(values, path):
     """pass@1 by operations in each context, a line an arm."""
     ops = values.scale.ops("all")
-    panels = {
-        look: {
-            arm: (ops, [values.mean(lambda v, at=(arm, str(op), ONE, look): v(*at)) for op in ops])
-            for arm in values.arms
-        }
-        for look in CONTEXTS
-    }
+
+    def line(arm, look):
+        return ops, [values.mean(lambda v, op=op: v(arm, str(op), ONE, look)) for op in ops]
+
+    panels = {look: {arm: line(arm, look) for arm in values.arms} for look in CONTEXTS}
     return draw_lines(panels, path, "operations", "pass@1")
 
 
+HOW = dict(looks=looks, seeds=3, shown="school", figure=by_op)
 STUDIES = (
-    Study(
-        "hidden", "Texts with hidden thoughts?", hidden, HIDDEN, looks, seeds=3, shown="school", figure=by_op
-    ),
-    Study("thoughts", "… of which kind?", more, MORE, looks, seeds=3, shown="school", figure=by_op),
+    Study("hidden", "Texts with hidden thoughts?", hidden, HIDDEN, **HOW),
+    Study("thoughts", "… of which kind?", more, MORE, **HOW),
 )

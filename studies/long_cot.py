@@ -21,6 +21,7 @@ from texts import BEHAVIOURS, RULES, Source
 ONE = "correct@1"
 REFLECT = ("sft", "vanilla", "ceil")
 NEED_GOLD = ("R1", "R3", "R4", "R5", "R6")
+NO_RULES = [name for name in RULES if name not in ("answer", "R1")]
 
 
 class Pipeline:
@@ -86,12 +87,8 @@ def ablations(c, seed):
     arms = {"base": it.base, "sft": sft, "ceil": it.stage2(sft, "ceil"), "gold": it.ceiling()}
     arms |= {"no stage 1": it.stage2(plain, "ceil"), "from base": it.stage2(sft, "ceil", it.base)}
     arms |= {f"no {name}": it.stage1("reflective", without=name) for name in BEHAVIOURS}
-    weaker = {
-        "no gold rules": NEED_GOLD,
-        "no rules": [name for name in RULES if name not in ("answer", "R1")],
-    }
-    arms |= {name: it.stage1("reflective", but=",".join(but)) for name, but in weaker.items()}
-    arms |= {"padded": it.stage1("padded")}
+    arms |= {"no gold rules": it.stage1("reflective", but=",".join(NEED_GOLD))}
+    arms |= {"no rules": it.stage1("reflective", but=",".join(NO_RULES)), "padded": it.stage1("padded")}
     return arms | {rule: it.adaptive(sft, rule) for rule in ("uniform", "prop")}
 
 

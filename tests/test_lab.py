@@ -34,11 +34,11 @@ from lab.runs import (
     content_hash,
     damage,
     follow,
-    manifest_hash,
     newest_folder,
     own_folder,
     parse_run_options,
     step_folders,
+    weights_hash,
     write_folder,
 )
 
@@ -293,8 +293,8 @@ def test_where_there_are_no_links_a_file_names_the_checkpoint(tmp_path, monkeypa
     for name, step in (("best", 1), ("latest", 3)):
         assert not (tmp_path / name).is_symlink()
         assert follow(tmp_path / name) == (tmp_path / f"step_{step:07d}").resolve()
-        assert manifest_hash(tmp_path / name, "weights.pt") == content_hash(b"%d" % step)
-    assert manifest_hash(tmp_path / "worst", "weights.pt") is None
+        assert weights_hash(tmp_path / name) == content_hash(b"%d" % step)
+    assert weights_hash(tmp_path / "worst") is None
 
 
 def test_logs_are_cut_back_to_the_checkpoint(tmp_path):

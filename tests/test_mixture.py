@@ -1,12 +1,12 @@
 import pickle
 from collections import Counter
 
-from lab.options import UserError, parse_count
+from lab.options import UserError
 
 import pytest
 
 import datagen
-from datagen import WORDS, Mixture, generate, held_out, parse_ops, split_of, to_record
+from datagen import WORDS, Mixture, generate, held_out, parse_count, parse_ops, split_of, to_record
 
 MIXTURE = Mixture.parse("op 2-10:3, 11-14:1; template zoo:0.9, school:0.1; mode forward, reverse; tokens 1M")
 

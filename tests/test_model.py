@@ -66,7 +66,7 @@ def test_attention_equals_the_reference_and_its_gradients(heads, kv, lengths):
 
 def test_what_a_layout_works_out_of_its_documents():
     layout = Layout.of(torch.cat((starts([3, 1, 2]), starts([6]))))
-    assert layout.lengths == [3, 1, 2, 6]
+    assert layout.whole[0] == [3, 1, 2, 6]
     assert layout.positions.tolist() == [[0, 1, 2, 0, 0, 1], [0, 1, 2, 3, 4, 5]]
     assert layout.bounds[0].tolist() == [[0, 0, 0, 3, 4, 4], [0] * 6]
     assert layout.bounds[1].tolist() == [[3, 3, 3, 4, 6, 6], [6] * 6]

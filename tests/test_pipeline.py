@@ -12,6 +12,8 @@ from collections import defaultdict
 from pathlib import Path
 from unittest import mock
 
+from lab.runs import weights_hash
+
 import pytest
 import torch
 from conftest import call, error_line
@@ -21,7 +23,7 @@ import evaluate
 import rollout
 import train_grpo
 import train_pretrain
-from checkpoint import load_checkpoint, save_checkpoint, weights_hash
+from checkpoint import load_checkpoint, save_checkpoint
 from data import to_document
 
 ROOT = Path(__file__).parent.parent

@@ -240,7 +240,7 @@ def test_command_line(tmp_path, capsys):
         ('{"problem": "a", "question": "b"}', [], "line 1: key 'solution'"),
         ('{"problem": "a", "question": "b", "solution": 3}', [], "line 1: key 'solution'"),
         ('{"problem": "", "question": "", "solution": " "}', [], "no text"),
-        ("", [], "no text"),
+        ("", [], "no records"),
         ("{", [], "not JSON"),
         ('{"text": "a"}', ["--keys", "text", "--vocab-size", "200"], "--vocab-size"),
     ],

@@ -17,7 +17,7 @@ from unittest import mock
 
 from lab.device import Processes, run_torch_script
 from lab.options import STOPPED, UserError
-from lab.runs import Guard, Run, content_hash, damage, newest_folder, own_folder
+from lab.runs import Guard, Run, content_hash, damage, newest_folder, own_folder, weights_hash
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ from crash import pay_the_untrained
 
 import train_grpo
 import train_pretrain
-from checkpoint import load_checkpoint, weights_hash
+from checkpoint import load_checkpoint
 from tokenizer import train_bpe
 from training import Training
 

@@ -14,7 +14,7 @@ import pytest
 
 import datagen
 import verify as judge
-from verify import explain, parse_solution, pass_at_k, reward, strip_prompt, verify
+from verify import explain, parse_solution, pass_at_k, reward, verify
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT.parent / "shared" / "gsm_infinite" / "sample.jsonl"
@@ -165,11 +165,6 @@ def test_document_form_is_judged_like_the_record():
     for p in generated(200):
         completion = document(p)
         assert verify(completion, p).faithful
-        assert (
-            strip_prompt(f"[BOS]<question> {p.problem} {p.question} </question> <solution>{completion}")
-            == f" <solution>{completion}"
-        )
-        assert strip_prompt(completion) == completion
         assert verify(completion, datagen.to_record(p)).faithful
         without = {
             k: v
@@ -728,14 +723,6 @@ UNREAD = [
 @pytest.mark.parametrize("text, expected", UNREAD, ids=range(len(UNREAD)))
 def test_nothing_that_claims_something_stands_unread(text, expected):
     assert outcome(text, GOLD) == expected, verify(text, GOLD).errors
-
-
-def test_only_the_caller_strips_a_prompt():
-    document = "[BOS] <question> Define a in P as q; so q = 4. </question> <solution> ..."
-    assert (
-        strip_prompt(document) == " <solution> ..."
-        and strip_prompt("no <question> q </question>") == "no <question> q </question>"
-    )
 
 
 PLANS = [
