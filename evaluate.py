@@ -53,6 +53,7 @@ class Options(RunOptions):
     mixture: str = opt("op 2-20", f"world to draw from, its ops those of the bands: {KEYS_HELP}")
     ask: str | None = opt(None, "how problems are put, if not as in training: chains.py", tuple(ASKS))
     problems: int = opt(100, "problems of each number of operations", within="[2, inf)")
+    per_band: bool = opt(False, "--problems are of each band instead, spread over its operations")
     samples: int = opt(128, "tries for each problem, n", within="[1, inf)")
     k: str = opt("1,8,32,128", "values of k for pass@k, each at most n")
     temperature: float = opt(1.0, "of sampling (0: greedy)", within="[0, 100]")
@@ -73,6 +74,15 @@ def parse_bands(text):
     if len({op for ops in bands.values() for op in ops}) < sum(map(len, bands.values())):
         raise UserError(f"bands {text!r}: a number of operations is in two bands")
     return bands
+
+
+def number_of_problems(o):
+    """{operations: how many problems of so many}, in order."""
+    bands = parse_bands(o.bands).values()
+    numbers = {
+        op: max(2, o.problems // len(ops)) if o.per_band else o.problems for ops in bands for op in ops
+    }
+    return dict(sorted(numbers.items()))
 
 
 def parse_ks(text, samples):
@@ -215,7 +225,8 @@ class Evaluation:
             self.bands = {Path(o.data).stem: sorted({problem.op for problem in self.problems})}
             band_of = dict.fromkeys(*self.bands.values(), *self.bands)
         else:
-            self.problems = held_out(mixture, band_of, o.problems, o.seed, "eval")
+            numbers = number_of_problems(o).items()
+            self.problems = [p for op, n in numbers for p in held_out(mixture, [op], n, o.seed, "eval")]
         self.groups = {}  # by → value → indices of problems
         for i, p in enumerate(self.problems):
             kinds = dict(band=band_of[p.op], op=str(p.op), mode=p.mode, template=p.template)

@@ -26,7 +26,7 @@ from typing import NamedTuple
 from lab.options import UserError, flag, parse_options, read_json, read_jsonl
 
 from datagen import parse_count, parse_ops
-from evaluate import JUDGED, parse_bands
+from evaluate import JUDGED, number_of_problems
 from report import draw_dots
 
 
@@ -90,7 +90,7 @@ def tokens(o):
 
 
 def tries(o):
-    return o.problems * o.samples * sum(map(len, parse_bands(o.bands).values()))
+    return o.samples * sum(number_of_problems(o).values())
 
 
 SCRIPTS = {

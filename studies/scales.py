@@ -16,7 +16,7 @@ MINI = dict(
         max_new_tokens=320, eval_problems=32, eval_every=2000),
     train_grpo=dict(
         kl=0.0, minibatch=32, warmup_steps=8, max_new_tokens=320, eval_problems=32, eval_every=64),
-    evaluate=dict(problems=50, max_new_tokens=320), tries=dict(max_new_tokens=320),
+    evaluate=dict(problems=100, per_band=True, max_new_tokens=320), tries=dict(max_new_tokens=320),
 )  # fmt: skip
 # of the paper: its bands, contexts, and a tokenizer of all of them
 PAPER = dict(

@@ -25,7 +25,7 @@ import texts
 import verify
 from checkpoint import load_checkpoint, save_checkpoint
 from data import completion_text, prompt_text
-from evaluate import parse_bands, parse_ks, summarise
+from evaluate import number_of_problems, parse_bands, parse_ks, summarise
 from model import ModelConfig, Qwen2
 from rewards import Reward
 from tokenizer import train_bpe
@@ -144,6 +144,17 @@ def test_a_figure_shows_every_checkpoint_and_band(tmp_path):
 def test_nothing_to_evaluate_is_one_line(tmp_path):
     assert "no checkpoint" in error_line(call("evaluate", "--out", tmp_path / "run"))
     assert not list(tmp_path.iterdir())
+
+
+def test_problems_of_each_operation_or_of_each_band():
+    """A band's problems are spread over its operations; they are the first ones of what --problems alone takes."""
+    o = evaluate.Options(bands="hard=9,id=2-6,edge=7-8", problems=11, mixture="op 2-9; mode forward")
+    assert number_of_problems(o) == dict.fromkeys(range(2, 10), 11)
+    spread = replace(o, per_band=True)
+    assert number_of_problems(spread) == {**dict.fromkeys(range(2, 7), 2), 7: 5, 8: 5, 9: 11}
+    every, few = (evaluate.Evaluation(replace(it, checkpoints="")).problems for it in (o, spread))
+    first = [p for p in every if int(p.id.split("/")[-1]) < number_of_problems(spread)[p.op]]
+    assert [p.problem for p in few] == [p.problem for p in first] and len(few) == 31
 
 
 def test_bands():
