@@ -228,7 +228,9 @@ class Values:
                 yield facts | dict(band=band, metric=metric) | value
 
     def panels(self):
-        """{(metric, band): {arm: (one number a base, half the width of a block interval)}} for a figure."""
+        """{(metric, band): {arm: (a number a base, or nan; half the width of a block interval)}}, for a
+        figure.
+        """
         found = {}
         for metric, band in product(("correct@1", "correct@K"), self.scale.bands):
             table = self.table((band, metric, self.study.shown, "all"))
@@ -238,7 +240,7 @@ class Values:
                 half = blocks(whole, np.arange(len(whole)) == 0).half()  # of one arm; it is that of each
             dots = zip(self.arms, table, there)
             found[metric, band] = {
-                arm: (row[known].tolist(), half * known.all()) for arm, row, known in dots if known.any()
+                arm: (row.tolist(), half * known.all()) for arm, row, known in dots if known.any()
             }
         return found
 

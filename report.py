@@ -14,6 +14,8 @@ from string import Template
 from lab.options import UserError, printable, write_atomic
 from lab.runs import code_hash
 
+import numpy as np
+
 from texts import resolved
 from verify import explain, verify
 
@@ -187,24 +189,28 @@ def save_figure(fig, path):
 
 
 def draw_dots(panels, path):
-    """A row a metric, a column a band: each seed of an arm as a dot, its mean and interval as a bar. Returns
-    the PNG's bytes, or None.
+    """A row a metric, a column a band: each seed of an arm as a dot, a line through those of one seed; the
+    mean and its interval as a bar, cut where it leaves the dots' panel. Returns the PNG's bytes, or None.
 
-    panels: {(metric, band): {arm: (one number a seed, half the width of the mean's interval)}}.
+    panels: {(metric, band): {arm: (a number a seed, or nan; half the width of the mean's interval)}}.
     """
     plt = pyplot()
     if plt is None:
         return None
     metrics, bands = (list(dict.fromkeys(names)) for names in zip(*panels))
     size = dict(figsize=(4 * len(bands), 3 * len(metrics)), layout="constrained")
-    fig, grid = plt.subplots(len(metrics), len(bands), squeeze=False, sharex=True, sharey="row", **size)
+    fig, grid = plt.subplots(len(metrics), len(bands), squeeze=False, sharex=True, **size)
     for (metric, band), arms in panels.items():
         axes = grid[metrics.index(metric)][bands.index(band)]
+        axes.plot([values for values, _ in arms.values()], color="0.8", zorder=0)
+        for i, (values, _) in enumerate(arms.values()):
+            axes.plot([i] * len(values), values, "o", color=f"C{i}", alpha=0.6)
+        low, high = axes.get_ylim()
+        room = max(0.0, 0.1 - (high - low)) / 2  # so that a difference of nothing looks like one
         for i, (values, half) in enumerate(arms.values()):
-            axes.plot([i] * len(values), values, "o", color=f"C{i}", alpha=0.5)
-            axes.errorbar(i + 0.2, sum(values) / len(values), half, color=f"C{i}", marker="_", capsize=4)
+            axes.errorbar(i + 0.2, np.nanmean(values), half, color=f"C{i}", marker="_", capsize=4)
         axes.set_xticks(range(len(arms)), arms, rotation=30, ha="right")
-        axes.set(title=band, ylabel=metric if axes in grid[:, 0] else "")
+        axes.set(title=band, ylim=(low - room, high + room), ylabel=metric if axes in grid[:, 0] else "")
     return save_figure(fig, path)
 
 
