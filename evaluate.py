@@ -26,6 +26,7 @@ import numpy as np
 
 from chains import ASKS, account, ask, gold_logps
 from checkpoint import load_checkpoint
+from data import with_solutions
 from datagen import KEYS_HELP, TINY_WORLD, Mixture, held_out, parse_ops
 from report import check_page, draw_results, print_table, write_report
 from rollout import check_room, held_out_nll, roll_out
@@ -149,7 +150,7 @@ def try_out(checkpoint, problems, numbers, o):
     asked, begun = put(problems, numbers, o)
     stream = (o.seed, "evaluation")
     rollouts = roll_out(model, tokenizer, asked, o.samples, stream, numbers, begun=begun, **how)
-    solved = [problem for problem in problems if "Answer:" in (problem.solution or "")]
+    solved = with_solutions(problems)
     made = {what: checkpoint.state.get(what) for what in ("code", "torch", "tokenizer_hash")}
     return {
         "checkpoint": str(checkpoint.path),
