@@ -4,15 +4,13 @@ A loop is: save → evaluate → stop → take a step. The save comes first, so 
 lose it.
 """
 
-import os
 import sys
 import time
-from contextlib import redirect_stdout
 from dataclasses import dataclass
 
 from lab.cost import describe_cost
 from lab.device import Processes, setup
-from lab.options import FINISHED, STOPPED, UserError, opt
+from lab.options import FINISHED, STOPPED, UserError, hush, opt
 from lab.replicas import Replicas
 from lab.runs import Guard, Progress, Run, RunOptions, parse_run_options, say, weights_hash
 
@@ -46,7 +44,6 @@ class TrainingOptions(RunOptions):
     max_new_tokens: int = opt(512, "longest solution that is sampled, in tokens", within="[1, inf)")
     keep: int = opt(2, "checkpoints to keep, besides the best", within="[1, inf)", free=True)
     log_every: int = opt(1, "steps between lines of metrics.jsonl", within="[1, inf)", free=True)
-    quiet: bool = opt(False, "print nothing but errors", free=True)
     eval_data = None  # of RL, which may be evaluated on problems of one's own
     dry_run: bool = opt(False, "print parameters, FLOPs, memory and time, and stop", free=True)
 
@@ -133,14 +130,15 @@ class Training:
     def evaluate(self, run):
         """NLL and solutions of the held-out problems, which choose the best checkpoint."""
         o, tries = self.o, self.o.eval_tries
-        how = dict(workers=o.replicas, progress=None if o.quiet else "held out")
-        problems = self.held_out, o.max_new_tokens, tries
-        values, text = evaluate_held_out(self.model, self.tokenizer, *problems, **how)
+        problems, n = (self.held_out, o.max_new_tokens, tries), len(self.held_out) * (tries or 1)
+        with Progress("held out", 0, n, not o.quiet, "sample", part=True) as progress:
+            how = dict(workers=o.replicas, progress=progress)
+            values, text = evaluate_held_out(self.model, self.tokenizer, *problems, **how)
         run.log(self.step, values)
         run.append("samples.txt", f"=== step {self.step}\n{text}")
-        nll = {op: values.get(f"eval/nll_op{op}") for op in dict.fromkeys(p.op for p in self.held_out)}
-        told = {op: "" if number is None else f"{number:.3f} " for op, number in nll.items()}
-        by_op = ", ".join(f"op {op} {told[op]}({values[f'eval/correct_op{op}']:.2f})" for op in told)
+        found = {op: values.get(f"eval/nll_op{op}") for op in dict.fromkeys(p.op for p in self.held_out)}
+        nll = {op: "" if number is None else f"{number:.3f} " for op, number in found.items()}
+        by_op = ", ".join(f"op {op} {nll[op]}({values[f'eval/correct_op{op}']:.2f})" for op in nll)
         by_op += f", pass@{tries} {values[f'eval/pass@{tries}']:.2f}" if tries > 1 else ""
         say(f"step {self.step}: held-out NLL ({'pass@1' if tries else 'greedy correct'}) {by_op}")
         run.rate(self.step, self.score(values))
@@ -170,7 +168,7 @@ def run_training(training, options, presets, description, argv=None):
     the exit code.
     """
     o = parse_run_options(options, argv, presets, description)
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere if o.quiet else sys.stdout):
+    with hush(o.quiet):
         return train(training, o)
 
 
