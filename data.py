@@ -67,6 +67,11 @@ def completion_text(record):
     return f" {solution.strip()} </solution> <answer> {answer.strip().rstrip('.')} </answer>[EOS]"
 
 
+def with_solutions(records):
+    """Those that say how they are solved: some have an answer alone."""
+    return [record for record in records if "Answer:" in str(get(record, "solution"))]
+
+
 def to_document(record, tokenizer, solution_only=False):
     """Record → Document. solution_only: only the completion is trained on. The first token is no target."""
     prompt, completion = tokenizer.encode(prompt_text(record)), tokenizer.encode(completion_text(record))

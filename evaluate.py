@@ -13,19 +13,21 @@ table. Stopped by ctrl-C or SIGTERM it exits with 75; --resume goes on from samp
 import json
 import signal
 from collections import Counter
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from itertools import pairwise, product
 from pathlib import Path
 
 from lab.device import run_torch_script, setup
-from lab.options import STOPPED, UserError, colour, opt, printable, read_jsonl, write_atomic
-from lab.runs import RunOptions, as_json, checkpoint_folder, own_folder, parse_run_options, weights_hash
+from lab.options import STOPPED, UserError, colour, hush, opt, printable, read_jsonl, write_atomic
+from lab.runs import Progress, RunOptions, checkpoint_folder, own_folder, parse_run_options, weights_hash
 from lab.statistics import gain, interval
 
 import numpy as np
 
 from chains import ASKS, account, ask, gold_logps
 from checkpoint import load_checkpoint
+from data import with_solutions
 from datagen import KEYS_HELP, TINY_WORLD, Mixture, held_out, parse_ops
 from report import check_page, draw_results, print_table, write_report
 from rollout import check_room, held_out_nll, roll_out
@@ -148,18 +150,18 @@ def summarise(problems, counts, chosen, ks, n):
 # Evaluation
 
 
-def try_out(checkpoint, problems, numbers, o):
+def try_out(checkpoint, problems, numbers, o, progress=None):
     """Sample tries at problems of one number of operations → a dict for one line of samples.jsonl.
 
     numbers: the problems' indices, which their samples' randomness depends on; logp: of gold solutions.
     """
     model, tokenizer, op = checkpoint.model, checkpoint.tokenizer, problems[0].op
     how = dict(temperature=o.temperature, top_p=o.top_p, max_new_tokens=o.max_new_tokens)
-    how |= dict(batch_size=o.sample_rows, progress=f"op {op}", workers=o.replicas)
+    how |= dict(batch_size=o.sample_rows, progress=progress, workers=o.replicas)
     asked, begun = put(problems, numbers, o)
     stream = (o.seed, "evaluation")
     rollouts = roll_out(model, tokenizer, asked, o.samples, stream, numbers, begun=begun, **how)
-    solved = [problem for problem in problems if "Answer:" in (problem.solution or "")]
+    solved = with_solutions(problems)
     made = {what: checkpoint.state.get(what) for what in ("code", "torch", "tokenizer_hash")}
     return {
         "checkpoint": str(checkpoint.path),
@@ -255,22 +257,27 @@ class Evaluation:
         """
         o, out, judged = self.o, Path(self.o.out), []
         before = sampled_before(out / "samples.jsonl")
-        with (out / "samples.jsonl").open("a", encoding="utf-8") as file:
+        n = len(self.folders) * len(self.problems) * o.samples
+        progress = Progress(out.name, 0, n, not o.quiet, "sample")
+        with progress, (out / "samples.jsonl").open("a", encoding="utf-8") as file:
             for name in self.folders:
                 weights, lines = checkpoints and weights_hash(checkpoints[name].path), []
                 for op, chosen in self.groups["op"].items():
                     line, problems = before.get((name, int(op))), [self.problems[i] for i in chosen]
                     if checkpoints and (line is None or line["weights"] != weights):
-                        line = {"name": name, "weights": weights}
-                        line |= try_out(checkpoints[name], problems, chosen, o)
+                        progress.words, line = f"{name} op {op}", {"name": name, "weights": weights}
+                        line |= try_out(checkpoints[name], problems, chosen, o, progress)
                         print(json.dumps(line), file=file, flush=True)
+                    else:
+                        progress.skip(len(chosen) * o.samples)
                     if line is None:
                         raise UserError(f"{file.name} lacks the tries of {name} at op {op}: --resume first")
                     lines.append(judge(line, problems, chosen, o))
                 self.add(name, lines)
                 judged += lines
         write_atomic(out / "judged.jsonl", "".join(json.dumps(line) + "\n" for line in judged))
-        write_atomic(out / "results.json", as_json({"options": asdict(o), "results": self.results}))
+        results = {"options": asdict(o), "results": self.results}
+        write_atomic(out / "results.json", json.dumps(results, indent=2) + "\n")
 
     def add(self, name, lines):
         """Take in a checkpoint's judged lines, in order of op."""
@@ -309,21 +316,21 @@ class Evaluation:
             rows.append([op, *map(show, cells)])
         return rows
 
-    def print(self):
-        """Some tries of the last checkpoint, the table, and each checkpoint's paired difference from the one
-        before.
-        """
+    def print_tries(self):
+        """Some of the last checkpoint."""
         name, band = list(self.results)[-1], list(self.bands)[:2][-1]
         for i in self.groups["band"][band][: self.o.show]:
             problem, text = self.problems[i], self.texts[name][i]
             print(f"\n{name}, a try at op {problem.op}:\n{problem.problem}\n{problem.question}")
             print(f"{printable(text.strip())}\n{explain(resolved(text), problem, colour())}")
+
+    def print_tables(self):
+        """By band and by op, and each checkpoint's paired difference from the one before."""
         print(f"\n{self.caption}")
         print_table(self.table(), left=2)
         print_table(self.table_by_op(), left=1)
         for pair, band, said in self.differences(pairwise(self.results)):
             print(f"{pair}, {band}: {said}")
-        print(f"results: {Path(self.o.out) / 'results.json'}")
 
     def differences(self, pairs):
         """Rows of strings: (after - before, band, how they differ over the same problems)."""
@@ -335,23 +342,27 @@ class Evaluation:
 def main(argv=None):
     o = parse_run_options(Options, argv, PRESETS, __doc__, positional="checkpoints")
     it = Evaluation(o)
-    # before the folder is made: one may be missing
-    checkpoints = None if o.rescore else it.load(setup(o))
-    if o.report:
-        check_page(Path(o.report), Path(o.out))
-    handler = signal.signal(signal.SIGTERM, signal.default_int_handler)  # it stops as ctrl-C does
-    try:
-        with own_folder(o, inputs=[o.data] if o.data else []):
-            it.run(checkpoints)
-            it.print()
-            png = draw_results(it.results, it.bands, it.ks, Path(o.out) / "figure.png")
-            if o.report:
-                write_report(it, png)
-    except KeyboardInterrupt:  # samples.jsonl holds what was sampled
-        print(f"stopped; continue with: python evaluate.py --resume --out {o.out}")
-        return STOPPED
-    finally:
-        signal.signal(signal.SIGTERM, handler)
+    with hush(o.quiet) as stdout:
+        # before the folder is made: one may be missing
+        checkpoints = None if o.rescore else it.load(setup(o))
+        if o.report:
+            check_page(Path(o.report), Path(o.out))
+        handler = signal.signal(signal.SIGTERM, signal.default_int_handler)  # it stops as ctrl-C does
+        try:
+            with own_folder(o, inputs=[o.data] if o.data else []):
+                it.run(checkpoints)
+                it.print_tries()
+                with redirect_stdout(stdout):
+                    it.print_tables()
+                print(f"results: {Path(o.out) / 'results.json'}")
+                png = draw_results(it.results, it.bands, it.ks, Path(o.out) / "figure.png")
+                if o.report:
+                    write_report(it, png)
+        except KeyboardInterrupt:  # samples.jsonl holds what was sampled
+            print(f"stopped; continue with: python evaluate.py --resume --out {o.out}")
+            return STOPPED
+        finally:
+            signal.signal(signal.SIGTERM, handler)
 
 
 if __name__ == "__main__":

@@ -83,6 +83,7 @@ class Options(CheckedOptions):
     only: str = opt("", "only stages whose name contains this, and what they need")
     base: str | None = opt(None, "of ablate: a folder of --bases (default: the base of seed 0)")
     jobs: int = opt(1, "stages at once; each has a GPU, if there are any", within="[1, 256]", group="how")
+    quiet: bool = opt(False, "of run: print nothing but errors", free=True)
     retry: bool = opt(False, "also what has failed")
     strict: bool = opt(False, "also what other code has done")
     out: str = opt("out/experiments", "folder for all that is written", group="where")
@@ -144,9 +145,9 @@ class Session:
         for stage in filter(self.committed, self.shop.todo(stages).values()):
             if not self.shop.here(stage):
                 unpack(self.shop, stage, self.committed(stage))
-        runner = Runner(self.shop, jobs, lambda left: f"{self.hours(left) / jobs:.2f} h left")
-        code = runner.run(stages, self.o.retry)
-        if code != FINISHED:
+        left, quiet = (lambda stages: f"{self.hours(stages) / jobs:.2f} h left"), self.o.quiet
+        code = Runner(self.shop, jobs, left, quiet).run(stages, self.o.retry)
+        if code != FINISHED and not quiet:
             print("stopped; the same line goes on")
         return code
 

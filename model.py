@@ -124,14 +124,16 @@ class Qwen2(nn.Module):
         self.config, self.backend = config, backend
         # of matrix products in the layers; weights, sums, norms and logits stay float32
         self.compute_dtype = torch.float32
-        embed = nn.Embedding(config.vocab_size, config.hidden_size)
+        # Where only the shapes count nothing is drawn: to draw on meta torch would import its compiler first.
+        blank = torch.empty(config.vocab_size, config.hidden_size)
+        embed = nn.Embedding(*blank.shape, _weight=blank if blank.is_meta else None)
         layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.model = nn.ModuleDict(dict(embed_tokens=embed, layers=layers, norm=norm))
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
-        if not self.lm_head.weight.is_meta:  # where only the shapes count
+        if not blank.is_meta:
             self.initialise(config.initializer_range or config.hidden_size**-0.5)
 
     def initialise(self, std):

@@ -11,7 +11,7 @@ from lab.options import UserError, stream_key
 import torch
 
 from attention import Layout
-from data import IGNORE, Document, get, pack, pack_groups, prompt_text, to_document
+from data import IGNORE, Document, get, pack, pack_groups, prompt_text, to_document, with_solutions
 from sampler import generate
 from texts import resolved
 from verify import STOP, Verdict, explain, verify
@@ -181,18 +181,22 @@ def held_out_nll(model, tokenizer, problems, row_tokens=2048, rows=4):
 def evaluate_held_out(model, tokenizer, problems, max_new_tokens, tries=0, **how):
     """NLL and solutions of held-out problems, a greedy one each or so many tries at temperature 1 → ({name:
     value} for the log, text for samples.txt). how: as of sampler.generate.
+
+    pass@1 is the share of all tries that solve their problem, by the answer where that is all there is.
     """
     how |= dict(max_new_tokens=min(max_new_tokens, room(model, tokenizer, problems)))
     how["temperature"], by_op = float(tries > 0), defaultdict(list)
     for rollout in roll_out(model, tokenizer, problems, tries or 1, ("held out",), **how):
         by_op[rollout.problem.op].append(rollout)
-    correct = {op: sum(r.verdict.correct for r in some) / len(some) for op, some in by_op.items()}
-    values = {f"eval/nll_op{op}": value for op, value in held_out_nll(model, tokenizer, problems).items()}
+    correct = {op: sum(r.verdict.solved for r in some) / len(some) for op, some in by_op.items()}
+    nll = held_out_nll(model, tokenizer, with_solutions(problems))
+    values = {f"eval/nll_op{op}": value for op, value in nll.items()}
     values |= {f"eval/correct_op{op}": value for op, value in correct.items()}
-    values["eval/pass@1"] = sum(correct.values()) / len(correct)
+    usual = len(problems) * (tries or 1) / len(by_op)  # tries at an op
+    values["eval/pass@1"] = sum(correct[op] * (len(by_op[op]) / usual) for op in by_op) / len(by_op)
     if tries > 1:  # at least one right
         groups = zip(*[iter(chain(*by_op.values()))] * tries)
-        solved = [any(rollout.verdict.correct for rollout in group) for group in groups]
+        solved = [any(rollout.verdict.solved for rollout in group) for group in groups]
         values[f"eval/pass@{tries}"] = sum(solved) / len(solved)
     return values, "".join(f"--- op {op}\n{described(some[0])}\n\n" for op, some in by_op.items())
 

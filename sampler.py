@@ -19,7 +19,6 @@ from lab.replicas import shared_threads
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 PREFILL_TOKENS = 1 << 11, 1 << 16  # of prompts that go through the model at once: on a CPU, on a GPU
 LOOK_EVERY = 8  # steps between looks at which rows have finished, on a GPU
@@ -53,8 +52,8 @@ def generate(model, prompts, *, indices=None, progress=None, **sampling):
 
     A sample is a function of the model and (seed, prompt index, group index), whatever batch_size, group_size
     and its neighbours are. Log-probs are those of the full distribution, also where top_p cuts it.
-    indices: the prompts' indices, if these are some of a larger set's prompts. progress: text of a bar, where
-    there is a terminal.
+    indices: the prompts' indices, if these are some of a larger set's prompts. progress: whose
+    advance(n) counts samples as they are finished: a lab.runs.Progress.
     Raises UserError where prompt and new tokens do not fit the model's context, or a setting is out of range.
     """
     o = Sampling(**sampling)
@@ -69,27 +68,25 @@ def generate(model, prompts, *, indices=None, progress=None, **sampling):
     workers = o.workers if next(model.parameters()).device.type == "cpu" else 1
     batches = balanced(by_length, max(1, o.batch_size // G), workers)
     shares = [batches[w::workers] for w in range(min(workers, len(batches)))]
-    how = dict(unit="sample", leave=False, disable=None if progress else True)  # None: where no terminal is
-    with tqdm(total=len(samples), desc=progress, **how) as bar:
 
-        @torch.inference_mode()
-        def work(batches):
-            decoder = Decoder(model, o, max(map(len, batches)), W)
-            for batch in batches:
-                uniforms = uniform_numbers(o.seed, [indices[i] for i in batch], G, S)
-                decoder.prefill([prompts[i] for i in batch], uniforms)
-                decoder.decode_batch(bar)
-                numbers = [i * G + g for i in batch for g in range(G)]  # a smaller batch leaves rows unused
-                for number, ids, logprobs in zip(numbers, decoder.ids.tolist(), decoder.logprobs.tolist()):
-                    finished = o.stop_id in ids
-                    length = ids.index(o.stop_id) + 1 if finished else S
-                    samples[number] = ids[:length], logprobs[:length], finished
+    @torch.inference_mode()
+    def work(batches):
+        decoder = Decoder(model, o, max(map(len, batches)), W)
+        for batch in batches:
+            uniforms = uniform_numbers(o.seed, [indices[i] for i in batch], G, S)
+            decoder.prefill([prompts[i] for i in batch], uniforms)
+            decoder.decode_batch(progress.advance if progress else lambda n: None)
+            numbers = [i * G + g for i in batch for g in range(G)]  # a smaller batch leaves rows unused
+            for number, ids, logprobs in zip(numbers, decoder.ids.tolist(), decoder.logprobs.tolist()):
+                finished = o.stop_id in ids
+                length = ids.index(o.stop_id) + 1 if finished else S
+                samples[number] = ids[:length], logprobs[:length], finished
 
-        if len(shares) == 1:  # in this thread, which knows its GPU
-            work(batches)
-        else:
-            with shared_threads(len(shares)), ThreadPoolExecutor(len(shares)) as pool:
-                list(pool.map(work, shares))
+    if len(shares) == 1:  # in this thread, which knows its GPU
+        work(batches)
+    else:
+        with shared_threads(len(shares)), ThreadPoolExecutor(len(shares)) as pool:
+            list(pool.map(work, shares))
     return Samples(*map(list, zip(*samples)))
 
 
@@ -169,18 +166,20 @@ class Decoder:
         shape = c.num_hidden_layers, 2, items, c.num_key_value_heads, columns, c.head_dim
         return torch.zeros(shape, dtype=self.cached, device=self.device)
 
-    def decode_batch(self, bar):
-        """The other tokens, until each row has stopped or is full. bar: counts rows that have finished."""
+    def decode_batch(self, count):
+        """The other tokens, until each row has stopped or is full. count: function of how many rows have
+        finished.
+        """
         going = len(self.live)
         for column in range(1, self.sampling.max_new_tokens):
             if (stopped := self.look(column)) is not None:
                 before, going = going, int((~stopped[self.live]).sum())
-                bar.update(before - going)
+                count(before - going)
                 if not going:
                     break
                 self.drop(stopped, column)
             self.step(column)
-        bar.update(going)
+        count(going)
 
     def look(self, column):
         """Which rows have stopped, on the host, or None. A GPU answers the next look: nobody waits for it."""

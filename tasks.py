@@ -7,7 +7,7 @@ schema, or `question` and `answer` alone:
 
 import re
 
-from lab.options import read_each
+from lab.options import UserError, read_each
 
 from datagen import Problem, from_record
 from verify import gold_graph
@@ -34,12 +34,19 @@ def read_tasks(path, check=gold_graph):
     return list(read_each(path, read))
 
 
+def check_op(record):
+    """Raise UserError if tries at this record cannot be judged, or not be counted by its op."""
+    gold_graph(record)
+    if type(record.setdefault("op", 0)) is not int:
+        raise UserError(f"its `op`, {record['op']!r:.40}, is no whole number")
+
+
 def read_problems(path):
     """The records of a file as Problems, in order of op (0 where a record has none). Raises UserError."""
     unknown = dict.fromkeys(Problem.__slots__, None)
-    unknown |= {"op": 0, "mode": "given", "template": "given", "d": 2}
+    unknown |= {"mode": "given", "template": "given", "d": 2}
     problems = []
-    for record in read_tasks(path):
+    for record in read_tasks(path, check_op):
         told = {**unknown, **record, "answer": gold_graph(record)[1]}
         if told["nodes"] is not None:
             told["nodes"] = from_record(told).nodes

@@ -49,6 +49,7 @@ class Options(TrainingOptions):
     init_from: str = opt("out/base/latest", "checkpoint to start from, and reference", group="training")
     mixture: str = opt("op 11-14", f"problems to learn from (split rl): {KEYS_HELP}")
     data: str | None = opt(None, "learn from the problems of this JSONL file instead; `answer` will do")
+    eval_data: str | None = opt(None, "evaluate on the problems of this JSONL file, not on split dev")
     steps: int = opt(100, "GRPO steps", within="[1, inf)", group="rollouts", grows=True)
     prompts: int = opt(1024, "prompts of a step, P", within="[1, inf)")
     group: int = opt(6, "samples of a prompt, G", within="[2, inf)")

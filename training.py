@@ -4,24 +4,23 @@ A loop is: save → evaluate → stop → take a step. The save comes first, so 
 lose it.
 """
 
-import os
 import sys
 import time
-from contextlib import redirect_stdout
 from dataclasses import dataclass
 
 from lab.cost import describe_cost
 from lab.device import Processes, setup
-from lab.options import FINISHED, STOPPED, UserError, opt
+from lab.options import FINISHED, STOPPED, UserError, hush, opt
 from lab.replicas import Replicas
 from lab.runs import Guard, Progress, Run, RunOptions, parse_run_options, say, weights_hash
 
 import torch
 
 from checkpoint import checkpoint_files, load_checkpoint
-from data import read_records, to_document
+from data import read_records, to_document, with_solutions
 from datagen import KEYS_HELP, Mixture, held_out
 from rollout import evaluate_held_out
+from tasks import read_problems
 
 COMPILE = ("never", "auto", "always")
 
@@ -45,7 +44,7 @@ class TrainingOptions(RunOptions):
     max_new_tokens: int = opt(512, "longest solution that is sampled, in tokens", within="[1, inf)")
     keep: int = opt(2, "checkpoints to keep, besides the best", within="[1, inf)", free=True)
     log_every: int = opt(1, "steps between lines of metrics.jsonl", within="[1, inf)", free=True)
-    quiet: bool = opt(False, "print nothing but errors", free=True)
+    eval_data = None  # of RL, which may be evaluated on problems of one's own
     dry_run: bool = opt(False, "print parameters, FLOPs, memory and time, and stop", free=True)
 
 
@@ -69,8 +68,9 @@ class Training:
             raise UserError(f"--compile always needs a CUDA GPU, the device is {device.type}: leave it out")
         self.mixture = Mixture.parse(o.mixture)
         self.records = tuple(self.read(o.data)) if o.data else ()
-        self.inputs = [o.data] if o.data else []  # files that a run depends on while it goes on
-        self.held_out = held_out(self.mixture, self.mixture.ops, o.eval_problems, o.seed, "dev")
+        self.inputs = list(filter(None, (o.data, o.eval_data)))  # files that a run depends on
+        drawn = self.mixture, self.mixture.ops, o.eval_problems, o.seed, "dev"
+        self.held_out = read_problems(o.eval_data) if o.eval_data else held_out(*drawn)
         start = folder or o.init_from
         self.start = None if start is None else self.load(start)
         if self.start:
@@ -85,8 +85,9 @@ class Training:
         hold the problems.
         """
         context = self.model.config.max_position_embeddings
-        self.lengths = [len(to_document(problem, self.tokenizer).ids) for problem in self.held_out]
-        if max(self.lengths) > context:
+        solved = with_solutions(self.held_out)
+        self.lengths = [len(to_document(problem, self.tokenizer).ids) for problem in solved]
+        if max(self.lengths, default=0) > context:
             have = f"a problem and its solution have {max(self.lengths)} tokens, the context only {context}"
             raise UserError(f"{have}: raise --context, or choose shorter problems")
         if self.o.compile != "never" and self.device.type == "cuda":
@@ -127,15 +128,17 @@ class Training:
             run.save(self.step, checkpoint_files(self.model, self.tokenizer, self.o, state, self.optimizers))
 
     def evaluate(self, run):
-        """NLL and solutions of the problems of split dev, which choose the best checkpoint."""
+        """NLL and solutions of the held-out problems, which choose the best checkpoint."""
         o, tries = self.o, self.o.eval_tries
-        how = dict(workers=o.replicas, progress=None if o.quiet else "held out")
-        problems = self.held_out, o.max_new_tokens, tries
-        values, text = evaluate_held_out(self.model, self.tokenizer, *problems, **how)
+        problems, n = (self.held_out, o.max_new_tokens, tries), len(self.held_out) * (tries or 1)
+        with Progress("held out", 0, n, not o.quiet, "sample", part=True) as progress:
+            how = dict(workers=o.replicas, progress=progress)
+            values, text = evaluate_held_out(self.model, self.tokenizer, *problems, **how)
         run.log(self.step, values)
         run.append("samples.txt", f"=== step {self.step}\n{text}")
-        found = ((op, values[f"eval/nll_op{op}"], values[f"eval/correct_op{op}"]) for op in self.mixture.ops)
-        by_op = ", ".join(f"op {op} {nll:.3f} ({correct:.2f})" for op, nll, correct in found)
+        found = {op: values.get(f"eval/nll_op{op}") for op in dict.fromkeys(p.op for p in self.held_out)}
+        nll = {op: "" if number is None else f"{number:.3f} " for op, number in found.items()}
+        by_op = ", ".join(f"op {op} {nll[op]}({values[f'eval/correct_op{op}']:.2f})" for op in nll)
         by_op += f", pass@{tries} {values[f'eval/pass@{tries}']:.2f}" if tries > 1 else ""
         say(f"step {self.step}: held-out NLL ({'pass@1' if tries else 'greedy correct'}) {by_op}")
         run.rate(self.step, self.score(values))
@@ -165,7 +168,7 @@ def run_training(training, options, presets, description, argv=None):
     the exit code.
     """
     o = parse_run_options(options, argv, presets, description)
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere if o.quiet else sys.stdout):
+    with hush(o.quiet):
         return train(training, o)
 
 

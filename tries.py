@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab.device import run_torch_script, setup
-from lab.options import UserError, opt, write_atomic
-from lab.runs import RunOptions, own_folder, parse_run_options
-
-from tqdm import tqdm
+from lab.options import UserError, hush, opt, write_atomic
+from lab.runs import Progress, RunOptions, own_folder, parse_run_options
 
 from checkpoint import load_checkpoint
 from datagen import SPLITS, Mixture
@@ -27,7 +25,7 @@ PRESETS = {
     "small": {},
     "paper": dict(sample_rows=2048),
 }
-CHUNK = 256  # problems between turns of the bar
+CHUNK = 256  # problems that are tried together
 
 
 @dataclass(frozen=True)
@@ -67,6 +65,12 @@ def too_few(rollouts, rule):
 
 def main(argv=None):
     o = parse_run_options(Options, argv, PRESETS, __doc__)
+    with hush(o.quiet):
+        sample_all(o)
+
+
+def sample_all(o):
+    """What is left of `main` once the options are known."""
     if o.checkpoint is None:
         raise UserError("no checkpoint: python tries.py --checkpoint out/base/latest")
     mixture, device = Mixture.parse(o.mixture), setup(o)
@@ -74,8 +78,8 @@ def main(argv=None):
     problems = [mixture.problem(o.seed, i, o.split) for i in range(o.n)]
     check_room(checkpoint.model, checkpoint.tokenizer, problems, o.max_new_tokens)
     lines, right, tried, sampled, read = [], Counter(), Counter(), 0, 0
-    with own_folder(o):
-        for start in tqdm(range(0, o.n, CHUNK), unit="chunk"):
+    with own_folder(o), Progress(Path(o.out).name, 0, o.n, not o.quiet, "problem") as progress:
+        for start in range(0, o.n, CHUNK):
             found = sample(checkpoint, problems, range(start, min(o.n, start + CHUNK)), o)
             for i, rollouts in found.items():
                 texts = [rollout.text for rollout in rollouts]
@@ -84,6 +88,8 @@ def main(argv=None):
                 right[problems[i].op] += sum(rollout.verdict.correct for rollout in rollouts)
                 sampled += sum(len(rollout.completion_ids) for rollout in rollouts)
                 read += len(rollouts[0].prompt_ids) * len(rollouts) // o.samples
+            progress.words = f"{right.total()} of {tried.total()} tries right"
+            progress.advance(len(found))
         yields = {op: (right[op], tried[op]) for op in sorted(tried)}
         summary = {"sampled": sampled, "read": read, "yields": yields}
         write_atomic(Path(o.out, "tries.jsonl"), "".join(lines))

@@ -13,7 +13,7 @@ import re
 import sys
 import textwrap
 import typing
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -322,3 +322,11 @@ def printable(text):
 def colour():
     """Whether to colour what is printed: on a terminal, unless NO_COLOR is set."""
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+
+
+@contextmanager
+def hush(quiet):
+    """Within it, if `quiet`, nothing is printed but errors → stdout, for what was asked for all the same."""
+    stdout = sys.stdout
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere if quiet else stdout):
+        yield stdout

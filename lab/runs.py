@@ -39,6 +39,7 @@ class RunOptions(DeviceOptions):
     preset: str = opt("tiny", "defaults of all other options: tiny, small or paper")
     resume: bool = opt(False, "go on with the run in --out, with its options", free=True)
     resume_or_start: bool = opt(False, "go on with the run in --out, or start one", free=True)
+    quiet: bool = opt(False, "print nothing but errors, and tables", free=True)
     # A script makes an option of one that it has: it can do without the folder, or go on without a model.
     dry_run = rescore = False
 
@@ -342,20 +343,25 @@ def say(text):
 
 
 class Progress:
-    """How far a run is: a bar on a terminal, elsewhere a line after the first step and every 30 seconds.
+    """How far something is: a bar on a terminal, elsewhere a line after its first piece and every 30 seconds.
 
-    The rate is that of the last 10 seconds of steps or so: older ones fade, and what is between the steps
-    (checkpoints, evaluations) does not count.
+    `words` are shown beside it. The rate of a trainer is that of the last 10 seconds of steps or so: older
+    ones fade, and what is between the steps (checkpoints, evaluations) does not count.
     """
 
     EVERY, FADES = 30, 10
 
-    def __init__(self, name, step, steps, shown):
-        self.name, self.first, self.steps = name, step, steps
-        self.begun, self.said, self.step = time.perf_counter(), -math.inf, step
+    def __init__(self, name, done, total, shown, unit="step", part=False):
+        """done: how many of `total` pieces are there already; part: of something that has a Progress itself,
+        so that its bar goes when it ends, and there is no line in its first 30 seconds.
+        """
+        self.name, self.unit, self.first, self.done, self.total = name, unit, done, done, total
+        self.begun, self.words = time.perf_counter(), ""
+        self.said = self.begun if part else -math.inf
         self.tokens = self.seconds = 0.0
-        self.plain, bar = shown and not sys.stdout.isatty(), shown and sys.stdout.isatty()
-        self.bar = tqdm(total=steps, initial=step, desc=name, unit="step", disable=not bar)
+        terminal = sys.stdout.isatty() and sys.stderr.isatty()  # which the bar is written to
+        self.plain, how = shown and not terminal, dict(leave=not part, disable=not (shown and terminal))
+        self.bar = tqdm(total=total, initial=done, desc=name, unit=unit, **how)
 
     def __enter__(self):
         return self
@@ -367,17 +373,29 @@ class Progress:
         """Take in a step: its tokens, its seconds, {name: text} to show → tokens per second, lately."""
         fade = math.exp(-seconds / self.FADES)
         self.tokens, self.seconds = tokens + fade * self.tokens, seconds + fade * self.seconds
-        rate, now = self.tokens / self.seconds, time.perf_counter()
-        self.step += 1
-        self.bar.set_postfix({**shown, "tok_s": f"{rate:,.0f}"}, refresh=False)
-        self.bar.update()
-        if self.plain and now - self.said >= self.EVERY:
-            pace = (now - self.begun) / (self.step - self.first)
-            left = tqdm.format_interval(pace * (self.steps - self.step))
-            words = "".join(f", {name} {text}" for name, text in shown.items())
-            say(f"{self.name}: step {self.step} of {self.steps}{words}, {rate:,.0f} tokens/s, {left} left")
-            self.said = now
+        rate = self.tokens / self.seconds
+        self.words = ", ".join([*map(" ".join, shown.items()), f"{rate:,.0f} tokens/s"])
+        self.advance(1)
         return rate
+
+    def skip(self, n):
+        """Take in n pieces that were done before: they say nothing of the pace."""
+        self.first += n
+        self.advance(n)
+
+    def advance(self, n, left=None):
+        """Take in n pieces. left: how long the others will take, in words (None: at the pace so far)."""
+        now, told = time.perf_counter(), [text for text in (self.words, left) if text]
+        self.done += n
+        self.bar.set_postfix_str(", ".join(told), refresh=False)
+        self.bar.update(n)
+        if self.plain and now - self.said >= self.EVERY and (left or self.done > self.first):
+            # steps are alike; of rows that are sampled together the short ones are finished first
+            if left is None and (self.tokens or now - self.begun >= self.EVERY):
+                pace = (now - self.begun) / (self.done - self.first)
+                told.append(f"{tqdm.format_interval(pace * (self.total - self.done))} left")
+            say(", ".join([f"{self.name}: {self.unit} {self.done} of {self.total}", *told]))
+            self.said = now
 
 
 class Guard:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lab.options import FINISHED, STOPPED, UserError, read_json, write_atomic
-from lab.runs import as_json, code_hash
+from lab.runs import Progress, as_json, code_hash
 
 import torch
 from tqdm import tqdm
@@ -125,9 +125,9 @@ class Job(NamedTuple):
 class Runner:
     """Works through stages, `jobs` at once: `Runner(workshop, 2).run(stages)`."""
 
-    def __init__(self, shop, jobs=1, left=lambda stages: ""):
-        """left: stages → how long they will take, in words."""
-        self.shop, self.size, self.left = shop, jobs, left
+    def __init__(self, shop, jobs=1, left=lambda stages: "", quiet=False):
+        """left: stages → how long they will take, in words; quiet: show nothing but what fails."""
+        self.shop, self.size, self.left, self.quiet = shop, jobs, left, quiet
         self.jobs, self.tried, self.stopping = {}, set(), False
         listed = os.environ.get("CUDA_VISIBLE_DEVICES")
         self.gpus = listed.split(",") if listed else [str(i) for i in range(torch.cuda.device_count())]
@@ -140,8 +140,8 @@ class Runner:
         for stage in todo.values() if retry else ():
             (self.shop.folder(stage) / "failed.json").unlink(missing_ok=True)
         handlers = {number: signal.signal(number, self.stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        with tqdm(total=len(todo), unit="stage", mininterval=5) as bar:
-            while self.turn(todo, bar):
+        with Progress(self.shop.out.name, 0, len(todo), not self.quiet, "stage") as progress:
+            while self.turn(todo, progress):
                 time.sleep(POLL)
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -151,7 +151,7 @@ class Runner:
             raise UserError(f"stages that failed: {len(failed)}, first {log}: mend that, then run --retry")
         return STOPPED if todo else FINISHED
 
-    def turn(self, todo, bar):
+    def turn(self, todo, progress):
         """Look once at what has ended and what can begin → whether to look again."""
         for slot in [slot for slot, job in self.jobs.items() if job.process.poll() is not None]:
             self.end(self.jobs.pop(slot))
@@ -160,9 +160,8 @@ class Runner:
             self.shop.keep(stage)
             del todo[stage.name]
         elsewhere = [self.begin(stage) for stage in todo.values() if self.ready(stage)].count(False)
-        at_work = " ".join(job.stage.name for job in self.jobs.values())
-        bar.set_postfix_str(f"{self.left(todo.values())} {at_work}", refresh=False)
-        bar.update(len(done))
+        progress.words = " ".join(job.stage.name for job in self.jobs.values())
+        progress.advance(len(done), self.left(todo.values()))
         return bool(self.jobs) or (bool(elsewhere) and not self.stopping)
 
     def ready(self, stage):

@@ -78,6 +78,18 @@ def test_a_signal_stops_it_with_75_and_says_how_to_go_on(command, tmp_path, act)
     assert results[0] == results[1]
 
 
+def test_a_plain_line_without_a_terminal_and_tables_alone_if_quiet(command, tmp_path):
+    out = call(*command, "--out", tmp_path / "loud", check=True)
+    lines = re.findall(r"^loud: sample .*", out.stdout, re.MULTILINE)
+    assert len(lines) == 1 and re.fullmatch(r"loud: sample \d+ of 12, base op 2", lines[0])
+    assert out.stderr == "" and "\r" not in out.stdout
+    quiet = call(*command, "--quiet", "--out", tmp_path / "quiet", check=True)
+    tables = out.stdout[out.stdout.index("\n6 problems, 2 samples each") : out.stdout.index("results: ")]
+    assert quiet.stdout == tables and quiet.stderr == ""
+    again = call("evaluate", "--rescore", "--quiet", "--out", tmp_path / "loud", check=True)
+    assert again.stdout == tables  # it is free: a run goes on with it or without
+
+
 def test_lines_say_how_chains_went(command):
     """And what stands already is part of a try."""
     checkpoint, o = load_checkpoint(command[1], CPU), evaluate.Options(samples=3, max_new_tokens=8, seed=5)

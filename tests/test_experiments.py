@@ -5,6 +5,7 @@ stubs (tests/stub.py); one small study runs the real scripts.
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -139,7 +140,11 @@ def test_claims_have_ids_of_their_own():
 
 
 def test_each_stage_runs_once_and_the_report_needs_results_alone(toy, tmp_path):
-    call("experiments", "run", *toy, "--jobs", 3, check=True)
+    out = call("experiments", "run", *toy, "--jobs", 3, check=True)
+    assert (
+        re.match(r"toy: stage 0 of 18, (stub-\w+ ){2}stub-\w+, 0.00 h left\n", out.stdout)
+        and out.stderr == ""
+    )
     assert len(begun(tmp_path)) == len(set(begun(tmp_path))) == 18
     call("experiments", "run", *toy, check=True)
     assert len(begun(tmp_path)) == 18
@@ -175,7 +180,8 @@ def test_what_has_failed_holds_up_its_dependants_alone(toy, tmp_path):
     error_line_of(call("experiments", "run", *toy, "--seeds", 1))
     assert len(begun(tmp_path)) == 5
     (tmp_path / "mended").touch()
-    call("experiments", "run", *toy, "--seeds", 1, "--retry", check=True)
+    out = call("experiments", "run", *toy, "--seeds", 1, "--retry", "--quiet", check=True)
+    assert out.stdout == out.stderr == ""
     assert len(begun(tmp_path)) == 7
 
 
@@ -508,7 +514,8 @@ def test_rl_seeds_are_averaged_within_their_base():
     row = values.row(UP)
     assert row["effect"] == pytest.approx(0.5 - 0.1) and row["verdict"] == "incomplete: 1 of 2 seeds"
     panel = values.panels()["correct@1", "id"]
-    assert panel["a"][0] == pytest.approx([0.1, 0.1]) and panel["b"] == (pytest.approx([0.5, np.nan], nan_ok=True), 0)
+    assert panel["a"][0] == pytest.approx([0.1, 0.1])
+    assert panel["b"] == (pytest.approx([0.5, np.nan], nan_ok=True), 0)
 
 
 def test_committed_weights_that_are_not_what_was_hashed_are_refused(tmp_path):

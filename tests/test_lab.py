@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from lab import runs
@@ -364,11 +365,39 @@ def test_progress_without_a_terminal(monkeypatch, capsys):
 
 def test_progress_on_a_terminal_is_a_bar(monkeypatch, capsys):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    with Progress("run", 0, 3, True) as progress:
-        progress.update(10, 0.5, {"loss": "1.5"})
-        progress.bar.refresh()
-    out = capsys.readouterr()
-    assert "loss=1.5" in out.err and "tok_s=20" in out.err and out.out == ""
+    for terminal in (False, True):  # where the bar would go
+        monkeypatch.setattr("sys.stderr.isatty", partial(bool, terminal))
+        with Progress("run", 0, 3, True) as progress:
+            progress.update(10, 0.5, {"loss": "1.5"})
+            progress.bar.refresh()
+        out = capsys.readouterr()
+        assert ("loss 1.5, 20 tokens/s" in out.err) == terminal and (out.out == "") == terminal
+        assert ("\r" in out.err) == terminal
+
+
+def test_progress_of_what_is_a_part_or_was_done_before(monkeypatch, capsys):
+    """A part says nothing for 30 seconds; what was done before says nothing of the pace; `left` may be known."""
+    clock = Clock()
+    monkeypatch.setattr("lab.runs.time.perf_counter", clock)
+    part, rest, known = (
+        Progress(name, 0, 100, True, "sample", part=name == "part") for name in ("part", "rest", "known")
+    )
+    rest.skip(60)
+    known.advance(0, "2.00 h left")
+    assert capsys.readouterr().out == "known: sample 0 of 100, 2.00 h left\n"
+    clock.now += 20
+    part.advance(10)
+    rest.words = "base op 2"
+    rest.advance(0)
+    rest.advance(20)
+    assert capsys.readouterr().out == "rest: sample 80 of 100, base op 2\n"  # too early to say for how long
+    clock.now += 20
+    part.advance(10)
+    rest.advance(10)
+    assert capsys.readouterr().out == "part: sample 20 of 100, 02:40 left\n"
+    clock.now += 20
+    rest.advance(0)
+    assert capsys.readouterr().out == "rest: sample 90 of 100, base op 2, 00:20 left\n"
 
 
 def test_a_run_folder_means_its_latest_checkpoint(tmp_path):

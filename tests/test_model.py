@@ -1,8 +1,11 @@
 import copy
 import math
 import shutil
+import subprocess
 import sys
+import textwrap
 import time
+from pathlib import Path
 
 from lab.options import UserError
 
@@ -443,6 +446,22 @@ def test_shapes_alone_take_no_memory_and_little_time():
         )
     assert time.process_time() - start < 2 and all(p.is_meta for p in model.parameters())
     assert model.state_dict().keys() >= {"lm_head.weight", "model.layers.99.mlp.up_proj.weight"}
+
+
+def test_a_checkpoint_is_read_without_torchs_compiler(tmp_path):
+    """Which takes as long to import as torch itself, and which no evaluation needs."""
+    lines = f"""
+        import sys, torch
+        from checkpoint import load_checkpoint, save_checkpoint
+        from model import ModelConfig, Qwen2
+        from tokenizer import train_bpe
+        tokenizer = train_bpe(["a b"], 270)
+        save_checkpoint({str(tmp_path / "it")!r}, Qwen2(ModelConfig(tokenizer.vocab_size, 8, 8, 1, 1, 1)), tokenizer, {{}}, {{}})
+        load_checkpoint({str(tmp_path / "it")!r}, torch.device("cpu"))
+        print("torch._dynamo" in sys.modules)"""
+    command = [sys.executable, "-c", textwrap.dedent(lines)]
+    out = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+    assert out.stdout == "False\n", out.stderr
 
 
 def test_loss_with_and_without_logits():

@@ -15,6 +15,7 @@ from test_grpo import learner, make, parameters, samples
 
 import datagen
 import evaluate
+import rollout
 import train_grpo
 import verify
 from bench.step_trace import small_run
@@ -186,6 +187,64 @@ def test_rl_on_own_problems_with_an_own_reward(start, own, mine, tmp_path):
         )
         file.write_text(before)
     call("train_grpo", "--resume", "--out", run, check=True)
+
+
+@pytest.fixture
+def held(tmp_path):
+    """Three problems with an answer alone and one of op 3 with all that a record has."""
+    path = tmp_path / "held.jsonl"
+    lines = [datagen.to_record(datagen.generate(0, 0, op=3))]
+    lines += [{"question": f"What is {i} + 5?", "answer": i + 5} for i in range(3)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_rl_is_evaluated_on_own_problems(start, mine, held, tmp_path):
+    """Beside --data or a mixture; a run is not resumed where the file has changed since."""
+    command = ["train_grpo", "--init-from", start, "--mixture", WORLD, *SMALL, "--eval-data", held]
+    with_data = ["--data", mine, "--reward", "outcome", "--eval-tries", 2]
+    for name, more in (("mixture", []), ("data", with_data)):
+        out = call(*command, *more, "--out", tmp_path / name, check=True)
+        assert re.search(
+            r"step 0: held-out NLL \([a-z@1 ]+\) op 0 \(0.00\), op 3 \d.\d{3} \(0.00\)", out.stdout
+        )
+        first = json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[0])
+        assert {"eval/nll_op3", "eval/correct_op0", "eval/correct_op3", "eval/pass@1"} < {*first}
+        assert not {"eval/nll_op0", "eval/nll_op2"} & {*first}
+        assert ("eval/pass@2" in first) == (name == "data")
+        samples = (tmp_path / name / "samples.txt").read_text()
+        assert "What is 0 + 5?" in samples and "--- op 3" in samples
+    held.write_text(held.read_text() + "\n")
+    out = call("train_grpo", "--resume", "--out", tmp_path / "data")
+    assert f"{held} has changed since {tmp_path / 'data'} was started" in error_line(out)
+
+
+@pytest.mark.parametrize("content, words", [
+    (None, "cannot read .*held.jsonl"), ("", "held.jsonl has no records"), ("{", "held.jsonl, line 1: not JSON"), ('{"question": "?"}', "line 1: .*gold graph"),
+    ('{"question": "?", "answer": 3}\n{"question": "?", "answer": 3, "op": "5"}', "line 2: its `op`, '5', is no whole number"),
+])  # fmt: skip
+def test_held_out_problems_that_are_none_are_one_line(start, held, tmp_path, content, words):
+    held.unlink() if content is None else held.write_text(content)
+    command = ["train_grpo", "--init-from", start, "--mixture", WORLD, *SMALL, "--eval-data", held]
+    assert re.search(words, error_line(call(*command, "--out", tmp_path / "x")))
+    assert not (tmp_path / "x").exists()
+
+
+def test_own_held_out_problems_count_one_by_one(held, monkeypatch):
+    """pass@1 is over problems, however many each op has; an answer alone is solved by it."""
+    problems = read_problems(held)
+    texts = ["<answer> 5 </answer>", "<answer> 6 </answer>", "no answer", problems[3].solution]
+    rollouts = [tried(text, problem=problem) for text, problem in zip(texts, problems)]
+    monkeypatch.setattr(rollout, "roll_out", lambda *_, **__: rollouts)
+    monkeypatch.setattr(rollout, "room", lambda *_: 100)
+    monkeypatch.setattr(rollout, "held_out_nll", lambda m, t, problems: {p.op: 0.5 for p in problems})
+    values, _ = rollout.evaluate_held_out(None, None, problems, 8)
+    assert values == {
+        "eval/nll_op3": 0.5,
+        "eval/correct_op0": 2 / 3,
+        "eval/correct_op3": 1,
+        "eval/pass@1": 0.75,
+    }
 
 
 def test_an_error_in_ones_own_reward_ends_the_run_in_one_line(start, own, tmp_path):

@@ -34,7 +34,8 @@ def lines_of(path):
 
 
 def test_a_line_a_problem_of_the_same_problems_as_texts(command, tmp_path, monkeypatch):
-    call(*command, "--out", tmp_path / "a", check=True)
+    out = call(*command, "--out", tmp_path / "a", check=True)
+    assert "\na: problem 5 of 5, 0 of 10 tries right\n" in out.stdout and "\r" not in out.stdout + out.stderr
     lines, summary = lines_of(tmp_path / "a"), json.loads((tmp_path / "a/summary.json").read_text())
     source = texts.Source(Mixture.parse(WORLD), seed=3)
     assert [line["id"] for line in lines] == [source.records("gold", i)[0]["id"] for i in range(5)]
@@ -45,7 +46,10 @@ def test_a_line_a_problem_of_the_same_problems_as_texts(command, tmp_path, monke
     flags = ["--sample-rows", 3, "--resume-or-start", "--replicas", 2]
     call(*command, *flags, "--out", tmp_path / "b", check=True)
     assert lines_of(tmp_path / "b") == lines
-    call(*command, *flags, "--out", tmp_path / "b", check=True)  # begun again, as after a kill
+    out = call(
+        *command, *flags, "--quiet", "--out", tmp_path / "b", check=True
+    )  # begun again, as after a kill
+    assert out.stdout == out.stderr == ""
     assert lines_of(tmp_path / "b") == lines
     assert "--seed 3, not 4" in error_line(call(*command, *flags, "--seed", 4, "--out", tmp_path / "b"))
 
