@@ -333,7 +333,7 @@ def test_plan_counts_what_is_shared_once_and_uses_measured_rates(toy, tmp_path):
 
 def test_ablate_prints_paired_differences(toy, tmp_path):
     out = call("experiments", "ablate", "lift=0.1,0.4", *toy, "--seeds", 2, check=True).stdout
-    rows = [line.split() for line in out.splitlines() if line]
+    rows = [line.split() for line in out.splitlines() if line and not line.startswith("toy: stage ")]
     assert rows[0] == ["band", "arm", "correct@1", "correct@8", "against", "the", "arm", "above"]
     assert [row[:2] for row in rows[1:4]] == [["id", "base"], ["id", "lift=0.1"], ["id", "lift=0.4"]]
     one, other = float(rows[2][2]), float(rows[3][2])
