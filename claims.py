@@ -217,11 +217,12 @@ class Values:
             facts |= {name: result.get(name) for name in ("code", "tokens", "seconds")}
             facts["tries"] = n = result.get("samples")
             kinds = [f"{kind}@{k}" for kind in JUDGED for k in dict.fromkeys((1, min(n or 1, self.scale.k)))]
-            rows = result.get("ops", {}).values()
-            noted = {name: None for row in rows for name in row.get("noted", ())}
+            rows = result.get("ops", {})
+            noted = {name: None for row in rows.values() for name in row.get("noted", ())}
+            bands = (band for band in self.scale.bands if rows.keys() >= {*map(str, self.scale.ops(band))})
             kinds += [*BANDS, *(CHAINS if noted else ()), *noted]
             places = [(None, metric) for metric in RUNS if "rewards" in result]
-            places += [(band, metric) for band in self.scale.bands for metric in kinds if "ops" in result]
+            places += product(bands, kinds)  # of a look that is at some bands only, those
             for band, metric in places:
                 numbers = measure(result, band and self.scale.ops(band), metric)
                 value = dict(value=round(float(numbers.mean()), 6), problems=len(numbers))

@@ -578,3 +578,11 @@ def test_a_small_study_end_to_end(tmp_path, monkeypatch):
     assert stages == {grpo.stem}  # the base was not trained again
     again = json.loads(grpo.read_text())
     assert {k: again[k] for k in ("rewards", "tokens")} == {k: kept[k] for k in ("rewards", "tokens")}
+
+
+def test_the_committed_results_are_reported(tmp_path):
+    """Whatever has been run of a study: a look may be at one band alone."""
+    call("experiments", "report", "--studies=s3,n1", f"--out={tmp_path}", "--quiet", check=True)
+    lines = [json.loads(line) for line in (tmp_path / "mini" / "results.jsonl").read_text().splitlines()]
+    assert {line["band"] for line in lines if line["look"] == "cold"} == {"edge"}
+    assert "| C2a |" in (tmp_path / "mini" / "claims.md").read_text()
