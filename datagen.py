@@ -21,12 +21,14 @@ from lab.options import UserError, blaming, look_up, opt, parse_options, parse_w
 from graph import AVERAGE, COUNT, MODES, OFFSPRING, OPS, TOTAL, WorldConfig, combine, draw_graph, sample
 
 MIN_OP, MAX_OP = 2, 20
-# The world of the preset tiny: numbers of one or two digits, and letters that leave nothing to guess.
-TINY_WORLD = "template zoo; mode forward; distractors 2-4; literals 1-9; bound 99; letters ordered"
-# That of the studies: few words, letters all of which short solutions show, and a plan, so that each token
-# can be known from the text, but for a solution's first letter.
-MINI_WORLD = "mode forward; distractors 1-3; literals 1-9; bound 99; letters shifted; order postorder; \
-plan inline; kinds 6; places 8"
+# What a mixture's key `world` stands for. mini is that of the preset tiny and of the scale mini: few words,
+# letters all of which short solutions show, and a plan, so that each token can be known from the text, but
+# for a solution's first letter.
+WORLDS = {
+    "paper": "",
+    "mini": "mode forward; distractors 1-3; literals 1-9; bound 99; letters shifted; order postorder; "
+    "plan inline; kinds 6; places 8",
+}
 # Split = bucket of the canonical hash, out of 8: training gets four, every other purpose one. `dev` picks
 # every `best`, `eval` is only ever reported.
 SPLITS = {"train": (0, 1, 2, 3), "dev": (4,), "mid": (5,), "rl": (6,), "eval": (7,)}
@@ -352,8 +354,8 @@ KNOBS = {
     "kinds": ("6", r"(\d{1,2})", int, "kinds"),
     "places": ("8", r"(\d{1,2})", int, "places"),
 }
-KEYS = dict.fromkeys(["op", *CHOICES, *KNOBS, "share", "shares", "tokens"])
-EXAMPLES = {"op": "2-4:3, 5", "share": "0.5", "shares": "tokens", "tokens": "6M"}
+KEYS = dict.fromkeys(["op", "world", *CHOICES, *KNOBS, "share", "shares", "tokens"])
+EXAMPLES = {"op": "2-4:3, 5", "world": "mini", "share": "0.5", "shares": "tokens", "tokens": "6M"}
 EXAMPLES |= {key: ", ".join(table) for key, table in CHOICES.items()}
 KEYS_HELP = "; ".join(f"{key} {EXAMPLES.get(key) or KNOBS[key][0]}" for key in KEYS)  # as --help lists them
 
@@ -365,11 +367,11 @@ class Mixture:
     Semicolons separate keys, commas choices, a colon gives a choice its weight (1 if none; weights are
     normalised). A range of ops shares its weight evenly. Keys: op, template, mode, layers, and the knobs of
     WorldConfig: distractors 1-3, literals 1-9, operators +-*, bound 99, degree 4, letters ordered, order
-    postorder, plan inline, kinds 6, places 8. A `|`
-    separates components, each complete in itself, with its share (1 if none): "op 2-20; share 0.99 | op 2;
-    template school; share 0.01". Two keys belong to the whole, whichever component they are written in:
-    tokens (the budget; k, M and B are understood), and shares, of documents or of tokens: `shares tokens`
-    divides shares and weights of ops by the mean lengths of their texts.
+    postorder, plan inline, kinds 6, places 8. `world mini` is short for those of WORLDS; what is written
+    beside it counts. A `|` separates components, each complete in itself, with its share (1 if none): "op
+    2-20; share 0.99 | op 2; template school; share 0.01". Two keys belong to the whole, whichever component
+    they are written in: tokens (the budget; k, M and B are understood), and shares, of documents or of
+    tokens: `shares tokens` divides shares and weights of ops by the mean lengths of their texts.
     """
 
     spec: str
@@ -428,7 +430,8 @@ def parse_keys(text, whole):
 
 def weigh(keys, by_tokens):
     """The keys of a component → [(keyword arguments of `generate`, weight), ...]. Raises UserError."""
-    keys = {"template": "zoo", "mode": "forward", "layers": "2", "share": "1", **keys}
+    world = parse_keys(look_up("world", WORLDS, keys.pop("world", "paper")), {})
+    keys = {"template": "zoo", "mode": "forward", "layers": "2", "share": "1", **world, **keys}
     if "op" not in keys:
         raise UserError("no op given; write for example 'op 2-10; template zoo'")
     ops = [(op, w / len(ops)) for ops, w in parse_weighted(keys.pop("op"), parse_ops) for op in ops]

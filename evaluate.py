@@ -28,7 +28,7 @@ import numpy as np
 from chains import ASKS, account, ask, gold_logps
 from checkpoint import load_checkpoint
 from data import with_solutions
-from datagen import KEYS_HELP, TINY_WORLD, Mixture, held_out, parse_ops
+from datagen import KEYS_HELP, Mixture, held_out, parse_ops
 from report import check_page, draw_results, print_table, write_report
 from rollout import check_room, held_out_nll, roll_out
 from tasks import read_problems
@@ -38,8 +38,8 @@ from verify import explain, pass_at_k, verify
 FLOORS = {"guess_floor": "guess floor", "copy_floor": "copy floor", "plus_floor": "plus floor"}
 JUDGED = ("correct", "answer", "faithful")
 PRESETS = {
-    "tiny": dict(mixture=f"op 2-8; {TINY_WORLD}", bands="id=2-4,edge=5-6,hard=7-8", problems=100, samples=8,
-                 k="1,8", max_new_tokens=256, sample_rows=256, replicas=2),
+    "tiny": dict(mixture="op 2-9; world mini", bands="id=2-5,edge=6-7,hard=8-9",
+                 problems=100, samples=8, k="1,8", max_new_tokens=256, sample_rows=256, replicas=2),
     "small": dict(mixture="op 2-20; template zoo, school, festival", samples=32, k="1,8,32"),
     "paper": dict(sample_rows=2048),
 }  # fmt: skip

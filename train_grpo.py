@@ -19,7 +19,7 @@ from lab.options import UserError, opt, parse_pair
 
 import torch
 
-from datagen import KEYS_HELP, TINY_WORLD
+from datagen import KEYS_HELP
 from rewards import OVERLONG, UNFINISHED, Reward
 from rollout import Problems, check_room, pack_rollouts, roll_out, token_logps, up_to_first_error
 from sampled import keep_tries
@@ -29,8 +29,9 @@ from verify import REWARDS
 
 PRESETS = {
     "tiny": dict(
-        mixture=f"op 5-6; {TINY_WORLD}", steps=32, prompts=32, group=8, minibatch=16, max_new_tokens=200,
-        lr=1e-4, row_tokens=1536, micro_batch_size=1, replicas=2, sample_rows=256),
+        mixture="op 2-5:0.3, 6-7:0.7; world mini", steps=32, prompts=32, group=8,
+        minibatch=32, max_new_tokens=256, lr=1e-4, warmup_steps=8, kl=0.0, row_tokens=1536,
+        micro_batch_size=1, replicas=2, sample_rows=256),
     "small": dict(
         mixture="op 11-14; template zoo, school, festival", prompts=128, group=8, minibatch=64, lr=1e-5,
         micro_batch_size=16, compile="auto"),

@@ -1,6 +1,6 @@
 """The scales: the only place where bands and budgets stand."""
 
-from datagen import MINI_WORLD
+from datagen import WORLDS
 from studies import Scale
 
 MICRO = dict(
@@ -37,7 +37,7 @@ SCALES = {
     # the studies, on a laptop; a base has seen a little of the edge: more, and what it lacks there is chance,
     # which RL cannot mend; none, and RL finds nothing to begin with
     "mini": Scale(
-        preset="tiny", world=MINI_WORLD,
+        preset="tiny", world=WORLDS["mini"],
         bands={"id": "2-6", "edge": "7-8", "hard": "9-10"}, ladder=("2-4", "5-6", "7-8"),
         pt="2-6:5, 7:0.12, 8:0.04",
         ranges={"id": "5-6", "near": "6-7", "edge": "7-8", "hard": "9-10"}, pool="6-10", wide="2-6",

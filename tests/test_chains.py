@@ -16,7 +16,7 @@ from model import ModelConfig, Qwen2
 from tokenizer import train_bpe
 from verify import verify
 
-MINI = datagen.Mixture.parse(f"op 4-8; {datagen.MINI_WORLD}")
+MINI = datagen.Mixture.parse("op 4-8; world mini")
 PROBLEMS = [MINI.problem(0, i, "eval") for i in range(60)]
 
 

@@ -108,7 +108,7 @@ def test_lines_say_how_chains_went(command):
 def test_a_chain_that_reflects_is_judged_by_what_stands_in_the_end(command, tmp_path, monkeypatch):
     """A stand-in for the sampler writes such chains; of a fourth <backtrack> nothing is left."""
     checkpoint = load_checkpoint(command[1], CPU)
-    source = texts.Source(datagen.Mixture.parse(f"op 4; {datagen.MINI_WORLD}"))
+    source = texts.Source(datagen.Mixture.parse("op 4; world mini"))
     problems = [source.mixture.problem(0, i, "mid") for i in range(4)]
     told = [source.records("reflective-gold", i)[0]["chain"] for i in range(4)]
     told[3] = " Define a in B as q; so q = 1. <backtrack> q." * 4 + told[3]

@@ -17,7 +17,7 @@ import train_grpo
 from rollout import Problems
 from train_pretrain import train_tokenizer
 
-MINI = datagen.Mixture.parse(f"op 2-10; {datagen.MINI_WORLD}")
+MINI = datagen.Mixture.parse("op 2-10; world mini")
 PLAIN = dict(op=range(2, 21, 3), mode=datagen.MODES, template=datagen.TEMPLATES, layers=(2, 3))
 
 

@@ -46,12 +46,21 @@ def test_weights_are_normalised_and_drawn():
     "op 2; layers 4", "op 2; tokens lots", "op 2; tokens 0", "op 2; distractors 5", "op 2; bound 3", "op 2; colour red", "op 2; letters greek",
     "op ٢", "op 2; operators -", "op 2; template zoo,", "op 2; share", "op 2; share -1", "op 2; share 0", "op 2; share 0 | op 3; share 0",
     "op 2 |", "| op 2", "op 2 | template zoo", "op 2; tokens 1M | op 3; tokens 1M", "op 2; shares words", "op 2; shares tokens | op 3; shares tokens",
-    "op 2; share 1; share 1", "op 2:nan", "op 2:" + "9" * 400, "op 2; literals 5-5", "op 2; distractors 9-11", "op 2\n; colour red", "op 2:",
+    "op 2; share 1; share 1", "op 2; world flat", "op 2:nan", "op 2:" + "9" * 400, "op 2; literals 5-5", "op 2; distractors 9-11", "op 2\n; colour red", "op 2:",
 ])  # fmt: skip
 def test_invalid_mixtures_are_user_errors(spec):
     with pytest.raises(UserError) as error:
         Mixture.parse(spec)
     assert "\n" not in str(error.value) and repr(spec) in str(error.value)
+
+
+def test_a_world_is_short_for_its_knobs_and_what_stands_beside_it_counts():
+    long = Mixture.parse(f"op 2-4:2, 5; template school; {datagen.WORLDS['mini']}")
+    short = Mixture.parse("op 2-4:2, 5; world mini; template school")
+    assert (short.choices, short.weights) == (long.choices, long.weights)
+    assert Mixture.parse("op 2; world paper").choices == Mixture.parse("op 2").choices
+    one = Mixture.parse("op 2; world mini; kinds 12 | op 3").choices
+    assert one[0]["kinds"] == 12 and one[0]["plan"] == "inline" and "plan" not in one[1]
 
 
 def test_counts_and_ops():

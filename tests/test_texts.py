@@ -29,7 +29,7 @@ from verify import parse_solution, verify
 
 ROOT = Path(__file__).parent.parent
 CASES = int(os.environ.get("TEXTS_CASES", 3000))
-MINI = datagen.Mixture.parse(f"op 2-8; {datagen.MINI_WORLD}")
+MINI = datagen.Mixture.parse("op 2-8; world mini")
 WIDE = datagen.Mixture.parse("op 2-12; mode forward; layers 2, 3; template zoo, school, festival")
 SOURCES = {"mini": texts.Source(MINI), "wide": texts.Source(WIDE, seed=3)}
 every_source = pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
@@ -615,7 +615,7 @@ def test_what_a_reflective_try_retracts_is_not_learned():
 
 
 def test_records_are_what_a_training_reads(tmp_path):
-    path, mixture = tmp_path / "texts.jsonl", f"op 2-4; {datagen.MINI_WORLD}"
+    path, mixture = tmp_path / "texts.jsonl", "op 2-4; world mini"
     for kind in sorted({*texts.KINDS} - {*texts.TAKE_TRIES}):
         out = call("texts", "--kind", kind, "--mixture", mixture, "--n", 5, "--jsonl", check=True)
         path.write_text(out.stdout)
@@ -629,7 +629,7 @@ def test_records_are_what_a_training_reads(tmp_path):
 
 
 def test_tries_come_from_a_file_and_texts_can_be_matched(tmp_path, tokenizer):
-    mixture, tries, found = f"op 2-4; {datagen.MINI_WORLD}", tmp_path / "tries.jsonl", tmp_path / "self.jsonl"
+    mixture, tries, found = "op 2-4; world mini", tmp_path / "tries.jsonl", tmp_path / "self.jsonl"
     problems = [datagen.Mixture.parse(mixture).problem(7, i, "mid") for i in range(20)]
     lines = [{"id": p.id, "texts": [tries_of(p)[0 if i % 2 else 2]]} for i, p in enumerate(problems)]
     tries.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -649,7 +649,7 @@ def test_tries_come_from_a_file_and_texts_can_be_matched(tmp_path, tokenizer):
 
 
 def test_a_folder_holds_what_is_printed_and_its_yields(tmp_path):
-    flags = ["--kind", "corrupted", "--mixture", f"op 2-4; {datagen.MINI_WORLD}", "--n", 30]
+    flags = ["--kind", "corrupted", "--mixture", "op 2-4; world mini", "--n", 30]
     printed = call("texts", *flags, "--jsonl", check=True).stdout
     call(
         "texts",

@@ -253,7 +253,7 @@ def test_what_cannot_be_trained_on_is_one_line(line, options, words, tmp_path):
 
 
 def test_words_beside_those_of_the_mixture_are_tokens():
-    mixture = datagen.Mixture.parse(f"op 2; {datagen.MINI_WORLD}")
+    mixture = datagen.Mixture.parse("op 2; world mini")
     plain, more = (train_tokenizer(mixture, (), 700, 0, documents=50, words=words) for words in ("", CONTROL))
     for tag in CONTROL.split():
         parts = 3 if tag.startswith("<") else 1  # <, the word, >
