@@ -240,7 +240,7 @@ class Values:
             if min(whole.shape) > 1:
                 half = blocks(whole, np.arange(len(whole)) == 0).half()  # of one arm; it is that of each
             dots = zip(self.arms, table, there)
-            found[metric, band] = {
+            found[metric.replace("K", str(self.scale.k)), band] = {
                 arm: (row.tolist(), half * known.all()) for arm, row, known in dots if known.any()
             }
         return found

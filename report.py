@@ -190,7 +190,8 @@ def save_figure(fig, path):
 
 def draw_dots(panels, path):
     """A row a metric, a column a band: each seed of an arm as a dot, a line through those of one seed; the
-    mean and its interval as a bar, cut where it leaves the dots' panel. Returns the PNG's bytes, or None.
+    mean as a cross-bar, its interval as an upright one, cut where it leaves the dots' panel. Returns the
+    PNG's bytes, or None.
 
     panels: {(metric, band): {arm: (a number a seed, or nan; half the width of the mean's interval)}}.
     """
@@ -208,9 +209,10 @@ def draw_dots(panels, path):
         low, high = axes.get_ylim()
         room = max(0.0, 0.1 - (high - low)) / 2  # so that a difference of nothing looks like one
         for i, (values, half) in enumerate(arms.values()):
-            axes.errorbar(i + 0.2, np.nanmean(values), half, color=f"C{i}", marker="_", capsize=4)
+            axes.errorbar(i, np.nanmean(values), half, 0.25, color=f"C{i}", linewidth=2.5)
         axes.set_xticks(range(len(arms)), arms, rotation=30, ha="right")
-        axes.set(title=band, ylim=(low - room, high + room), ylabel=metric if axes in grid[:, 0] else "")
+        axes.set(title=band, ylim=(max(low - room, -0.01), high + room))
+        axes.set_ylabel(metric if axes in grid[:, 0] else "")
     return save_figure(fig, path)
 
 
