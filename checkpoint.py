@@ -78,25 +78,20 @@ def load_checkpoint(path, device, dtype="float32", attention="auto"):
     if not path.is_dir():
         raise UserError(f"no checkpoint at {given}: expected a folder with {', '.join(FILES)}")
     try:
-        return _load(path, device, dtype, attention)
+        if wrong := damage(path):
+            raise UserError(wrong)
+        config, state = (read_json(path / name) for name in ("config.json", "state.json"))
+        tokenizer = Tokenizer.load(path / "tokenizer.json")
+        if tokenizer.hash != (trained := state["tokenizer_hash"]):
+            raise UserError(f"its tokenizer is {tokenizer.hash}, it was trained with {trained}")
+        weights = torch.load(path / "weights.pt", map_location="cpu", weights_only=True)
+        model = new_model(ModelConfig(**config["model"]), device, dtype, attention, weights)
+        return Checkpoint(path, model, tokenizer, config["options"], state)
     except Exception as error:  # what is no checkpoint of this code: torch raises a dozen types
         wrong = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
     others = [other for other in step_folders(path.parent) if other != path and damage(other) is None]
     instead = f"; {others[-1]} is intact" if others else ""
     raise UserError(f"checkpoint {path} cannot be used: {wrong.splitlines()[0]}{instead}")
-
-
-def _load(path, device, dtype, attention):
-    missing = (f"{name} is missing" for name in FILES if not (path / name).exists())
-    if wrong := damage(path) or next(missing, None):
-        raise UserError(wrong)
-    config, state = (read_json(path / name) for name in ("config.json", "state.json"))
-    tokenizer = Tokenizer.load(path / "tokenizer.json")
-    if tokenizer.hash != state["tokenizer_hash"]:
-        raise UserError(f"its tokenizer is {tokenizer.hash}, it was trained with {state['tokenizer_hash']}")
-    weights = torch.load(path / "weights.pt", map_location="cpu", weights_only=True)
-    model = new_model(ModelConfig(**config["model"]), device, dtype, attention, weights)
-    return Checkpoint(path, model, tokenizer, config["options"], state)
 
 
 def new_model(config, device, dtype="float32", attention="auto", weights=None):
@@ -107,7 +102,9 @@ def new_model(config, device, dtype="float32", attention="auto", weights=None):
     """
     if weights is not None:
         check_shapes(config, {name: list(tensor.shape) for name, tensor in weights.items()})
-        check_finite(weights)
+        for name, tensor in weights.items():
+            if not tensor.isfinite().all():
+                raise UserError(f"{name} holds numbers that are not finite")
     model = Qwen2(config)
     if weights is not None:
         model.load_state_dict(weights)
@@ -128,10 +125,3 @@ def check_shapes(config, shapes):
     for name in sorted(wanted.keys() | shapes.keys()):
         if shapes.get(name) != wanted.get(name):
             raise UserError(f"{name} has shape {shapes.get(name)}, the config asks for {wanted.get(name)}")
-
-
-def check_finite(weights):
-    """Raise UserError if any number of {name: tensor} is not finite."""
-    for name, tensor in weights.items():
-        if not bool(tensor.isfinite().all()):
-            raise UserError(f"{name} holds numbers that are not finite")

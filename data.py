@@ -11,16 +11,15 @@ Shapes: B rows, T positions.
 """
 
 import random
-import signal
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain, count, islice
 
-from lab.options import UserError, read_each, stream_key
+from lab.options import UserError, stream_key
+from lab.worker import worked_out
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset
 
 from datagen import Mixture
 
@@ -78,23 +77,6 @@ def to_document(record, tokenizer, solution_only=False):
     return Document(prompt + completion, [not solution_only] * len(prompt) + [True] * len(completion))
 
 
-def read_records(path):
-    """Records to train on of a JSONL file: GSM-Infinite's keys, or `prompt` and `completion`; and `where`,
-    for errors: the file and line.
-
-    Raises UserError with the line number of one that lacks a key or an answer.
-    """
-    return list(read_each(path, checked))
-
-
-def checked(record, text):
-    keys = ("prompt", "completion") if "prompt" in record else ("problem", "question", "solution")
-    texts = [text(key) for key in keys]
-    if "solution" in keys and "Answer:" not in texts[-1]:
-        raise UserError("the solution has no 'Answer: N.'")
-    return record
-
-
 # ------------------------------------------------------------------------------------------------------------
 # Packing
 
@@ -119,11 +101,9 @@ class Batch:
         """
 
         def move(array, padding=0):
-            array = array[some]
-            if device.type == "cuda" and len(array) < rows:
-                missing = np.full((rows - len(array), array.shape[1]), padding, array.dtype)
-                array = np.concatenate((array, missing))
-            tensor = torch.from_numpy(np.ascontiguousarray(array))
+            missing = rows - len(array[some]) if device.type == "cuda" else 0
+            array = np.pad(array[some], ((0, missing), (0, 0)), constant_values=padding)
+            tensor = torch.from_numpy(array)
             return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
         for i in range(0, len(self.tokens), rows):
@@ -191,8 +171,7 @@ def fill(rows, row_tokens, pad_id):
     """Rows of documents → Batch. Padding is a document of its own and never a target."""
     shape = (len(rows), row_tokens)
     tokens, targets = np.full(shape, pad_id, np.int64), np.full(shape, IGNORE, np.int64)
-    doc_start = np.zeros(shape, np.int32)
-    prompt_start, prompt_end = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+    doc_start, prompt_start, prompt_end = np.zeros((3, *shape), np.int32)
     values = {name: np.zeros(shape, np.float32) for name in (rows[0][-1].values if rows else ())}
     for r, documents in enumerate(rows):
         at, prompt = 0, (0, 0)
@@ -291,7 +270,7 @@ def lane(source, r, cursor):
         yield documents, [max(waiting) + 1, *waiting]  # what was drawn last still waits
 
 
-class Batches(IterableDataset):
+class Batches:
     """The rows `part` of every batch, from the cursors on: (Batch (len(part), T), cursors after it)."""
 
     def __init__(self, source, part, cursors):
@@ -299,12 +278,9 @@ class Batches(IterableDataset):
 
     def __iter__(self):
         lanes = [lane(self.source, r, cursor) for r, cursor in zip(self.part, self.cursors, strict=True)]
-        try:
-            for filled in zip(*lanes):
-                rows, cursors = zip(*filled)
-                yield fill(rows, self.source.row_tokens, self.source.tokenizer.pad_id), list(cursors)
-        except UserError as error:  # as it is: a DataLoader would make a page of what a worker raises
-            yield error, None
+        for filled in zip(*lanes):
+            rows, cursors = zip(*filled)
+            yield fill(rows, self.source.row_tokens, self.source.tokenizer.pad_id), list(cursors)
 
 
 def batches(source, part=None, cursors=None, workers=0):
@@ -314,22 +290,4 @@ def batches(source, part=None, cursors=None, workers=0):
     process of its own. Raises UserError if a document is longer than a row, or the worker dies.
     """
     part = range(source.rows) if part is None else part
-    stream = Batches(source, part, cursors or [(0,)] * len(part))
-    if workers:  # spawned: a forked child of a process with torch's threads may hang
-        how = dict(multiprocessing_context="spawn", worker_init_fn=_ignore_signals, prefetch_factor=4)
-        stream = DataLoader(stream, batch_size=None, num_workers=1, **how)
-    try:
-        for batch, after in stream:
-            if isinstance(batch, UserError):
-                raise batch
-            yield batch, after
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise UserError("the process that prepares batches died (of memory?): try --workers 0") from None
-
-
-def _ignore_signals(worker):
-    """The trainer gets them too, finishes its step, and ends this process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    return worked_out(Batches(source, part, cursors or [(0,)] * len(part)), workers)

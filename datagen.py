@@ -374,7 +374,6 @@ class Mixture:
     tokens: `shares tokens` divides shares and weights of ops by the mean lengths of their texts.
     """
 
-    spec: str
     choices: tuple  # keyword arguments of `generate` for each component, op, template, mode and layers ...
     weights: tuple  # ... and how often they are drawn
     tokens: int | None = None
@@ -391,7 +390,7 @@ class Mixture:
             weighted = [pair for keys in components for pair in weigh(keys, by_tokens)]
             if not weighted:
                 raise UserError("the shares add up to 0")
-        return cls(spec, *zip(*weighted), tokens)
+        return cls(*zip(*weighted), tokens)
 
     @cached_property
     def ops(self):

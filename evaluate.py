@@ -13,15 +13,14 @@ table. Stopped by ctrl-C or SIGTERM it exits with 75; --resume goes on from samp
 import json
 import signal
 from collections import Counter
-from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
-from itertools import pairwise, product
+from itertools import product
 from pathlib import Path
 
 from lab.device import run_torch_script, setup
-from lab.options import STOPPED, UserError, colour, hush, opt, printable, read_jsonl, write_atomic
+from lab.options import STOPPED, UserError, hush, opt, read_jsonl, write_atomic
 from lab.runs import Progress, RunOptions, checkpoint_folder, own_folder, parse_run_options, weights_hash
-from lab.statistics import gain, interval
+from lab.statistics import interval
 
 import numpy as np
 
@@ -29,13 +28,12 @@ from chains import ASKS, account, ask, gold_logps
 from checkpoint import load_checkpoint
 from data import with_solutions
 from datagen import KEYS_HELP, Mixture, held_out, parse_ops
-from report import check_page, draw_results, print_table, write_report
+from report import check_page, show
 from rollout import check_room, held_out_nll, roll_out
 from tasks import read_problems
 from texts import resolved
-from verify import explain, pass_at_k, verify
+from verify import pass_at_k, verify
 
-FLOORS = {"guess_floor": "guess floor", "copy_floor": "copy floor", "plus_floor": "plus floor"}
 JUDGED = ("correct", "answer", "faithful")
 PRESETS = {
     "tiny": dict(mixture="op 2-9; world mini", bands="id=2-5,edge=6-7,hard=8-9",
@@ -81,10 +79,8 @@ def parse_bands(text):
 def number_of_problems(o):
     """{operations: how many problems of so many}, in order."""
     bands = parse_bands(o.bands).values()
-    numbers = {
-        op: max(2, o.problems // len(ops)) if o.per_band else o.problems for ops in bands for op in ops
-    }
-    return dict(sorted(numbers.items()))
+    sharing = {op: len(ops) if o.per_band else 1 for ops in bands for op in ops}  # the same --problems
+    return {op: max(2, o.problems // n) for op, n in sorted(sharing.items())}
 
 
 def parse_ks(text, samples):
@@ -137,8 +133,7 @@ def summarise(problems, counts, chosen, ks, n):
     """
     commonest = Counter(problems[i].answer for i in chosen).most_common(1)[0][1]
     out = {"problems": len(chosen), "guess_floor": commonest / len(chosen)}
-    means = (name for name in ("copy_floor", "plus_floor", "process") if name in counts)
-    out |= {name: float(counts[name][chosen].mean()) for name in means}
+    out |= {name: float(of[chosen].mean()) for name, of in counts.items() if name not in JUDGED}
     for kind, k in product(JUDGED, ks):
         values = [pass_at_k(n, int(c), k) for c in counts[kind][chosen]]
         low, high = interval(values)
@@ -211,24 +206,19 @@ def sampled_before(path):
     return {(line["name"], line["op"]): line for _, line in read_jsonl(path)}
 
 
-def show(number):
-    return "-" if number is None else f"{number:.3f}"
-
-
 class Evaluation:
     """The problems, in bands; what has been judged of each checkpoint."""
 
     def __init__(self, o):
         self.o, self.bands, self.ks = o, parse_bands(o.bands), parse_ks(o.k, o.samples)
         self.folders, mixture = named_folders(o.checkpoints), Mixture.parse(o.mixture)
-        band_of = {op: band for band, ops in self.bands.items() for op in ops}
         if o.data:
             self.problems = read_problems(o.data)
             self.bands = {Path(o.data).stem: sorted({problem.op for problem in self.problems})}
-            band_of = dict.fromkeys(*self.bands.values(), *self.bands)
         else:
             numbers = number_of_problems(o).items()
             self.problems = [p for op, n in numbers for p in held_out(mixture, [op], n, o.seed, "eval")]
+        band_of = {op: band for band, ops in self.bands.items() for op in ops}
         self.groups = {}  # by → value → indices of problems
         for i, p in enumerate(self.problems):
             kinds = dict(band=band_of[p.op], op=str(p.op), mode=p.mode, template=p.template)
@@ -294,50 +284,6 @@ class Evaluation:
                 result[by][value] = summarise(self.problems, counts, chosen, self.ks, self.o.samples)
         self.results[name] = result
 
-    def table(self):
-        """→ rows of strings: the header, then a row a band and checkpoint."""
-        columns = [f"correct@{k}" for k in self.ks] + ["answer@1", "faithful@1"]
-        rows = [["band", "checkpoint", *columns, *FLOORS.values(), "NLL"]]
-        for (band, ops), (name, result) in product(self.bands.items(), self.results.items()):
-            stats, nll = result["band"][band], [result["nll"][str(op)] for op in ops]
-            cells = ["{mean:.3f} [{low:.3f},{high:.3f}]".format(**stats[column]) for column in columns]
-            numbers = [*map(stats.get, FLOORS), None if None in nll else np.mean(nll)]
-            rows.append([band, name, *cells, *map(show, numbers)])
-        return rows
-
-    def table_by_op(self):
-        """→ rows of strings: the header, then a row an op: correct@k of each checkpoint, and the floors."""
-        columns = list(product(self.results, self.ks))
-        rows = [["op", *(f"{name} @{k}" for name, k in columns), *FLOORS.values()]]
-        for op in self.groups["op"]:
-            stats = {name: result["op"][op] for name, result in self.results.items()}
-            cells = [stats[name][f"correct@{k}"]["mean"] for name, k in columns]
-            cells += map(next(iter(stats.values())).get, FLOORS)
-            rows.append([op, *map(show, cells)])
-        return rows
-
-    def print_tries(self):
-        """Some of the last checkpoint."""
-        name, band = list(self.results)[-1], list(self.bands)[:2][-1]
-        for i in self.groups["band"][band][: self.o.show]:
-            problem, text = self.problems[i], self.texts[name][i]
-            print(f"\n{name}, a try at op {problem.op}:\n{problem.problem}\n{problem.question}")
-            print(f"{printable(text.strip())}\n{explain(resolved(text), problem, colour())}")
-
-    def print_tables(self):
-        """By band and by op, and each checkpoint's paired difference from the one before."""
-        print(f"\n{self.caption}")
-        print_table(self.table(), left=2)
-        print_table(self.table_by_op(), left=1)
-        for pair, band, said in self.differences(pairwise(self.results)):
-            print(f"{pair}, {band}: {said}")
-
-    def differences(self, pairs):
-        """Rows of strings: (after - before, band, how they differ over the same problems)."""
-        for (before, after), (band, chosen) in product(pairs, self.groups["band"].items()):
-            counts = [self.counts[name]["correct"][chosen] for name in (before, after)]
-            yield f"{after} - {before}", band, gain(*counts, self.o.samples)
-
 
 def main(argv=None):
     o = parse_run_options(Options, argv, PRESETS, __doc__, positional="checkpoints")
@@ -351,13 +297,7 @@ def main(argv=None):
         try:
             with own_folder(o, inputs=[o.data] if o.data else []):
                 it.run(checkpoints)
-                it.print_tries()
-                with redirect_stdout(stdout):
-                    it.print_tables()
-                print(f"results: {Path(o.out) / 'results.json'}")
-                png = draw_results(it.results, it.bands, it.ks, Path(o.out) / "figure.png")
-                if o.report:
-                    write_report(it, png)
+                show(it, stdout)
         except KeyboardInterrupt:  # samples.jsonl holds what was sampled
             print(f"stopped; continue with: python evaluate.py --resume --out {o.out}")
             return STOPPED

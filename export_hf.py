@@ -21,8 +21,9 @@ from lab.runs import follow
 import torch
 
 from checkpoint import load_checkpoint, new_model, save_checkpoint
-from data import prompt_text, read_records
+from data import prompt_text
 from model import ModelConfig
+from tasks import read_records
 from tokenizer import PATTERN, SPECIALS, Tokenizer
 
 KEY = "reasoning_lab"  # of config.json: what only we know, so that import and export are each other's inverse

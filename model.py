@@ -204,13 +204,12 @@ class Qwen2(nn.Module):
         layout: a Layout, or doc_start (B, T), the first position of each token's document, or None: a row is
         one document. A document sees exactly what it would see alone.
         """
-        if layout is None:
-            positions = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
-        else:
-            layout = layout if isinstance(layout, Layout) else Layout.of(layout)
-            positions = layout.positions
         with self.autocast():
-            if layout is not None:
+            if layout is None:
+                positions = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
+            else:
+                layout = layout if isinstance(layout, Layout) else Layout.of(layout)
+                positions = layout.positions
                 self.backend.prepare(layout, self.lm_head.weight)  # once, and not in what is compiled
             attend = partial(self.backend.attend, layout=layout)
             x = self.hidden(tokens, positions, [attend] * self.config.num_hidden_layers)

@@ -1,29 +1,97 @@
-"""What one looks at: figures of an evaluation, and one HTML page of judged solutions that opens offline."""
+"""What one looks at: tables, figures and an HTML page of judged solutions, which opens offline."""
 
 import io
 import json
 from base64 import b64encode
 from collections import Counter
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from hashlib import sha256
 from html import escape
-from itertools import combinations, cycle
+from itertools import combinations, cycle, pairwise, product
 from pathlib import Path
 from string import Template
 
-from lab.options import UserError, printable, write_atomic
+from lab.options import UserError, colour, printable, write_atomic
 from lab.runs import code_hash
+from lab.statistics import gain
 
 import numpy as np
 
 from texts import resolved
 from verify import explain, verify
 
+FLOORS = {"guess_floor": "guess floor", "copy_floor": "copy floor", "plus_floor": "plus floor"}
 PAGE = Path(__file__).with_name("docs") / "page.html"
 IMAGE = '<div class="wide"><img alt="{}" src="data:image/png;base64,{}"></div>'
 CLASSES = {"✓": "good", "✗": "bad", "·": "dim"}  # of a line of `explain`, by how it begins
 LEVELS = ("wrong", "answer only", "correct", "faithful")  # Verdict.kind, the best last
 SHOWN = {"0123": "any", "123": "answer right", "23": "correct", "3": "faithful", "01": "not correct"}
+
+
+def show(it, stdout):
+    """Print what an evaluate.Evaluation found, draw its figure and write its page. stdout: for the tables."""
+    out = Path(it.o.out)
+    print_tries(it)
+    with redirect_stdout(stdout):
+        print_tables(it)
+    print(f"results: {out / 'results.json'}")
+    png = draw_results(it.results, it.bands, it.ks, out / "figure.png")
+    if it.o.report:
+        write_report(it, png)
+
+
+def print_tries(it):
+    """Some of the last checkpoint."""
+    name, band = list(it.results)[-1], list(it.bands)[:2][-1]
+    for i in it.groups["band"][band][: it.o.show]:
+        problem, text = it.problems[i], it.texts[name][i]
+        print(f"\n{name}, a try at op {problem.op}:\n{problem.problem}\n{problem.question}")
+        print(f"{printable(text.strip())}\n{explain(resolved(text), problem, colour())}")
+
+
+def print_tables(it):
+    """By band and by op, and each checkpoint's paired difference from the one before."""
+    print(f"\n{it.caption}")
+    print_table(table(it), left=2)
+    print_table(table_by_op(it), left=1)
+    for pair, band, said in differences(it, pairwise(it.results)):
+        print(f"{pair}, {band}: {said}")
+
+
+def table(it):
+    """→ rows of strings: the header, then a row a band and checkpoint."""
+    columns = [f"correct@{k}" for k in it.ks] + ["answer@1", "faithful@1"]
+    rows = [["band", "checkpoint", *columns, *FLOORS.values(), "NLL"]]
+    for (band, ops), (name, result) in product(it.bands.items(), it.results.items()):
+        stats, nll = result["band"][band], [result["nll"][str(op)] for op in ops]
+        cells = ["{mean:.3f} [{low:.3f},{high:.3f}]".format(**stats[column]) for column in columns]
+        numbers = [*map(stats.get, FLOORS), None if None in nll else np.mean(nll)]
+        rows.append([band, name, *cells, *map(three_places, numbers)])
+    return rows
+
+
+def table_by_op(it):
+    """→ rows of strings: the header, then a row an op: correct@k of each checkpoint, and the floors."""
+    columns = list(product(it.results, it.ks))
+    rows = [["op", *(f"{name} @{k}" for name, k in columns), *FLOORS.values()]]
+    for op in it.groups["op"]:
+        stats = {name: result["op"][op] for name, result in it.results.items()}
+        cells = [stats[name][f"correct@{k}"]["mean"] for name, k in columns]
+        cells += map(next(iter(stats.values())).get, FLOORS)
+        rows.append([op, *map(three_places, cells)])
+    return rows
+
+
+def three_places(number):
+    return "-" if number is None else f"{number:.3f}"
+
+
+def differences(it, pairs):
+    """Rows of strings: (after - before, band, how they differ over the same problems)."""
+    for (before, after), (band, chosen) in product(pairs, it.groups["band"].items()):
+        counts = [it.counts[name]["correct"][chosen] for name in (before, after)]
+        yield f"{after} - {before}", band, gain(*counts, it.o.samples)
 
 
 def check_page(path, out):
@@ -58,11 +126,11 @@ def write_report(it, png):
     errors = {name: result["errors"] for name, result in it.results.items()}
     kinds = sum(map(Counter, errors.values()), Counter()).most_common()
     shares = ([kind, *(f"{of.get(kind, 0) / tries:.3f}" for of in errors.values())] for kind, _ in kinds)
-    differences = [["", "band", "over the same problems"], *it.differences(combinations(it.results, 2))]
-    contents = ["<h2>By band</h2>", html_table(it.table())]
+    paired = [["", "band", "over the same problems"], *differences(it, combinations(it.results, 2))]
+    contents = ["<h2>By band</h2>", html_table(table(it))]
     contents += [html_figure(png, "pass@1 by operations, pass@k by k")]
-    contents += ["<h2>By operations</h2>", html_table(it.table_by_op())]
-    contents += ["<h2>Paired differences</h2>", html_table(differences)] * (len(it.results) > 1)
+    contents += ["<h2>By operations</h2>", html_table(table_by_op(it))]
+    contents += ["<h2>Paired differences</h2>", html_table(paired)] * (len(it.results) > 1)
     contents += ["<h2>Errors, as shares of all tries</h2>", html_table([["", *errors], *shares])]
     contents += ["<h2>Where it comes from</h2>"]
     for what, facts in {"this evaluation": options, **it.made}.items():

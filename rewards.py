@@ -18,12 +18,14 @@ import math
 import re
 import runpy
 import traceback
+from bisect import bisect_left
+from dataclasses import replace
 from functools import partial
 
 from lab.options import UserError, look_up, parse_weight, reading
 
 from datagen import to_record
-from verify import REWARDS, gold_graph, reward
+from verify import REWARDS, STOP, gold_graph, reward
 
 OVERLONG = "overlong"
 UNFINISHED = ("reward0", "mask")
@@ -88,6 +90,22 @@ def soft_overlong(rollout, longest, cache):
     then falling in a line to -1 at `longest`.
     """
     return min(0.0, max(-1.0, (longest - cache - len(rollout.completion_ids)) / cache))
+
+
+def up_to_first_error(rollout, tokenizer):
+    """A rollout without what was written after the first wrong definition of a gold quantity: nothing there
+    can change that it is not `strict` (as in process supervision: Lightman et al. 2023, section 2.6).
+    """
+    nodes, text = rollout.verdict.nodes, rollout.text
+    wrong = (s.name for s in rollout.verdict.parsed.steps if nodes.get(s.name, "ok") != "ok")
+    # the last one, where a second contradicts the first
+    begin = text.rfind(f"Define {next(wrong, None)} as ")
+    stop = STOP.search(text, begin)
+    if begin < 0 or stop is None:
+        return rollout
+    ids = rollout.completion_ids
+    n = bisect_left(range(len(ids)), stop.end(), key=lambda n: len(tokenizer.decode(ids[:n])))
+    return replace(rollout, completion_ids=ids[:n], old_logp=rollout.old_logp[:n])
 
 
 def load(file, name):

@@ -1,9 +1,8 @@
 """Sample solutions and judge them: what RL learns from, and what an evaluation counts."""
 
 import random
-from bisect import bisect_left
 from collections import defaultdict
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import chain, groupby
 
 from lab.options import UserError, stream_key
@@ -14,7 +13,7 @@ from attention import Layout
 from data import IGNORE, Document, get, pack, pack_groups, prompt_text, to_document, with_solutions
 from sampler import generate
 from texts import resolved
-from verify import STOP, Verdict, explain, verify
+from verify import Verdict, explain, verify
 
 
 class Problems:
@@ -97,22 +96,6 @@ def roll_out(model, tokenizer, problems, group, stream, numbers=None, *, begun=N
         if reward is not None:
             rollouts[-1].reward, rollouts[-1].parts = reward(rollouts[-1])
     return rollouts
-
-
-def up_to_first_error(rollout, tokenizer):
-    """A rollout without what was written after the first wrong definition of a gold quantity: nothing there
-    can change that it is not `strict` (as in process supervision: Lightman et al. 2023, section 2.6).
-    """
-    nodes, text = rollout.verdict.nodes, rollout.text
-    wrong = (s.name for s in rollout.verdict.parsed.steps if nodes.get(s.name, "ok") != "ok")
-    # the last one, where a second contradicts the first
-    begin = text.rfind(f"Define {next(wrong, None)} as ")
-    stop = STOP.search(text, begin)
-    if begin < 0 or stop is None:
-        return rollout
-    ids = rollout.completion_ids
-    n = bisect_left(range(len(ids)), stop.end(), key=lambda n: len(tokenizer.decode(ids[:n])))
-    return replace(rollout, completion_ids=ids[:n], old_logp=rollout.old_logp[:n])
 
 
 def room(model, tokenizer, problems):

@@ -8,12 +8,12 @@ Shapes: P prompts of a batch, W columns of the longest, G samples of each (a gro
 the batch, S columns of their own, L layers, H query heads, K key/value heads, D head width, V vocabulary.
 """
 
-import copy
 import itertools
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
+from lab.device import capture, takes_graphs, with_cast_weights
 from lab.options import CheckedOptions, UserError, opt
 from lab.replicas import shared_threads
 
@@ -273,33 +273,3 @@ def sample_tokens(logits, temperature, top_p, uniform):
         below_one = uniform.clamp(max=1 - torch.finfo(uniform.dtype).eps)  # float32 rounds some up to 1
         token = torch.searchsorted(cumulative, (below_one * cumulative[:, -1])[:, None], right=True)[:, 0]
     return token, logp.gather(-1, token[:, None])[:, 0]
-
-
-# ------------------------------------------------------------------------------------------------------------
-# What a GPU needs
-
-
-def takes_graphs(device):
-    """Whether a step is a CUDA graph: it neither waits for the GPU then, nor changes its shapes."""
-    return device.type == "cuda"
-
-
-def with_cast_weights(model):
-    """A copy of the model, its layers with the weights that autocast would make of them at every call."""
-    model = copy.deepcopy(model).requires_grad_(False)
-    for module in model.model.modules():
-        if isinstance(module, torch.nn.Linear):
-            module.to(model.compute_dtype)
-    return model
-
-
-def capture(work, others):
-    """`work` as a CUDA graph that shares the memory of the others.
-
-    It is done once before: a capture, which has a stream of its own, must find everything set up.
-    """
-    work()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=next(iter(others.values())).pool() if others else None):
-        work()
-    return graph

@@ -1,5 +1,5 @@
-"""Problems of one's own, from a JSONL file: to train on by RL, or to evaluate on. A line is a record of the
-schema, or `question` and `answer` alone:
+"""Problems of one's own, from a JSONL file: to train on, or to evaluate on. For RL and evaluation a line is a
+record of the schema, or `question` and `answer` alone:
 
     {"question": "Ann has 3 pens and buys 4. How many has she?", "answer": 7}
     {"question": "…", "answer": "3 + 4 = <<3+4=7>>7 pens.\\n#### 7"}     as in GSM8K
@@ -52,3 +52,20 @@ def read_problems(path):
             told["nodes"] = from_record(told).nodes
         problems.append(Problem(**{name: told[name] for name in Problem.__slots__}))
     return sorted(problems, key=lambda problem: problem.op)
+
+
+def read_records(path):
+    """Records to train on of a JSONL file: GSM-Infinite's keys, or `prompt` and `completion`; and `where`,
+    for errors: the file and line.
+
+    Raises UserError with the line number of one that lacks a key or an answer.
+    """
+    return list(read_each(path, checked))
+
+
+def checked(record, text):
+    keys = ("prompt", "completion") if "prompt" in record else ("problem", "question", "solution")
+    texts = [text(key) for key in keys]
+    if "solution" in keys and "Answer:" not in texts[-1]:
+        raise UserError("the solution has no 'Answer: N.'")
+    return record

@@ -603,7 +603,7 @@ class Source:
             raise UserError("texts are made of forward problems only: write 'mode forward' in the mixture")
 
     def records(self, kind, index):
-        """The texts of problem number `index`, as data.read_records takes them: at most one, but of own. The
+        """The texts of problem number `index`, as tasks.read_records takes them: at most one, but of own. The
         same index tells the same problem in every kind; where it has no text of this kind, there is one
         record without completion. tokens: of prompt and completion.
         """

@@ -48,9 +48,6 @@ class Tokenizer:
         self.hash = blake2b(content.encode(), digest_size=8).hexdigest()
         self.pad_id, _, self.bos_id, self.eos_id = (self.special_ids[name] for name in SPECIALS[:4])
 
-    def __reduce__(self):  # for worker processes: tiktoken's object does not travel
-        return Tokenizer, (self.merges,)
-
     def encode(self, text):
         """str → list of ids. A lone surrogate, which no UTF-8 text can hold, is read as U+FFFD.
 

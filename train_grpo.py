@@ -20,8 +20,8 @@ from lab.options import UserError, opt, parse_pair
 import torch
 
 from datagen import KEYS_HELP
-from rewards import OVERLONG, UNFINISHED, Reward
-from rollout import Problems, check_room, pack_rollouts, roll_out, token_logps, up_to_first_error
+from rewards import OVERLONG, UNFINISHED, Reward, up_to_first_error
+from rollout import Problems, check_room, pack_rollouts, roll_out, token_logps
 from sampled import keep_tries
 from tasks import read_tasks
 from training import Training, TrainingOptions, run_training
@@ -157,9 +157,7 @@ class GRPO(Training):
         self.reward = Reward(o.reward, o.alpha, o.max_new_tokens, o.overlong, o.unfinished)
         self.objective = objective(o)
         if o.credit and not {*self.reward.parts} <= {"strict", "faithful"}:
-            raise UserError(
-                f"--credit {o.credit} is for strict and faithful: no other reward ends at an error"
-            )
+            raise UserError(f"--credit {o.credit} is for strict and faithful: no other ends at an error")
         super().__init__(o, device, processes, folder)
         self.inputs += self.reward.files
         if min(o.minibatch, o.prompts) % processes.size or o.prompts % o.minibatch % processes.size:
@@ -222,9 +220,8 @@ class GRPO(Training):
         values |= {f"train/{name}": sum(s[name] for s in stats) / len(stats) for name in stats[0]}
         values |= {**extra, "train/skipped": self.guard.skipped, "train/tokens": self.tokens}
         values |= {"time/sample": sampled - clock, "time/update": time.perf_counter() - sampled}
-        shown = {name: f"rollout/{name}" for name in ("reward", "pass@1", "zero_variance", "length")}
-        shown["kl"] = "train/kl"
-        return values, {name: f"{values[key]:.4g}" for name, key in shown.items()}
+        shown = ("rollout/reward", "rollout/pass@1", "rollout/zero_variance", "rollout/length", "train/kl")
+        return values, {name.partition("/")[2]: f"{values[name]:.4g}" for name in shown}
 
     def learn(self, rollouts):
         """One optimizer step: the gradient of grpo_loss over all micro-batches and processes. Returns stats.

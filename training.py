@@ -17,12 +17,12 @@ from lab.runs import Guard, Progress, Run, RunOptions, parse_run_options, say, w
 import torch
 
 from checkpoint import checkpoint_files, load_checkpoint
-from data import read_records, to_document, with_solutions
+from data import to_document, with_solutions
 from datagen import KEYS_HELP, Mixture, held_out
 from rollout import evaluate_held_out
-from tasks import read_problems
+from tasks import read_problems, read_records
 
-COMPILE = ("never", "auto", "always")
+COMPILE = ("never", "auto")
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,6 @@ class Training:
     def __init__(self, o, device, processes, folder=None):
         """folder: the checkpoint of this run to go on from, or None."""
         self.o, self.device, self.processes = o, device, processes
-        if o.compile == "always" and device.type != "cuda":  # a CPU's documents would be compiled each step
-            raise UserError(f"--compile always needs a CUDA GPU, the device is {device.type}: leave it out")
         self.mixture = Mixture.parse(o.mixture)
         self.records = tuple(self.read(o.data)) if o.data else ()
         self.inputs = list(filter(None, (o.data, o.eval_data)))  # files that a run depends on
@@ -85,8 +83,7 @@ class Training:
         hold the problems.
         """
         context = self.model.config.max_position_embeddings
-        solved = with_solutions(self.held_out)
-        self.lengths = [len(to_document(problem, self.tokenizer).ids) for problem in solved]
+        self.lengths = [len(to_document(p, self.tokenizer).ids) for p in with_solutions(self.held_out)]
         if max(self.lengths, default=0) > context:
             have = f"a problem and its solution have {max(self.lengths)} tokens, the context only {context}"
             raise UserError(f"{have}: raise --context, or choose shorter problems")

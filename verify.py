@@ -238,8 +238,7 @@ class _Reader:
         self.parsed.refuse(RELATION.search("".join((*outside, text[end:]))), "stray_equation")
         sentences = [s for piece in (*outside, last) if "To find " in piece for s in STOP.split(piece)]
         plans = [sentence.partition("To find ")[2].partition(" we need ") for sentence in sentences]
-        plans = [(name, parents.strip()) for name, need, parents in plans if need]
-        self.parsed.plans = [(name, re.split(" ?, ?", parents)) for name, parents in plans]
+        self.parsed.plans = [(name, re.split(" ?, ?", names.strip())) for name, need, names in plans if need]
         # Definitions after the answer are definitions; those after </solution> can only contradict.
         self._definitions(solution[end:])
         self.steps = self.parsed.hidden
@@ -542,12 +541,9 @@ def main(argv=None):
     o = parse_options(Options, argv, description="Judge the solutions of a JSONL file.", positional="records")
     if o.records is None:
         raise UserError("no records to judge: python verify.py records.jsonl")
-
-    def judged(record, text):
-        return record, verify(text(o.solution_key), record)
-
+    judged = read_each(o.records, lambda record, text: (record, verify(text(o.solution_key), record)))
     rates, counts, shown = Counter(), {"nodes": Counter(), "errors": Counter()}, None
-    for total, (record, verdict) in enumerate(read_each(o.records, judged), 1):  # noqa: B007
+    for total, (record, verdict) in enumerate(judged, 1):  # noqa: B007
         for kind in ("answer_correct", "process", "correct", "faithful"):
             rates[kind.removesuffix("_correct")] += getattr(verdict, kind)
         counts["nodes"].update(verdict.nodes.values())

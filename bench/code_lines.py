@@ -21,7 +21,7 @@ NO_CODE = (
 # In reading order; a file imports only files above it. The reading path goes from graph.py to evaluate.py.
 FILES = (
     "lab/__init__.py", "lab/options.py", "lab/device.py", "lab/cost.py", "lab/replicas.py", "lab/muon.py",
-    "lab/runs.py", "lab/statistics.py", "lab/workshop.py", "graph.py", "datagen.py", "verify.py", "rewards.py",
+    "lab/runs.py", "lab/statistics.py", "lab/worker.py", "lab/workshop.py", "graph.py", "datagen.py", "verify.py", "rewards.py",
     "tasks.py", "tokenizer.py", "texts.py", "data.py", "flash.py", "attention.py", "model.py", "sampler.py",
     "checkpoint.py", "rollout.py", "sampled.py", "training.py", "train_pretrain.py", "train_grpo.py", "tries.py",
     "chains.py", "report.py", "evaluate.py", "talk.py", "export_hf.py", "studies/__init__.py", "studies/scales.py",

@@ -19,6 +19,7 @@ sys.path[:1] = [str(ROOT)]  # not bench/, where files of ours' names may be
 from lab.options import CheckedOptions, opt, parse_options, run_script, write_atomic  # noqa: E402
 
 import data  # noqa: E402
+import tasks  # noqa: E402
 from export_hf import tokenizer_json  # noqa: E402
 from tokenizer import PATTERN, SPECIALS, train_bpe  # noqa: E402
 
@@ -95,7 +96,7 @@ def main(argv=None):
     if sample.exists():
         texts = [
             f"{r['problem'].strip()} {r['question'].strip()} {r['solution'].strip()}"
-            for r in data.read_records(sample)
+            for r in tasks.read_records(sample)
         ]
         tokenizer = train_bpe(texts, 2200)
         tokens = sum(len(tokenizer.encode(t)) for t in texts)

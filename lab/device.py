@@ -1,5 +1,6 @@
-"""Where a run computes: device, number formats, threads, and the processes that torchrun starts."""
+"""Where a run computes: device, number formats, threads, graphs, and the processes that torchrun starts."""
 
+import copy
 import ctypes
 import os
 import platform
@@ -58,6 +59,32 @@ def compute_dtype(name, device):
     """
     auto = "bfloat16" if device.type == "cuda" else "float32"
     return getattr(torch, auto if name == "auto" else name)
+
+
+def takes_graphs(device):
+    """Whether a step is a CUDA graph: it neither waits for the GPU then, nor changes its shapes."""
+    return device.type == "cuda"
+
+
+def with_cast_weights(model):
+    """A copy of the model, its layers with the weights that autocast would make of them at every call."""
+    model = copy.deepcopy(model).requires_grad_(False)
+    for module in model.model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.to(model.compute_dtype)
+    return model
+
+
+def capture(work, others):
+    """`work` as a CUDA graph that shares the memory of the others.
+
+    It is done once before: a capture, which has a stream of its own, must find everything set up.
+    """
+    work()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=next(iter(others.values())).pool() if others else None):
+        work()
+    return graph
 
 
 def run_torch_script(main):

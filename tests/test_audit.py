@@ -18,11 +18,11 @@ def test_splits_share_no_problem_and_the_audit_would_see_it(monkeypatch):
     assert repeats["eval", 2][0] > repeats["eval", 6][0]
     monkeypatch.setattr(datagen, "SPLITS", dict.fromkeys(datagen.SPLITS, range(8)))
     # Few different problems: without buckets the splits must meet.
-    one = Mixture.parse("op 2; distractors 0-0; literals 1-2; bound 16")
-    for counts in audit.audit(one, 1500)[0].values():
+    one = "op 2; distractors 0-0; literals 1-2; bound 16"
+    for counts in audit.audit(Mixture.parse(one), 1500)[0].values():
         assert counts["exact"] and counts["names"] >= 2 and counts["canonical"] >= counts["exact"]
     with pytest.raises(UserError, match="share a problem"):
-        audit.main(["--n", "300", "--mixture", one.spec])
+        audit.main(["--n", "300", "--mixture", one])
 
 
 def test_structure_does_not_depend_on_words():

@@ -18,6 +18,7 @@ import datagen
 from data import Document, Source, batches
 from datagen import Mixture
 from model import ModelConfig, Qwen2
+from tasks import read_records
 from tokenizer import train_bpe
 
 MIXTURE = Mixture.parse("op 2-10:3, 11-14:1; template zoo:0.9, school:0.1; mode forward, reverse; tokens 1M")
@@ -231,7 +232,7 @@ def test_external_records(tmp_path):
     path = tmp_path / "r.jsonl"
     shared = Path(__file__).parents[2] / "shared" / "gsm_infinite" / "sample.jsonl"
     if shared.exists():
-        records = data.read_records(shared)
+        records = read_records(shared)
         assert len(records) == 570
         assert data.completion_text(records[0]).endswith(
             " </answer>[EOS]"
@@ -242,9 +243,9 @@ def test_external_records(tmp_path):
     for text, said in bad:
         path.write_text(text)
         with pytest.raises(UserError, match=said):
-            data.read_records(path)
+            read_records(path)
     path.write_text(good)
-    source = Source(TINY, TOKENIZER, 0, 1, 512, records=tuple(data.read_records(path)))
+    source = Source(TINY, TOKENIZER, 0, 1, 512, records=tuple(read_records(path)))
     assert next(batches(source))[0].tokens.shape == (1, 512)
     for workers in (0, 1):
         with pytest.raises(
@@ -257,7 +258,7 @@ def test_a_record_longer_than_a_row_is_found_at_the_start(tmp_path):
     path = tmp_path / "r.jsonl"
     short, long = ({"prompt": "a", "completion": "b " * n} for n in (3, 90))
     path.write_text(json.dumps(short) + "\n\n" + json.dumps(long))
-    records = tuple(data.read_records(path))
+    records = tuple(read_records(path))
     with pytest.raises(UserError) as error:
         Source(TINY, TOKENIZER, 0, 1, 64, records=records)
     tokens = len(data.to_document(long, TOKENIZER).ids)
@@ -269,7 +270,7 @@ def test_a_record_longer_than_a_row_is_found_at_the_start(tmp_path):
 def test_a_text_to_continue(tmp_path):
     path = tmp_path / "r.jsonl"
     path.write_text(json.dumps({"prompt": "The otters number 3. ", "completion": "So do the pandas."}))
-    (record,) = data.read_records(path)
+    (record,) = read_records(path)
     for only in (False, True):
         document = data.to_document(record, TOKENIZER, solution_only=only)
         assert TOKENIZER.decode(document.ids) == "[BOS]The otters number 3. So do the pandas.[EOS]"

@@ -20,8 +20,8 @@ import train_grpo
 import verify
 from bench.step_trace import small_run
 from model import ModelConfig, Qwen2
-from rewards import Reward, soft_overlong
-from rollout import Rollout, up_to_first_error
+from rewards import Reward, soft_overlong, up_to_first_error
+from rollout import Rollout
 from sampled import as_line, keep_tries
 from tasks import read_problems, read_tasks
 from tokenizer import train_bpe

@@ -24,6 +24,7 @@ from test_verify import rename, reorder
 import data
 import datagen
 import texts
+from tasks import read_records
 from tokenizer import train_bpe
 from verify import parse_solution, verify
 
@@ -619,7 +620,7 @@ def test_records_are_what_a_training_reads(tmp_path):
     for kind in sorted({*texts.KINDS} - {*texts.TAKE_TRIES}):
         out = call("texts", "--kind", kind, "--mixture", mixture, "--n", 5, "--jsonl", check=True)
         path.write_text(out.stdout)
-        records = data.read_records(path)
+        records = read_records(path)
         assert len(records) == 5 and f"{kind}, {sum(r['tokens'] for r in records)} tokens: " in out.stderr
         assert [r["id"] for r in records] == [f"mid/0/{i}" for i in range(5)]
         expected = [json.loads(line) for line in out.stdout.splitlines()]
@@ -665,7 +666,7 @@ def test_a_folder_holds_what_is_printed_and_its_yields(tmp_path):
     )
     assert (tmp_path / "a/texts.jsonl").read_text() == printed
     records, summary = (
-        data.read_records(tmp_path / "a/texts.jsonl"),
+        read_records(tmp_path / "a/texts.jsonl"),
         json.loads((tmp_path / "a/summary.json").read_text()),
     )
     assert summary["texts"] == len(records) and summary["text_tokens"] == sum(r["tokens"] for r in records)

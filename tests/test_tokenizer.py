@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import data
 import datagen
 from studies import CONTROL
+from tasks import read_records
 from tokenizer import FIRST_MERGE, KNOWN_WORDS, LONGEST_WORD, PATTERN, SPECIALS, Tokenizer, main, train_bpe
 from train_pretrain import train_tokenizer
 
@@ -168,7 +169,7 @@ def test_no_merge_is_spent_on_special_tokens():
 def test_paper_bar_on_public_records():
     path = data.__file__.rsplit("/", 2)[0] + "/shared/gsm_infinite/sample.jsonl"
     try:
-        records = data.read_records(path)
+        records = read_records(path)
     except UserError:
         pytest.skip("../shared is not beside the checkout")
     texts = [f"{r['problem'].strip()} {r['question']} {r['solution']}" for r in records]

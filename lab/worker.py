@@ -1,0 +1,46 @@
+"""A process that works out the items of an iterable ahead of whoever takes them."""
+
+import signal
+
+from lab.options import UserError
+
+from torch.utils.data import DataLoader, IterableDataset
+
+
+class Guarded(IterableDataset):
+    """The items of an iterable; a UserError too: a DataLoader would make a page of what is raised."""
+
+    def __init__(self, items):
+        self.items = items
+
+    def __iter__(self):
+        try:
+            yield from self.items
+        except UserError as error:
+            yield error
+
+
+def worked_out(items, workers):
+    """Yield the items of an iterable. workers: 1 to work them out in a process of its own, else 0.
+
+    Raises UserError where the iterable does, or if the worker dies.
+    """
+    stream = Guarded(items)
+    if workers:  # spawned: a forked child of a process with torch's threads may hang
+        how = dict(multiprocessing_context="spawn", worker_init_fn=_ignore_signals, prefetch_factor=4)
+        stream = DataLoader(stream, batch_size=None, num_workers=1, **how)
+    try:
+        for item in stream:
+            if isinstance(item, UserError):
+                raise item
+            yield item
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError("the process that prepares batches died (of memory?): try --workers 0") from None
+
+
+def _ignore_signals(worker):
+    """The trainer gets them too, finishes its step, and ends this process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
