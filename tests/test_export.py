@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import cache
 from itertools import product
 
 from lab.options import UserError
@@ -100,12 +101,18 @@ def test_greedy_generations_of_100_prompts(exported, theirs):
         assert out[len(prompt) :] == ids
 
 
-def test_token_ids_of_10000_texts(theirs):
+@cache
+def texts_of_all_kinds():
     texts = []
     for i in range(10_000):
         op, mode, template, layers = KINDS[i % len(KINDS)]
         p = datagen.generate(9, i, op=op, mode=mode, template=template, layers=layers)
         texts.append(data.prompt_text(p) + data.completion_text(p))
+    return texts
+
+
+def test_token_ids_of_10000_texts(theirs):
+    texts = texts_of_all_kinds()
     assert theirs[1](texts)["input_ids"] == [TOKENIZER.encode(t) for t in texts]
     assert theirs[1].batch_decode(theirs[1](texts[:50])["input_ids"]) == texts[:50]
     names = ("pad_token_id", "unk_token_id", "bos_token_id", "eos_token_id")
