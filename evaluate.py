@@ -6,8 +6,8 @@
 
 Every problem gets `samples` tries; each is judged as correct (every step and the answer), by its answer
 alone, and as faithful; of a record of --data that has an answer alone, that is all. Writes samples.jsonl (the
-tries, as it goes), judged.jsonl (each problem's counts), results.json and figure.png to --out, prints the
-table. Stopped by ctrl-C or SIGTERM it exits with 75; --resume goes on from samples.jsonl.
+tries, as it goes), judged.jsonl (each problem's counts), results.json and figure.png to --out, prints
+tables by band and by op. Stopped by ctrl-C or SIGTERM it exits with 75; --resume goes on from samples.jsonl.
 """
 
 import json

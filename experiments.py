@@ -83,7 +83,7 @@ class Options(CheckedOptions):
     only: str = opt("", "only stages whose name contains this, and what they need")
     base: str | None = opt(None, "of ablate: a folder of --bases (default: the base of seed 0)")
     jobs: int = opt(1, "stages at once; each has a GPU, if there are any", within="[1, 256]", group="how")
-    quiet: bool = opt(False, "of run: print nothing but errors", free=True)
+    quiet: bool = opt(False, "of run and ablate: print nothing but errors and tables", free=True)
     retry: bool = opt(False, "also what has failed")
     strict: bool = opt(False, "also what other code has done")
     out: str = opt("out/experiments", "folder for all that is written", group="where")

@@ -1,7 +1,9 @@
 """Talk with a checkpoint: it solves a problem of the world, or one that is typed, and the judge has a look.
 
-python talk.py --ckpt out/demo/grpo --op 5
-echo "The otters in Fernhollow number 3. … What is …?" | python talk.py --ckpt out/demo/grpo
+    python talk.py --ckpt out/demo/grpo --op 5
+    echo "The otters in Fernhollow number 3. … What is …?" | python talk.py --ckpt out/demo/grpo
+
+What is typed has no gold graph: there a ✓ only says that a step is true as written.
 """
 
 import sys

@@ -643,7 +643,7 @@ class Options(CheckedOptions):
     tries: str | None = opt(None, "JSONL of sampled solutions, {id, texts}: for " + ", ".join(TAKE_TRIES))
     select: str = opt("all", "how many of a problem's right tries are kept, for own", tuple(WANTED))
     without: str = opt("", "behaviours that reflective chains do without, such as verify,subgoal")
-    but: str = opt("", "rules that reflective chains need not keep, such as R3,R4")
+    but: str = opt("", "of R1 to R8: rules that chains need not keep, such as R3,R4")
     like: str | None = opt(None, "JSONL of records: write texts of their ids alone")
     tokenizer: str | None = opt(None, "tokenizer.json to count tokens by (none: words, digits and signs)")
     jsonl: bool = opt(False, "print records instead of readable text", group="where", free=True)

@@ -1,6 +1,6 @@
 """Sample a checkpoint's tries at problems, which texts.py makes texts of.
 
-    python tries.py --checkpoint out/base --mixture "op 2-4; mode forward" --n 1000 --out out/tries
+    python tries.py --checkpoint out/base --mixture "op 2-5; world mini" --n 1000 --out out/tries
 
 Problem number i is that of texts.py with the same mixture, seed and split. Writes tries.jsonl, a line a
 problem, and summary.json: tokens sampled and read, and by op how many tries were right, of how many.

@@ -1,12 +1,14 @@
 """Does RL learn more from what a try says up to its first error than from all of it?"""
 
+from functools import partial
+
 from studies import Claim, Study
 
 
 def arms(c, seed):
     base, edge = c.base(seed), c.mixture(c.ranges["edge"])
-    rl = {"all": c.rl(seed, base, edge), "cut": c.rl(seed, base, edge, credit="first-error")}
-    return {"base": base, **rl}
+    rl = partial(c.rl, seed, base, edge, reward="strict")
+    return {"base": base, "all": rl(), "cut": rl(credit="first-error")}
 
 
 def gain(v):

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole laboratory on a laptop CPU: set up, pre-train, mid-train, GRPO on the edge band, evaluate.
+# The whole laboratory on a laptop CPU: set up, pre-train, mid-train, GRPO on the edge band and some of id, evaluate.
 # Needs Python 3.10+ and nothing else. Interrupted, it goes on where it was: every command takes up its run. A stage
 # that is stopped exits with 75 and ends the script, so that none starts from half a model.
 set -euo pipefail
