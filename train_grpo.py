@@ -29,7 +29,7 @@ from verify import REWARDS
 
 PRESETS = {
     "tiny": dict(
-        mixture="op 2-5:0.3, 6-7:0.7; world mini", steps=32, prompts=32, group=8,
+        mixture="op 2-5:0.2, 6-7:0.8; world mini", steps=40, prompts=32, group=8,
         minibatch=32, max_new_tokens=256, lr=1e-4, warmup_steps=8, kl=0.0, row_tokens=1536,
         micro_batch_size=1, replicas=2, sample_rows=256),
     "small": dict(
