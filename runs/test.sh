@@ -6,4 +6,4 @@ source runs/setup.sh
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 # A file a worker, each with one thread of torch: two workers of two threads would spin on two cores.
-OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile "$@"
+OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder "$@"

@@ -18,6 +18,14 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 
+# Files that take longest; begun last, one of them would keep a single worker busy at the end.
+LONG = ("test_trust.py", "test_docs.py", "test_export.py", "test_pipeline.py", "test_studies.py")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
 def call(name, *arguments, stdin="", check=False):
     """Run a script as its command line does, but here → SimpleNamespace(returncode, stdout, stderr).
 
