@@ -1,7 +1,8 @@
 """Next-token training: pre-training, mid-training, continual pre-training and SFT are one loop (training.py).
 
     python train_pretrain.py --preset tiny --out out/base
-    python train_pretrain.py --init-from out/base --mixture "op 6-7; world mini; tokens 1M" --out out/mid
+    python train_pretrain.py --init-from out/base --out out/mid \\
+        --mixture "op 6-7; world mini; tokens 1M"
     python train_pretrain.py --resume --out out/base
 
 Shapes: B rows, T positions.

@@ -12,7 +12,7 @@ from lab.workshop import Workshop
 import pytest
 from conftest import call
 
-import evaluate
+import report
 import texts
 from data import completion_text
 from datagen import Mixture, count_words
@@ -68,7 +68,7 @@ def shop(tmp_path_factory):
     path = tmp_path_factory.mktemp("studies")
     shop, scale = Workshop(path / "out/micro", path / "results/micro"), SCALES["micro"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "draw_results", lambda *_: None)
+        patch.setattr(report, "draw_results", lambda *_: None)
         for study in STUDIES:
             for stage in shop.todo(study.at(scale, 1).values()).values():
                 work(stage, shop)
