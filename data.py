@@ -101,9 +101,11 @@ class Batch:
         """
 
         def move(array, padding=0):
-            missing = rows - len(array[some]) if device.type == "cuda" else 0
-            array = np.pad(array[some], ((0, missing), (0, 0)), constant_values=padding)
-            tensor = torch.from_numpy(array)
+            array = array[some]
+            if device.type == "cuda" and len(array) < rows:
+                missing = np.full((rows - len(array), array.shape[1]), padding, array.dtype)
+                array = np.concatenate((array, missing))
+            tensor = torch.from_numpy(np.ascontiguousarray(array))
             return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
         for i in range(0, len(self.tokens), rows):
