@@ -78,7 +78,8 @@ def load_checkpoint(path, device, dtype="float32", attention="auto"):
     if not path.is_dir():
         raise UserError(f"no checkpoint at {given}: expected a folder with {', '.join(FILES)}")
     try:
-        if wrong := damage(path):
+        missing = (f"{name} is missing" for name in FILES if not (path / name).exists())
+        if wrong := damage(path) or next(missing, None):
             raise UserError(wrong)
         config, state = (read_json(path / name) for name in ("config.json", "state.json"))
         tokenizer = Tokenizer.load(path / "tokenizer.json")
