@@ -374,7 +374,12 @@ flash_forward.register_autograd(_backward, setup_context=_save)
 
 
 def flash_attention(q, k, v, bounds):
-    """attention.attention on these kernels, for heads of one of WIDTHS. bounds: those of the Layout."""
+    """attention.attention on these kernels. bounds: those of the Layout.
+
+    Raises UserError for a head width they cannot do.
+    """
+    if q.shape[-1] not in WIDTHS:
+        raise UserError(f"{WIDTH_LIMIT}, not {q.shape[-1]}: use --attention sdpa")
     return flash_forward(q.contiguous(), k.contiguous(), v.contiguous(), bounds)[0]
 
 

@@ -155,8 +155,9 @@ def test_head_widths(width):
     check([20, 45], D=width, config=(32, 32, 4, 2))
 
 
-def test_a_head_width_that_is_none_is_said():
-    assert flash.why_not(torch.device(DEVICE), 12, DTYPE).endswith("16, 32, 64 or 128 wide, not 12")
+def test_a_head_width_that_is_none_is_a_user_error():
+    with pytest.raises(UserError, match="sdpa"):
+        check([4], D=12)
 
 
 @pytest.mark.parametrize(
