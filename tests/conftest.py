@@ -19,7 +19,7 @@ if not torch.cuda.is_available():
 
 
 # Files that take longest; begun last, one of them would keep a single worker busy at the end.
-LONG = ("test_trust.py", "test_docs.py", "test_export.py", "test_pipeline.py", "test_studies.py")
+LONG = ("test_flash.py", "test_trust.py", "test_experiments.py", "test_docs.py", "test_processes.py")
 
 
 def pytest_collection_modifyitems(items):
