@@ -8,7 +8,7 @@ from functools import cache, partial
 from itertools import chain, product
 from typing import NamedTuple
 
-from lab.statistics import blocks, discoveries, gain, paired, spread, verdict
+from lab.statistics import Estimate, blocks, discoveries, gain, paired, spread, t_quantile, verdict, wilson
 
 import numpy as np
 
@@ -151,26 +151,41 @@ class Values:
         """→ (A, S) values of all arms. place: a cell's band, metric, look and part."""
         return np.array([self.values(lambda v, arm=arm: v(arm, *place)).mean(1) for arm in self.arms])
 
-    def estimate(self, contrast, there):
-        """→ Estimate: by blocks, if it is a difference of arms in one place, else by the seeds alone.
+    def roots(self):
+        """The arms that others start from. These share what training does to a base; it lacks it."""
+        runs = [self.stages[self.seeds[0][0], arm, None] for arm in self.arms]
+        older = set().union(*(it.ancestors for it in runs))
+        return {arm for arm, it in zip(self.arms, runs) if it.name in older}
 
-        there: (S,) of bool, the bases that have all it looks at.
+    def estimate(self, contrast, there):
+        """→ Estimate: by blocks, if it is a difference of arms in one place that no arm starts from, else by
+        the seeds alone.
+
+        there: (S,) of bool, the bases that have all it looks at. Blocks take the arms for alike but for
+        chance. An arm and what was trained from it are not: a base that training moves far, it moves far in
+        all arms.
         """
         weights, found = weights_of(contrast), self.values(contrast)[there].mean(1)
         place, *others = dict.fromkeys(it[1:] for it in weights)
-        table = self.table(place)[:, there]
+        table, roots = self.table(place)[:, there], self.roots()
         row = np.array([weights.get((arm, *place), 0.0) for arm in self.arms])
-        whole = ~np.isnan(table).any(1)
-        table, row = table[whole], row[whole]
+        alike = ~np.isnan(table).any(1) & [arm not in roots for arm in self.arms]
+        table, row = table[alike], row[alike]
         difference = not others and abs(row.sum()) < 1e-9 and np.allclose(row @ table, found)
         pool = (abs(table.mean(1) - 0.5) < 0.5 - FLOOR) | ("@" not in place[1])
         if difference and len(found) > 1 and sum(pool) > 1:
             return blocks(table, row, pool)
-        return paired(found)
+        plain = paired(found)
+        if plain.error:
+            return plain
+        n = len(found) * max(len(self.numbers(self.seeds[0][0], it)) for it in weights)
+        return Estimate(plain.effect, wilson(0.0, n)[1] / t_quantile(0.95, plain.df), plain.df)  # see gain
 
     def state(self, claim, estimate, there):
         """Why there is no verdict, or the verdict."""
         shares = [it for it in weights_of(claim.contrast) if "@" in it.metric]
+        if claim.expect == "none":  # two arms that stay at the floor are what it says, if others can leave it
+            shares = [it._replace(arm=arm) for it in shares for arm in self.arms]
         means = [self.values(lambda v, it=it: v(*it))[there].mean() for it in shares]
         planned = self.study.planned(self.scale)
         word = verdict(estimate, claim.expect, claim.margin, claim.half, claim.least)
@@ -178,8 +193,8 @@ class Values:
             f"incomplete: {self.scale.share:.0%} of the budget": self.scale.share < 1,
             f"incomplete: {sum(there)} of {planned} seeds": sum(there) < planned,
             "gate C0 not met": not self.mean(self.study.gate) >= 0,  # nor where there is no value
-            "at floor": means and max(means) < FLOOR,
-            "at ceiling": means and min(means) > 1 - FLOOR,
+            "at floor": means and np.nanmax(means) < FLOOR,
+            "at ceiling": means and np.nanmin(means) > 1 - FLOOR,
             "underpowered": word == "undecided" and estimate.half() > WIDEST,
         }
         return next((reason for reason, holds in reasons.items() if holds), word)

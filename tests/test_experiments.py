@@ -3,6 +3,7 @@ stubs (tests/stub.py); one small study runs the real scripts.
 """
 
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -476,6 +477,61 @@ def test_the_error_is_pooled_over_the_arms_that_are_not_at_the_floor():
     assert alone["interval"] == pytest.approx(alone["plain"])  # two arms in blocks are the paired test
     assert pooled["interval"] != pytest.approx(pooled["plain"])
     assert made_up(UP, arms)["interval"] == pytest.approx(pooled["interval"])  # e adds nothing
+
+
+ARMS = ("base", "a", "b", "c", "d")
+
+
+@functools.cache
+def trained_arms(base):
+    """Of one base; stages are looked at alone, and need a name."""
+    start = stage("evaluate", checkpoints=f"base{base}")
+    runs = {arm: stage("evaluate", checkpoints=start, seed=i) for i, arm in enumerate(ARMS)}
+    return {**runs, "base": start}
+
+
+def trained(rand, seeds=4, common=0.1, own=0.03, n=10**6):
+    """Values of a made-up study: what training does is alike in all arms of a base, but for a little."""
+    alike, results = common * rand.normal(size=seeds), {}
+    study = Study(
+        "made", "up", lambda c, seed: trained_arms(seed.base), (UP,), lambda c, seed, arm, it: {"main": it}
+    )
+    for (seed, arm, _), it in study.at(SCALES["micro"], seeds).items():
+        moved = (arm != "base") * (alike[seed.base] + own * rand.normal())
+        count = [round(n * min(1, max(0, 0.5 + moved)))]  # of one problem
+        results[it.name] = {**result({"2": count, "3": count}, samples=1), "samples": n}
+    return Values(results, study, replace(SCALES["micro"], seeds=seeds), seeds)
+
+
+def between(more, less):
+    return lambda v: v(more, "id", "correct@1") - v(less, "id", "correct@1")
+
+
+@pytest.mark.parametrize("more, less", [("a", "base"), ("a", "b")])
+def test_intervals_cover_where_training_moves_all_arms_alike(more, less):
+    """Pooled over all five arms the interval of a gain over the base would hold the truth in 80 studies of 100:
+    the base has none of what is alike in the others.
+    """
+    rand, held, there = np.random.default_rng(5), 0, np.ones(4, bool)
+    for _ in range(400):
+        low, high = trained(rand).estimate(between(more, less), there).interval()
+        held += low <= 0 <= high
+    assert 0.93 <= held / 400 <= 0.97
+
+
+def test_no_arm_is_pooled_with_those_that_start_from_it():
+    values, there = trained(np.random.default_rng(6)), np.ones(4, bool)
+    assert values.roots() == {"base"}
+    assert values.estimate(between("a", "base"), there).df == 3
+    assert values.estimate(between("a", "b"), there).df == 9  # four arms
+
+
+def test_no_effect_is_found_where_both_arms_stay_at_the_floor():
+    """… if another arm shows that the floor can be left; and that all seeds agree is no certainty."""
+    none = Claim("X", "", gap, expect="none", margin=0.1)
+    row = made_up(none, {"a": 0.0, "b": 0.0, "c": 0.4})
+    assert row["verdict"] == "replicated" and 0.005 < row["interval"][1] < 0.01  # of 480 problems
+    assert made_up(none, {"a": 0.0, "b": 0.0})["verdict"] == "at floor"
 
 
 def test_a_contrast_that_is_not_linear_goes_by_seeds_alone():
