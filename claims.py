@@ -26,11 +26,11 @@ PARTS = {"all": slice(None), "even": slice(0, None, 2), "odd": slice(1, None, 2)
 # Values
 
 
-def rise(result):
-    """Mean reward of the last tenth of the steps, less that of the first."""
-    rewards = result["rewards"]
-    tenth = max(1, len(rewards) // 10)
-    return np.mean(rewards[-tenth:]) - np.mean(rewards[:tenth])
+def rise(rewards, part=10):
+    """Mean of the last tenth of the steps, or of another part, less that of the first."""
+    rewards = np.array(rewards, float)  # None, of a step without any, becomes nan
+    some = max(1, len(rewards) // part)
+    return np.nanmean(rewards[-some:]) - np.nanmean(rewards[:some])
 
 
 def hacked(rows):
@@ -55,7 +55,11 @@ def average(kind, rows):
     return np.mean([row[kind] for row in rows])
 
 
-RUNS = {"rise": rise, "zero_variance": lambda result: result["zero_variance"]}
+RUNS = {  # what of a GRPO run's result, and what becomes of it; B is the second context
+    "rise": ("rewards", rise),
+    "rise in B": ("rewards_school", partial(rise, part=2)),
+    "zero_variance": ("zero_variance", float),
+}
 BANDS = {"nll": partial(average, "nll"), "process": partial(average, "process"), "hacked": hacked}
 CHAINS = {
     "length": partial(average, "length"),
@@ -72,10 +76,11 @@ def measure(result, ops, metric, part="all"):
     correct@k, answer@k, faithful@k: one a problem of these ops, or of a part of them; reach@k: what pass@k is
     at least, by the likelihood of gold solutions, one a problem; majority@m: how often m tries agree on the
     right answer, one an op; nll, process, hacked, and those of CHAINS: one; the name of an error, or of what
-    chains.note counts: how many a try, one an op; rise, zero_variance: one, of a GRPO run.
+    chains.note counts: how many a try, one an op; those of RUNS: one.
     """
     if metric in RUNS:
-        return np.array([RUNS[metric](result)])
+        kept, reduced = RUNS[metric]
+        return np.array([reduced(result[kept])])
     rows, n, (kind, at, k) = [result["ops"][str(op)] for op in ops], result["samples"], metric.partition("@")
     if kind == "reach":
         return np.array(
@@ -236,7 +241,7 @@ class Values:
             noted = {name: None for row in rows.values() for name in row.get("noted", ())}
             bands = (band for band in self.scale.bands if rows.keys() >= {*map(str, self.scale.ops(band))})
             kinds += [*BANDS, *(CHAINS if noted else ()), *noted]
-            places = [(None, metric) for metric in RUNS if "rewards" in result]
+            places = [(None, metric) for metric, (kept, _) in RUNS.items() if kept in result]
             places += product(bands, kinds)  # of a look that is at some bands only, those
             for band, metric in places:
                 numbers = measure(result, band and self.scale.ops(band), metric)

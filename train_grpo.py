@@ -176,6 +176,7 @@ class GRPO(Training):
         saved = self.saved or {"updates": 0, "pool": None, "candidates": 0, "tokens": 0}
         self.updates = saved["updates"]
         self.tokens = saved.get("tokens", 0)  # of the whole run, all processes
+        self.templates = [] if self.records else sorted({it["template"] for it in self.mixture.choices})
         self.problems = Problems(o, self.mixture, self.records, saved["pool"], saved["candidates"])
 
     def read(self, path):
@@ -214,6 +215,9 @@ class GRPO(Training):
         }
         for name in self.reward.parts if len(self.reward.parts) > 1 else ():
             sums[f"reward/{name}"] = sum(r.parts[name] for r in rollouts)
+        for name in self.templates if len(self.templates) > 1 else ():  # shares of all tries
+            paid = [r.reward for r in rollouts if r.problem.template == name]
+            sums |= {f"{name}/reward": sum(paid), f"{name}/share": len(paid)}
         totals = dict(zip(sums, self.processes.sum(list(sums.values()))))
         self.tokens += int(totals["prompt"] + totals["length"])
         values = {f"rollout/{name}": total / (o.prompts * o.group) for name, total in totals.items()}

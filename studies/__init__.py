@@ -47,8 +47,8 @@ def of_pretraining(o, run):
 
 
 def of_grpo(o, run):
-    """Its rewards, and token-equivalents: sampling costs a third of an update, and reads a prompt once a
-    group; the reference costs a third too.
+    """Its rewards, and those in each context if there are several; and token-equivalents: sampling costs a
+    third of an update, and reads a prompt once a group; a reference, which a KL needs, costs a third too.
     """
     lines = [line for _, line in read_jsonl(run / "metrics.jsonl") if "rollout/reward" in line]
     rewards = [round(line["rollout/reward"], 4) for line in lines]
@@ -56,9 +56,13 @@ def of_grpo(o, run):
     prompt = o.prompts * o.group * sum(line["rollout/prompt"] for line in lines)
     sampled = o.prompts * o.group * sum(line["rollout/length"] for line in lines)
     selection = lines[-1]["train/tokens"] - prompt - sampled
-    equivalent = (sampled + prompt / o.group + selection) / 3 + (prompt + sampled) * 4 / 3
+    equivalent = (sampled + prompt / o.group + selection) / 3 + (prompt + sampled) * (4 / 3 if o.kl else 1)
     counts = dict(tokens=equivalent, prompt=prompt, sampled=sampled, selection=selection)
     counts = {name: round(count) for name, count in counts.items()}
+    for name in sorted({key.split("/")[1] for key in lines[0] if key.endswith("/share")}):
+        each = [(line[f"rollout/{name}/reward"], line[f"rollout/{name}/share"]) for line in lines]
+        if any(share for _, share in each):
+            counts[f"rewards_{name}"] = [round(paid / share, 4) if share else None for paid, share in each]
     return {"rewards": rewards, "zero_variance": round(silent, 4), **counts}
 
 
@@ -222,9 +226,17 @@ class Scale:
     share: float = 1.0  # of all tokens, steps and texts, to try a study
 
     def ops(self, band):
-        """Of a band, or of all; or of `new` and `last`: those of `wide` but for 2, and its largest."""
+        """Of a band, or of all; or of `seen`: id and edge; or of `new` and `last`: those of `wide` but for 2,
+        and its largest.
+        """
         last, every = self.wide.partition("-")[2], ",".join(self.bands.values())
-        return parse_ops({**self.bands, "all": every, "new": f"3-{last}", "last": last}.get(band, band))
+        others = {
+            "all": every,
+            "seen": f"{self.bands['id']},{self.bands['edge']}",
+            "new": f"3-{last}",
+            "last": last,
+        }
+        return parse_ops({**self.bands, **others}.get(band, band))
 
     def mixture(self, ops, template=None, share=1.0):
         return f"op {ops}; template {template or self.template}; {self.world}; share {share:g}"
@@ -233,13 +245,13 @@ class Scale:
         given = {"preset": self.preset, **self.options.get(script, {}), **given}
         return Stage(script, tuple(sorted(given.items())))
 
-    def train(self, seed, mixture, tokens, **given):
-        """Pre-training, or, with init_from, what follows it."""
+    def train(self, seed, mixture, tokens, shares=None, **given):
+        """Pre-training, or, with init_from, what follows it. shares: as of the scale."""
         if self.words and "init_from" not in given:
             words = f"{self.words}; {self.world}; tokens 1k"
             few = dict(eval_problems=1, eval_every=1000, tokenizer_words=CONTROL)
             given["tokenizer"] = self.stage("train_pretrain", mixture=words, **few)
-        mixture += f"; shares {self.shares}; tokens {self.part(tokens)}"
+        mixture += f"; shares {shares or self.shares}; tokens {self.part(tokens)}"
         return self.stage("train_pretrain", mixture=mixture, seed=seed.base, **given)
 
     def base(self, seed, mixture=None):

@@ -409,6 +409,8 @@ def test_measures():
     assert measure(found, [2], "majority@99").tolist() == [0.75]  # no more than there are
     rewards = {"rewards": [0.0] * 5 + [0.5] * 15, "zero_variance": 0.3}
     assert measure(rewards, None, "rise").tolist() == [0.5]
+    rewards = {"rewards_school": [0.1, None, 0.3, None, 0.6, 0.8]}  # B in four of six steps; halves
+    assert measure(rewards, None, "rise in B") == pytest.approx([0.5])
 
 
 def test_weights_of_a_linear_contrast():
@@ -589,7 +591,13 @@ def test_every_claim_can_be_judged(study):
         counts = {str(op): rand.integers(0, 3, 4).tolist() for op in range(2, 6)}
         found = result(counts, samples=2) if it.script == "evaluate" else {"tokens": 1000}
         rewards = (
-            {"rewards": rand.random(20).tolist(), "zero_variance": 0.5} if it.script == "train_grpo" else {}
+            {
+                "rewards": rand.random(20).tolist(),
+                "zero_variance": 0.5,
+                "rewards_school": [None, *rand.random(19)],
+            }
+            if it.script == "train_grpo"
+            else {}
         )
         results[it.name] = {**found, **rewards, "seconds": 36.0, "code": "c"}
     values = Values(results, study, scale, 3)

@@ -162,6 +162,19 @@ def mine(tmp_path):
     return path
 
 
+def test_rewards_of_each_context_are_logged(start, own, tmp_path):
+    """What all tries of a context earn, and its share of the tries."""
+    command = ["train_grpo", "--init-from", start, *SMALL, "--mixture", f"{WORLD}; template zoo, school"]
+    call(*command, "--prompts", 6, "--reward", f"{own}:brevity", "--out", tmp_path / "run", check=True)
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "rollout/reward" in line]
+    assert any(0 < line["rollout/zoo/share"] < 1 for line in steps)
+    for line in steps:
+        assert line["rollout/zoo/share"] + line["rollout/school/share"] == pytest.approx(1)
+        paid = line["rollout/zoo/reward"] + line["rollout/school/reward"]
+        assert line["rollout/reward"] == pytest.approx(paid) and paid
+
+
 def test_rl_on_own_problems_with_an_own_reward(start, own, mine, tmp_path):
     """Each part is logged; and a run whose reward or problems have changed since is not resumed."""
     command = ["train_grpo", "--init-from", start, "--mixture", WORLD, *SMALL, "--data", mine]
