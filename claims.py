@@ -131,10 +131,16 @@ class Values:
         return self.stages[seed, cell.arm, None if cell.metric in RUNS else cell.look]
 
     def numbers(self, seed, cell):
-        """→ those of `measure`. Raises KeyError if there is no result yet."""
-        result = self.results[self.stage(seed, cell).name]
+        """→ those of `measure`; or for `beyond`, one for each problem that the arm solves: whether the base,
+        by the likelihood of the gold solution, would more likely than not fail in 10,000 tries. Raises
+        KeyError if there is no result yet.
+        """
+        result, ops = self.results[self.stage(seed, cell).name], cell.band and self.scale.ops(cell.band)
+        if cell.metric == "beyond":
+            base = self.results[self.stage(seed, cell._replace(arm="base")).name]
+            return measure(base, ops, "reach@10000")[measure(result, ops, "correct@1") > 0] < 0.5
         metric = cell.metric.replace("@K", f"@{min(self.scale.k, result.get('samples', 1))}")
-        return measure(result, cell.band and self.scale.ops(cell.band), metric, cell.part)
+        return measure(result, ops, metric, cell.part)
 
     def value(self, contrast, seed):
         """The contrast in one seed; nan if a result is not there yet."""

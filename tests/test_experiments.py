@@ -368,9 +368,14 @@ def result(correct, answer=None, samples=4):
     """Of an evaluation: {op: counts}."""
     row = dict(nll=2.0, process=0.5, errors={"no_answer": 2}, noted={"hit": 4}, length=30.0)
     row |= dict(majority=[0.25 * n for n in range(samples)], depth=[2, 2, 2, 4, 3], depth_wrong=[0] * 5)
-    row |= dict(logp=[-1.0, -9.0])
     ops = {
-        op: {**row, "correct": c, "answer": answer[op] if answer else c, "faithful": c}
+        op: {
+            **row,
+            "correct": c,
+            "answer": answer[op] if answer else c,
+            "faithful": c,
+            "logp": [-1.0] * len(c),
+        }
         for op, c in correct.items()
     }
     return {"samples": samples, "ops": ops}
@@ -534,6 +539,16 @@ def test_no_effect_is_found_where_both_arms_stay_at_the_floor():
     row = made_up(none, {"a": 0.0, "b": 0.0, "c": 0.4})
     assert row["verdict"] == "replicated" and 0.005 < row["interval"][1] < 0.01  # of 480 problems
     assert made_up(none, {"a": 0.0, "b": 0.0})["verdict"] == "at floor"
+
+
+def test_what_lies_beyond_the_base():
+    """Of four problems the arm solves three; to one of these its base gives a likelihood of e^-20."""
+    it = {arm: stage("evaluate", checkpoints=arm) for arm in ("base", "edge")}
+    results = {it["base"].name: result({"4": [0, 0, 0, 0]}), it["edge"].name: result({"4": [4, 1, 0, 2]})}
+    results[it["base"].name]["ops"]["4"]["logp"] = [-1.0, -20.0, -20.0, -5.0]
+    study = Study("made", "up", lambda c, seed: it, (), lambda c, seed, arm, it: {"main": it})
+    values = Values(results, study, SCALES["micro"], 1)
+    assert values.values(lambda v: v("edge", "edge", "beyond")) == pytest.approx(1 / 3)
 
 
 def test_a_contrast_that_is_not_linear_goes_by_seeds_alone():
