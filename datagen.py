@@ -130,16 +130,16 @@ def from_record(record):
 # Words
 
 
-def name_all(rand, vertices, template, config):
-    """The name of each vertex, from a fresh draw of which index is which word. Raises UserError if the
-    context has too few.
+def name_all(rand, vertices, template, config, more=0):
+    """The name of each vertex, from a fresh draw of which index is which word, among so many words more than
+    the knobs say. Raises UserError if the context has too few.
     """
     k, p = (1 + max(getattr(v, index) for v in vertices) for index in ("kind", "place"))
     for what, known, n in (("kinds", template.kinds, k), ("places", template.places, p)):
         if n > len(known):
             raise UserError(f"the context has words for {len(known)} {what}, a problem needs {n}: add some")
-    kinds = sample(rand, template.kinds[: max(k, config.kinds)], k)
-    places = sample(rand, template.places[: max(p, config.places)], p)
+    kinds = sample(rand, template.kinds[: max(k, config.kinds) + more], k)
+    places = sample(rand, template.places[: max(p, config.places) + more], p)
     return {v: template.names[v.type](kinds[v.kind], places[v.place]) for v in vertices}
 
 
@@ -297,7 +297,10 @@ def render(graph, template, split=None):
     query, seed, bucket = unknown or root, graph.surface, None
     while bucket not in buckets:
         rand = random.Random(seed).random
-        names = name_all(rand, everything, context, config)
+        more = (seed - graph.surface) // 100  # few words may not make a text of this split
+        if more > 100:
+            raise UserError(f"no wording in split {split}: allow more --kinds or --places")
+        names = name_all(rand, everything, context, config, more)
         statements = [statement(v, names, unknown) for v in stated]
         question = f"What is the {'number of ' if query.type is COUNT else ''}{names[query]}?"
         bucket = canonical_hash(template, graph.mode, question, statements) % 8

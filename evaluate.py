@@ -11,6 +11,7 @@ tables by band and by op. Stopped by ctrl-C or SIGTERM it exits with 75; --resum
 """
 
 import json
+import re
 import signal
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from lab.device import run_torch_script, setup
 from lab.options import STOPPED, UserError, hush, opt, read_jsonl, write_atomic
-from lab.runs import Progress, RunOptions, checkpoint_folder, own_folder, parse_run_options, weights_hash
+from lab.runs import Progress, RunOptions, own_folder, parse_run_options, weights_hash
 from lab.statistics import interval
 
 import numpy as np
@@ -35,6 +36,7 @@ from texts import resolved
 from verify import pass_at_k, verify
 
 JUDGED = ("correct", "answer", "faithful")
+LINE = {"name", "weights", "op", "checkpoint", "step", "made", "nll", "logp", "tokens", "finished", "texts"}
 PRESETS = {
     "tiny": dict(mixture="op 2-9; world mini", bands="id=2-5,edge=6-7,hard=8-9",
                  problems=100, samples=8, k="1,8", max_new_tokens=256, sample_rows=256, replicas=2),
@@ -100,7 +102,9 @@ def named_folders(text):
     named = {}
     for item in text.split(","):
         name, equals, path = item.strip().rpartition("=")
-        name = name if equals else checkpoint_folder(path).parent.name
+        place = Path(path).absolute()
+        link = re.fullmatch(r"latest|best|step_\d+", place.name)
+        name = name if equals else (place.parent if link else place).name
         if name in named:
             raise UserError(f"two checkpoints are called {name!r}: give one a name, as in other={path}")
         named[name] = path
@@ -201,9 +205,19 @@ def sampled_before(path):
     """{(name, op): line} of samples.jsonl, if an evaluation was interrupted; the later line stands. One that
     was being written is done again.
     """
-    content = path.read_bytes() if path.exists() else b""
-    write_atomic(path, content[: content.rfind(b"\n") + 1])
-    return {(line["name"], line["op"]): line for _, line in read_jsonl(path)}
+    *whole, last = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    try:
+        json.loads(last)
+        whole.append(last)
+    except ValueError:
+        pass
+    write_atomic(path, b"".join(line + b"\n" for line in whole))
+    lines = {}
+    for number, line in read_jsonl(path):
+        if lacking := LINE - line.keys():
+            raise UserError(f"{path}, line {number} has no {min(lacking)!r}: delete the line, then --resume")
+        lines[line["name"], line["op"]] = line
+    return lines
 
 
 class Evaluation:
@@ -215,6 +229,8 @@ class Evaluation:
         if o.data:
             self.problems = read_problems(o.data)
             self.bands = {Path(o.data).stem: sorted({problem.op for problem in self.problems})}
+            if o.ask and not all(problem.nodes for problem in self.problems):
+                raise UserError(f"--ask {o.ask} needs the `nodes` of every record in {o.data}")
         else:
             numbers = number_of_problems(o).items()
             self.problems = [p for op, n in numbers for p in held_out(mixture, [op], n, o.seed, "eval")]

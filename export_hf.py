@@ -25,6 +25,7 @@ from data import prompt_text
 from model import ModelConfig
 from tasks import read_records
 from tokenizer import PATTERN, SPECIALS, Tokenizer
+from verify import gold_graph
 
 KEY = "reasoning_lab"  # of config.json: what only we know, so that import and export are each other's inverse
 # GPT-2's byte-level BPE, which the tokenizers library uses, writes bytes as characters: printable Latin-1
@@ -236,6 +237,10 @@ def write_task(records, out):
     for record in records:
         if "solution" not in record:
             raise UserError(f"{record['where']}: it has no `solution` to compare with")
+        try:
+            gold_graph(record)
+        except UserError as error:
+            raise UserError(f"{record['where']}: {error}") from None
         lines.append(json.dumps({"prompt": prompt_text(record), "record": json.dumps(record)}) + "\n")
     metrics = [{"metric": name, "aggregation": "mean", "higher_is_better": True} for name in METRICS]
     task = TASK % tuple(map(json.dumps, (str((out / "problems.jsonl").resolve()), metrics)))

@@ -46,7 +46,8 @@ def print_tries(it):
     name, band = list(it.results)[-1], list(it.bands)[:2][-1]
     for i in it.groups["band"][band][: it.o.show]:
         problem, text = it.problems[i], it.texts[name][i]
-        print(f"\n{name}, a try at op {problem.op}:\n{problem.problem}\n{problem.question}")
+        told = printable(f"{problem.problem}\n{problem.question}")
+        print(f"\n{name}, a try at op {problem.op}:\n{told}")
         print(f"{printable(text.strip())}\n{explain(resolved(text), problem, colour())}")
 
 
@@ -98,6 +99,10 @@ def check_page(path, out):
     """Raise UserError or OSError if no page can be written to `path`, which the folder `out` is not to be."""
     if path.is_dir() or path == out:
         raise UserError(f"--report {path} is a folder: name a file, such as {path / 'report.html'}")
+    if (path.exists() and not path.is_file()) or (
+        path.resolve().parent == out.resolve() and path.suffix != ".html"
+    ):
+        raise UserError(f"--report {path} would replace something else: name a file such as report.html")
     trial = path.with_name(path.name + ".trial")
     write_atomic(trial, "")
     trial.unlink()

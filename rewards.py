@@ -14,7 +14,7 @@ finished: whether [EOS] came before --max-new-tokens. It must depend on nothing 
 is another run.
 """
 
-import math
+import inspect
 import re
 import runpy
 import traceback
@@ -28,6 +28,7 @@ from datagen import to_record
 from verify import REWARDS, STOP, gold_graph, reward
 
 OVERLONG = "overlong"
+MOST = 1e9  # of a reward of one's own: its square is still a float32
 UNFINISHED = ("reward0", "mask")
 PART = re.compile(r"(?:(.+\.py):)?([^:]+)(?::(.*))?")
 
@@ -50,6 +51,7 @@ class Reward:
             if not match:
                 raise UserError(f"reward {text!r} is not name, name:weight or file.py:function:weight")
             file, name, weight = match.groups()
+            name = name.strip()
             if name in self.parts:
                 raise UserError(f"reward {spec!r}: {name} is given twice")
             if file:
@@ -63,12 +65,22 @@ class Reward:
             self.parts[name], self.weights[name] = part, 1.0 if weight is None else parse_weight(weight)
         if not any(self.weights.values()):
             raise UserError(f"reward {spec!r}: the weights add up to 0")
+        if overlong > longest or (overlong and OVERLONG not in self.parts):
+            raise UserError(
+                f"--overlong {overlong} is of a reward {OVERLONG}, and at most --max-new-tokens {longest}"
+            )
 
     def __call__(self, rollout):
         found = {name: part(rollout) for name, part in self.parts.items()}
         if self.unfinished == "reward0" and not rollout.finished:
             return 0.0, found
         return sum(weight * found[name] for name, weight in self.weights.items()), found
+
+    @property
+    def ends_at_errors(self):
+        """Whether nothing after a first wrong definition can be paid."""
+        parts = self.parts.items()
+        return all(part.func is built_in and name in ("strict", "faithful") for name, part in parts)
 
     def check(self, record):
         """Raise UserError if it cannot pay for tries at this record: no gold, or an answer alone for a reward
@@ -114,25 +126,33 @@ def load(file, name):
         open(file, encoding="utf-8").close()
     try:
         function = runpy.run_path(file).get(name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(blame(error, file)) from None
     if not callable(function):
         raise UserError(f"{file} has no function {name}")
+    try:
+        inspect.signature(function).bind(*range(5))
+    except (TypeError, ValueError) as error:
+        told = f"{name} must take text, record, verdict, finished, n_tokens ({error})"
+        raise UserError(f"{file}: {told}") from None
     return function
 
 
 def call(function, file, rollout):
     """The number that a function of one's own returns. Raises UserError with file, line and problem."""
     problem = rollout.problem
-    record = problem if isinstance(problem, dict) else to_record(problem)
+    record = dict(problem) if isinstance(problem, dict) else to_record(problem)  # which it may change
     at = f"at problem {record.get('where') or record.get('id')}"
     try:
         value = function(rollout.text, record, rollout.verdict, rollout.finished, len(rollout.completion_ids))
         paid = float(value)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{blame(error, file)}, {at}") from None
-    if not math.isfinite(paid):
-        raise UserError(f"{file}: {function.__name__} returned {paid}, {at}: a reward must be finite")
+    if not abs(paid) <= MOST:  # nor is nan
+        name = getattr(function, "__name__", function)
+        raise UserError(
+            f"{file}: {name} returned {paid}, {at}: a reward must be finite, and within ±{MOST:g}"
+        )
     return paid
 
 

@@ -106,9 +106,13 @@ def room(model, tokenizer, problems):
 
 def check_room(model, tokenizer, problems, max_new_tokens):
     """Raise UserError if so many new tokens do not fit the context after the longest prompt."""
+    longest = max(problems, key=lambda problem: len(prompt_text(problem)))
     context, most = model.config.max_position_embeddings, room(model, tokenizer, problems)
+    told = f"a prompt of {context - most} tokens ({get(longest, 'where') or get(longest, 'id')})"
+    if most < 1:
+        raise UserError(f"{told} leaves no room in the context of {context}: leave it out")
     if max_new_tokens > most:
-        exceed = f"and a prompt of {context - most} exceed the context of {context}: at most {most} fit"
+        exceed = f"and {told} exceed the context of {context}: at most {most} fit"
         raise UserError(f"--max-new-tokens {max_new_tokens} {exceed}")
 
 

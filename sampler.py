@@ -63,6 +63,8 @@ def generate(model, prompts, *, indices=None, progress=None, **sampling):
     if context < W + S:
         raise UserError(f"{W} tokens of a prompt and {S} new ones exceed the context of {context}")
     indices = range(len(prompts)) if indices is None else indices
+    if 0 < o.temperature < 1e-3:
+        raise UserError(f"a temperature of {o.temperature} is too near 0: give 0, which is greedy")
     G, samples = o.group_size, [None] * (len(prompts) * o.group_size)
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     workers = o.workers if next(model.parameters()).device.type == "cpu" else 1
@@ -268,6 +270,7 @@ def sample_tokens(logits, temperature, top_p, uniform):
         if top_p < 1:
             ranked, index = p.sort(-1, descending=True)
             beyond = ranked.cumsum(-1) - ranked >= top_p  # tokens that the likelier ones already make up for
+            beyond[:, 0] = False
             p = p.masked_fill(torch.zeros_like(beyond).scatter(-1, index, beyond), 0.0)
         cumulative = p.cumsum(-1, dtype=uniform.dtype)
         below_one = uniform.clamp(max=1 - torch.finfo(uniform.dtype).eps)  # float32 rounds some up to 1

@@ -38,6 +38,10 @@ def main(argv=None):
     tokenizer, sampling = checkpoint.tokenizer, dict(temperature=o.temperature, top_p=o.top_p)
     sampling |= dict(group_size=o.n, max_new_tokens=o.max_new_tokens, stop_id=tokenizer.eos_id, seed=o.seed)
     if o.op:
+        if not checkpoint.options.get("mixture"):
+            raise UserError(
+                f"{o.ckpt} does not say what it was trained on: leave --op out and type a problem"
+            )
         problems = [Mixture.parse(checkpoint.options["mixture"]).problem(o.seed, 0, "dev", op=o.op)]
         print(f"{problems[0].problem}\n{problems[0].question}")
     else:

@@ -5,14 +5,17 @@ record of the schema, or `question` and `answer` alone:
     {"question": "…", "answer": "3 + 4 = <<3+4=7>>7 pens.\\n#### 7"}     as in GSM8K
 """
 
+import json
 import re
 
-from lab.options import UserError, read_each
+from lab.options import UserError, read_each, text_of
 
 from datagen import Problem, from_record
 from verify import gold_graph
 
-NUMBER = re.compile(r"(?:.*####)?\s*(-?\d[\d,]{0,18})\s*", re.DOTALL | re.ASCII)
+# at most 15 digits, which is what a try can claim
+NUMBER = re.compile(r"(?:.*####)?\s*(-?(?:\d{1,15}|\d{1,3}(?:,\d{3}){1,4}))\s*", re.DOTALL | re.ASCII)
+ALONE = ("nodes", "solution")  # where a record has neither, its answer is all there is
 
 
 def read_tasks(path, check=gold_graph):
@@ -25,32 +28,54 @@ def read_tasks(path, check=gold_graph):
     def read(record, text):
         if match := NUMBER.fullmatch(str(record.get("answer"))):
             record["answer"] = int(match[1].replace(",", ""))
+        elif "answer" in record and not any(map(record.get, ALONE)):
+            told = f"{record.get('answer')!r:.40}"
+            raise UserError(f"its `answer`, {told}, is no whole number of at most 15 digits")
         record.setdefault("problem", "")
         for key in ("question", "problem"):
             text(key)
+        for key in ("prompt", "completion"):  # it is asked its question
+            record.pop(key, None)
+        try:
+            json.dumps(record, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise UserError("it holds half a character, a lone surrogate such as \\ud800") from None
         check(record)
         return record
 
     return list(read_each(path, read))
 
 
-def check_op(record):
-    """Raise UserError if tries at this record cannot be judged, or not be counted by its op."""
-    gold_graph(record)
-    if type(record.setdefault("op", 0)) is not int:
-        raise UserError(f"its `op`, {record['op']!r:.40}, is no whole number")
+def to_problem(record):
+    """A record as a Problem; its op is 0 if it has none. Raises UserError if tries at it cannot be judged, or
+    not be counted by its op, mode and template.
+    """
+    told = {
+        **dict.fromkeys(Problem.__slots__),
+        "mode": "given",
+        "template": "given",
+        "d": 2,
+        "op": 0,
+        **record,
+    }
+    told["answer"], known = gold_graph(record)[1], set()
+    if type(told["op"]) is not int or not 0 <= told["op"] <= 999:
+        raise UserError(f"its `op`, {told['op']!r:.40}, is no whole number within [0, 999]")
+    for key in ("mode", "template"):
+        text_of(told, key)
+    if told["nodes"] is not None:
+        told["nodes"] = from_record(told).nodes
+    for node in told["nodes"] or ():
+        if not {*node.operands} <= known:
+            raise UserError(f"its node {node.name!r:.80} has an operand that no node before it is")
+        known.add(node.name)
+    return Problem(**{name: told[name] for name in Problem.__slots__})
 
 
 def read_problems(path):
-    """The records of a file as Problems, in order of op (0 where a record has none). Raises UserError."""
-    unknown = dict.fromkeys(Problem.__slots__, None)
-    unknown |= {"mode": "given", "template": "given", "d": 2}
+    """The records of a file as Problems, in order of op. Raises UserError."""
     problems = []
-    for record in read_tasks(path, check_op):
-        told = {**unknown, **record, "answer": gold_graph(record)[1]}
-        if told["nodes"] is not None:
-            told["nodes"] = from_record(told).nodes
-        problems.append(Problem(**{name: told[name] for name in Problem.__slots__}))
+    read_tasks(path, lambda record: problems.append(to_problem(record)))
     return sorted(problems, key=lambda problem: problem.op)
 
 

@@ -53,7 +53,7 @@ NEAR = 5  # tokens by which a shuffled thought may be longer or shorter than the
 # characters, what is defined by 200, its equations by 1000.
 DEFINITION = r"Define (?P<name>[^<>.=;]{1,200}?) as (?P<var>[A-Za-z]); (?P<define>[^<>.]{1,1000})\.(?!\S)"
 SENTENCE = re.compile(
-    r" ?(?:<(?:subgoal> (?P<subgoal>[^<>.]{1,400})|backward> (?P<backward>[^<>.]{1,400})|"
+    r" ?(?:<(?:subgoal> (?P<subgoal>[^<>.=]{1,400})|backward> (?P<backward>[^<>.=]{1,400})|"
     r"backtrack> (?P<backtrack>[A-Za-z]))\.(?!\S)|<verify> (?P<verify>[^<>.]{1,400}\. (?:ok|not))(?!\S)|"
     rf"\b{DEFINITION})"
 )

@@ -54,7 +54,7 @@ class Options(TrainingOptions):
     steps: int = opt(100, "GRPO steps", within="[1, inf)", group="rollouts", grows=True)
     prompts: int = opt(1024, "prompts of a step, P", within="[1, inf)")
     group: int = opt(6, "samples of a prompt, G", within="[2, inf)")
-    temperature: float = opt(1.0, "of sampling and of the scored distribution", within="(0, 100]")
+    temperature: float = opt(1.0, "of sampling and of the scored distribution", within="[0.001, 100]")
     max_new_tokens: int = opt(1024, "longest solution that is sampled, in tokens", within="[1, inf)")
     sample_rows: int = opt(512, "rows that are sampled together, for memory", within="[1, inf)", free=True)
     keep_rollouts: int = opt(4, "steps whose tries are kept in rollouts.jsonl, the last ones", free=True)
@@ -156,7 +156,7 @@ class GRPO(Training):
     def __init__(self, o, device, processes, folder=None):
         self.reward = Reward(o.reward, o.alpha, o.max_new_tokens, o.overlong, o.unfinished)
         self.objective = objective(o)
-        if o.credit and not {*self.reward.parts} <= {"strict", "faithful"}:
+        if o.credit and not self.reward.ends_at_errors:
             raise UserError(f"--credit {o.credit} is for strict and faithful: no other ends at an error")
         super().__init__(o, device, processes, folder)
         self.inputs += self.reward.files

@@ -38,7 +38,7 @@ class Options(RunOptions):
     samples: int = opt(8, "tries of each problem", within="[1, inf)")
     select: str = opt("all", "as of texts.py: with --most, try again until it has enough", tuple(WANTED))
     most: int = opt(0, "tries of a problem at most (0: no more than --samples)")
-    temperature: float = opt(1.0, "of sampling", within="(0, 100]")
+    temperature: float = opt(1.0, "of sampling", within="[0.001, 100]")
     max_new_tokens: int = opt(1024, "longest completion, in tokens", within="[1, inf)")
     sample_rows: int = opt(512, "rows that are sampled together, for memory", within="[1, inf)", free=True)
 

@@ -100,6 +100,8 @@ def check(field, value):
     """Raise UserError if an option cannot have this value."""
     if value is None and field.default is None:
         return
+    if value == "" and field.default is None:  # of a shell variable that is not set
+        raise UserError(f"{flag(field.name)} is empty: say what, or leave it out")
     if type(value) not in (*kinds(field), *[int] * (kind(field) is float)):
         raise UserError(f"{flag(field.name)} cannot be {value!r}: expected {kind(field).__name__}")
     choices = field.metadata.get("choices")

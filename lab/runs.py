@@ -92,6 +92,8 @@ def own_folder(o, start=None, inputs=()):
             if start not in (None, run.get("start")):
                 raise UserError(f"{path} was started from other weights: choose another --init-from or --out")
             for file, digest in hashes.items():
+                if not Path(file).is_file():
+                    raise UserError(f"{file} is no file, which a run that is resumed could read again")
                 if run.get("inputs", hashes).get(file, digest) != digest:
                     raise UserError(f"{file} has changed since {path} was started: choose another --out")
             grown = {field.name: getattr(o, field.name) for field in fields(o) if field.metadata["grows"]}
@@ -168,7 +170,10 @@ def follow(path):
     """A folder, or the one that `latest` or `best` stands for, as a link or as a file with its name."""
     path = Path(path)
     named = path.name in ("latest", "best") and path.is_file()
-    return (path.parent / path.read_text() if named else path).resolve()
+    try:
+        return (path.parent / path.read_text() if named else path).resolve()
+    except RuntimeError:  # of Python before 3.13
+        raise UserError(f"{path} is a link to itself") from None
 
 
 def step_folders(run):
@@ -276,7 +281,7 @@ class Run:
         """In the first process: add to one of the logs, which is open no longer than that."""
         if self.processes.first:
             try:
-                with (self.path / name).open("a", encoding="utf-8") as file:
+                with (self.path / name).open("a", encoding="utf-8", errors="backslashreplace") as file:
                     file.write(text)
             except OSError as error:
                 why = f"cannot write {self.path / name} ({error.strerror})"
@@ -289,7 +294,7 @@ class Run:
         """
         path = self.path / name
         before = [line for _, line in read_jsonl(path)] if path.exists() else []
-        kept = [line for line in before if step - steps < line["step"] < step]
+        kept = [line for line in before if step - steps < line.get("step", step) < step]
         lines = [json.dumps(line) + "\n" for line in (*kept, *({"step": step, **line} for line in lines))]
         write_atomic(path, "".join(lines))
 

@@ -39,12 +39,13 @@ def gain(before, after, n):
     tries.
     """
     difference = (after - before) / n
-    mean, error = difference.mean(), difference.std(ddof=1) / len(difference) ** 0.5
+    mean = difference.mean()
     others = wilson(0.0, len(difference))[1]
     if not difference.any():
         return f"correct@1 +0.000: no problem differs (95%: by at most {others:.3f})"
     if np.ptp(difference) == 0:  # nor does a standard error of 0, or all but 0, say that it is known exactly
         return f"correct@1 {mean:+.3f} in every problem (95%: of others at most {others:.3f} differ)"
+    error = difference.std(ddof=1) / len(difference) ** 0.5
     return f"correct@1 {mean:+.3f}, standard error {error:.3f} ({mean / error:+.1f} SE)"
 
 

@@ -1,6 +1,7 @@
 """A process that works out the items of an iterable ahead of whoever takes them."""
 
 import signal
+from multiprocessing import resource_tracker
 
 from lab.options import UserError
 
@@ -28,7 +29,7 @@ def worked_out(items, workers):
     stream = Guarded(items)
     if workers:  # spawned: a forked child of a process with torch's threads may hang
         how = dict(multiprocessing_context="spawn", worker_init_fn=_ignore_signals, prefetch_factor=4)
-        stream = DataLoader(stream, batch_size=None, num_workers=1, **how)
+        stream = begin(DataLoader(stream, batch_size=None, num_workers=1, **how))
     try:
         for item in stream:
             if isinstance(item, UserError):
@@ -38,6 +39,20 @@ def worked_out(items, workers):
         if "DataLoader worker" not in str(error):
             raise
         raise UserError("the process that prepares batches died (of memory?): try --workers 0") from None
+
+
+def begin(loader):
+    """Its iterator. The worker is born with signals blocked, since it imports torch for seconds before it can
+    ignore them; those to this process wait meanwhile.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # on Windows
+        return iter(loader)
+    resource_tracker.ensure_running()  # to start it would unblock them
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _ignore_signals(worker):

@@ -4,8 +4,8 @@
                 | "<backtrack> " LETTER "."
     definition := "Define " NAME " as " LETTER "; " EQUATIONS "."
 
-WORDS are 1 to 400 characters, EQUATIONS 1 to 1000, none of them `<`, `>` or a full stop; a NAME is 1 to 200, and has
-no `=` and no `;` either. White space or the end follows. They are read from left to right up to the answer. A sentence
+WORDS are 1 to 400 characters, EQUATIONS 1 to 1000, none of them `<`, `>` or a full stop, nor, in a subgoal
+or backward, `=`; a NAME is 1 to 200, and has no `=` and no `;` either. White space or the end follows. They are read from left to right up to the answer. A sentence
 that goes takes one space before it along. `<backtrack> v` takes away the last definition of v that stands; and while
 there is one that stands after a definition taken away and holds its letter, that one too.
 """
@@ -18,10 +18,10 @@ def closed(text, at):
     return at >= len(text) or text[at].isspace()
 
 
-def words(text, at, most):
+def words(text, at, most, banned="<>."):
     """Where the words that begin here end: at the full stop after 1 to `most` of them; or None."""
     end = at
-    while end < len(text) and text[end] not in "<>.":
+    while end < len(text) and text[end] not in banned:
         end += 1
     return end if end < len(text) and text[end] == "." and 1 <= end - at <= most else None
 
@@ -33,7 +33,7 @@ def control(text, at):
         if not text.startswith(tag, at):
             continue
         start = at + len(tag)
-        stop = words(text, start, 400)
+        stop = words(text, start, 400, "<>.=" if kind in ("subgoal", "backward") else "<>.")
         if stop is None:
             return None
         if kind == "verify":

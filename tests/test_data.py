@@ -1,12 +1,14 @@
 import dataclasses
 import json
 import multiprocessing
+import signal
 from collections import Counter
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
 from lab.options import UserError
+from lab.worker import worked_out
 
 import numpy as np
 import pytest
@@ -286,6 +288,22 @@ def test_a_dead_worker_is_one_line():
     with pytest.raises(UserError, match="--workers 0"):
         for _ in range(1000):
             next(stream)
+
+
+def signals():
+    """Which are blocked."""
+    return {number.name for number in signal.pthread_sigmask(signal.SIG_BLOCK, [])}
+
+
+class Blocked:
+    def __iter__(self):
+        return iter([signals()])
+
+
+def test_a_worker_is_born_deaf_to_signals():
+    """It imports torch for seconds before it can ignore them: ctrl-C in these must not end it."""
+    before = signals()
+    assert {"SIGINT", "SIGTERM"} <= next(worked_out(Blocked(), workers=1)) and signals() == before
 
 
 def test_a_source_travels_to_a_worker():

@@ -337,6 +337,14 @@ def test_knobs_that_hung_work_or_end_in_one_line(flags):
     assert made > 20
 
 
+@pytest.mark.parametrize("split", SPLITS)
+def test_few_words_make_texts_of_every_split(split):
+    """… of a problem that has no wording there: it takes more words than the knobs say."""
+    few = dict(kinds=1, places=1, min_distractors=0, max_distractors=0, max_literal=2, bound=16)
+    for i in range(100):
+        assert split_of(generate(i, 0, op=2, split=split, **few)) == split
+
+
 def test_no_accepted_knobs_hang():
     rand, worked, refused = random.Random(0), 0, 0
     for i in range(300):
@@ -347,6 +355,7 @@ def test_no_accepted_knobs_hang():
             layers=rand.choice((2, 3)), operators="+" + "".join(o for o in "-*/" if rand.random() < 0.5), max_in_degree=rand.randint(1, 6),
             min_distractors=fewest, max_distractors=rand.randint(fewest, 10), min_literal=low, max_literal=high,
             bound=rand.choice((8 * high, 8 * high + 1, rand.randint(8 * high, 99999))), letters=rand.choice(("random", "ordered", "shifted")),
+            kinds=rand.randint(1, 12), places=rand.randint(1, 12),
         )  # fmt: skip
         op, mode, split = rand.randint(2, 20), rand.choice(MODES), rand.choice(list(SPLITS))
         start = time.process_time()

@@ -131,6 +131,8 @@ def test_a_report_that_cannot_be_written_is_said_before_anything_is_judged(comma
         (tmp_path / "folder", "folder is a folder: name a file"),
         (tmp_path / "run", "run is a folder"),
         (".", ". is a folder"),
+        ("/dev/null", "would replace something else"),
+        (tmp_path / "run" / "results.json", "would replace something else"),
         ("/", "/ is a folder"),
         (tmp_path / "file" / "page.html", "file: File exists"),
         ("/proc/no/page.html", "/proc/no"),
@@ -164,7 +166,7 @@ def test_problems_of_each_operation_or_of_each_band():
     assert number_of_problems(o) == dict.fromkeys(range(2, 10), 11)
     spread = replace(o, per_band=True)
     assert number_of_problems(spread) == {**dict.fromkeys(range(2, 7), 2), 7: 5, 8: 5, 9: 11}
-    every, few = (evaluate.Evaluation(replace(it, checkpoints="")).problems for it in (o, spread))
+    every, few = (evaluate.Evaluation(replace(it, checkpoints="x")).problems for it in (o, spread))
     first = [p for p in every if int(p.id.split("/")[-1]) < number_of_problems(spread)[p.op]]
     assert [p.problem for p in few] == [p.problem for p in first] and len(few) == 31
 

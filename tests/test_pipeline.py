@@ -357,7 +357,8 @@ def test_a_record_too_long_for_the_context_is_refused_before_the_first_step(runs
     path.write_text(json.dumps(record) + "\n" + json.dumps({**record, "problem": "a " * 3000}) + "\n")
     out = call("train_grpo", "--init-from", runs / "base" / "latest", "--mixture", "op 2", "--data", path,
                "--reward", "outcome", "--max-new-tokens", 8, "--eval-problems", 1, "--out", tmp_path / "x")  # fmt: skip
-    assert "exceed the context" in error_line(out) and not (tmp_path / "x").exists()
+    told = error_line(out)
+    assert "r.jsonl, line 2) leaves no room in the context" in told and not (tmp_path / "x").exists()
 
 
 def test_a_run_folder_stands_for_its_latest_checkpoint(runs, commands, tmp_path):
@@ -367,6 +368,8 @@ def test_a_run_folder_stands_for_its_latest_checkpoint(runs, commands, tmp_path)
     start = json.loads((tmp_path / "rl" / "config.json").read_text())["start"]
     assert start == weights_hash(base / "latest") == weights_hash(base) is not None
     assert list(evaluate.named_folders(f"{base},other={base}")) == ["base", "other"]
+    gone = evaluate.named_folders(f"{tmp_path}/a,{tmp_path}/b/step_0000012,{tmp_path}/c/best")
+    assert list(gone) == ["a", "b", "c"]  # by the words alone: --rescore needs no folder
     ok("evaluate", base, tmp_path / "rl", *commands["evaluate"][2:], "--out", tmp_path / "eval")
     results = json.loads((tmp_path / "eval" / "results.json").read_text())["results"]
     assert results["base"]["checkpoint"] == str((base / "latest").resolve()) and list(results) == [

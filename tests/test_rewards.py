@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ import torch
 from conftest import call, error_line
 from test_grpo import learner, make, parameters, samples
 
+import data
 import datagen
 import evaluate
 import rollout
@@ -42,6 +44,19 @@ def nothing(text, record, verdict, finished, n_tokens):
 
 def endless(text, record, verdict, finished, n_tokens):
     return math.inf
+
+def leaves(text, record, verdict, finished, n_tokens):
+    raise SystemExit
+
+def vast(text, record, verdict, finished, n_tokens):
+    return 1e300
+
+def strict(text, record, verdict, finished, n_tokens):
+    record["question"] = "mine"
+    return 1
+
+def few(text, record):
+    return 1
 
 number = 3
 """
@@ -91,6 +106,18 @@ def test_soft_overlong_punishment_by_hand():
     assert Reward("strict:1, overlong:0.5", longest=20, overlong=10)(tried(n_tokens=15))[0] == 0.75
 
 
+def test_options_of_a_reward_that_is_not_there():
+    for spec, given in (("strict", dict(overlong=5)), ("overlong", dict(overlong=30, longest=20))):
+        with pytest.raises(UserError, match=r"--overlong .* is of a reward overlong, and at most"):
+            Reward(spec, **given)
+
+
+def test_a_reward_of_ones_own_ends_at_no_error_and_changes_no_record(own):
+    reward, record = Reward(f"{own}:strict"), {"question": "?", "answer": 7}
+    assert not reward.ends_at_errors and Reward("strict, faithful").ends_at_errors
+    assert reward(tried("", problem=record))[0] == 1 and record["question"] == "?"
+
+
 def test_what_was_broken_off_may_be_paid_nothing():
     for unfinished, paid in ((None, 1), ("mask", 1), ("reward0", 0)):
         reward = Reward("strict", unfinished=unfinished)
@@ -100,7 +127,7 @@ def test_what_was_broken_off_may_be_paid_nothing():
 @pytest.mark.parametrize("spec, words", [
     ("vibes", "unknown reward 'vibes'"), ("strict:x", "'x' is not a weight"), ("strict:-1", "'-1' is not"), ("", "reward"),
     ("strict:0", "add up to 0"), ("strict, strict:2", "given twice"), ("nowhere.py:f", "cannot read nowhere.py"),
-    ("strict:1:2", "'1:2' is not a weight"), ("OWN:missing", "has no function missing"), ("OWN:number", "has no function number"),
+    ("strict:1:2", "'1:2' is not a weight"), ("OWN:missing", "has no function missing"), ("OWN:few", "few must take text, record, verdict, finished, n_tokens"), ("OWN:number", "has no function number"),
 ])  # fmt: skip
 def test_a_reward_that_is_none_is_one_line(own, spec, words):
     with pytest.raises(UserError, match=words) as error:
@@ -110,7 +137,8 @@ def test_a_reward_that_is_none_is_one_line(own, spec, words):
 
 def test_errors_in_a_file_of_ones_own_name_file_line_and_problem(own, tmp_path):
     for name, words in (("breaks", f"{own}, line 10: ZeroDivisionError: division by zero, at problem train/0/0"),
-                        ("nothing", f"{own}: TypeError: float"), ("endless", f"{own}: endless returned inf, at problem train/0/0")):  # fmt: skip
+                        ("nothing", f"{own}: TypeError: float"), ("leaves", f"{own}, line 19: SystemExit:"),
+                        ("vast", f"{own}: vast returned 1e+300, at problem train/0/0"), ("endless", f"{own}: endless returned inf, at problem train/0/0")):  # fmt: skip
         with pytest.raises(UserError) as error:
             Reward(f"{own}:{name}")(tried())
         assert str(error.value).startswith(words) and "\n" not in str(error.value)
@@ -120,6 +148,7 @@ def test_errors_in_a_file_of_ones_own_name_file_line_and_problem(own, tmp_path):
     for content, words in (
         ("def f(:\n", "line 1: SyntaxError"),
         ("\n\nraise ValueError('a\\nb')", "line 3: ValueError: a b"),
+        ("raise SystemExit(0)", "line 1: SystemExit"),
     ):
         own.write_text(content)
         with pytest.raises(UserError, match=words):
@@ -134,7 +163,7 @@ def test_records_with_an_answer_alone(tmp_path):
     path.write_text("\n".join(json.dumps({"question": "?", "answer": answer}) for answer in answers))
     assert [record["answer"] for record in read_tasks(path, check)] == [72, 72, 72, 1072, -3]
     good = json.dumps({"question": "?", "answer": 7})
-    for bad, words in (({"question": "?", "answer": "x"}, "gold graph"), ({"question": "?", "answer": 3.5}, "gold graph"),
+    for bad, words in (({"question": "?", "answer": "1,2"}, "'1,2', is no whole"), ({"question": "?", "answer": 3.5}, "3.5, is no whole"),
                        ({"answer": 3}, "'question'"), ({"question": "?"}, "gold graph"), ({"prompt": "a", "completion": "b"}, "'question'")):  # fmt: skip
         path.write_text(f"{good}\n\n{json.dumps(bad)}\n")
         with pytest.raises(UserError, match=f"mine.jsonl, line 3: .*{words}"):
@@ -301,7 +330,7 @@ def test_evaluation_of_own_problems_and_rescoring(start, mine, tmp_path, monkeyp
     assert "--resume" in error_line(call(*command, "--out", run))
     monkeypatch.setattr(evaluate, "load_checkpoint", lambda *arguments: pytest.fail("a model"))
     lines[0]["texts"][0] = "<answer> 2 </answer>"  # as if a try at the first problem were right
-    (run / "samples.jsonl").write_text(json.dumps(lines[0]) + "\n")
+    (run / "samples.jsonl").write_text(json.dumps(lines[0]))  # whole, but for its end
     call("evaluate", "--rescore", "--out", run, check=True)
     judged = json.loads((run / "judged.jsonl").read_text())
     assert judged["answer"] == judged["correct"] == [1, 0, 0, 0, 0] and judged["faithful"] == [0] * 5
@@ -309,8 +338,55 @@ def test_evaluation_of_own_problems_and_rescoring(start, mine, tmp_path, monkeyp
     assert results["band"]["mine"]["correct@2"]["mean"] == pytest.approx(0.2)
     (run / "samples.jsonl").write_text("")
     assert "lacks the tries of a at op 0" in error_line(call("evaluate", "--rescore", "--out", run))
+    (run / "samples.jsonl").write_text('{"name": "a", "op": 0}\n')
+    assert "samples.jsonl, line 1 has no " in error_line(call("evaluate", "--rescore", "--out", run))
     mine.write_text(mine.read_text() + '{"question": "?", "answer": 1}\n')
     assert f"{mine} has changed" in error_line(call("evaluate", "--rescore", "--out", run))
+
+
+NODES = [dict(name="a", operator="", operands=[], constant=None, value=3), dict(name="b", operator="+", operands=["a"], constant=1, value=4)]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"nodes": NODES[::-1]}, "its node 'b' has an operand that no node before it is"),
+        ({"nodes": [{**NODES[0], "colour": 1}]}, "colour"),
+        ({"mode": {}}, "'mode'"),
+        ({"template": ["zoo"]}, "'template'"),
+        ({"op": 10**30}, "its `op`, 1000"),
+        ({"question": "\ud800"}, "lone surrogate"),
+    ],
+)
+def test_odd_records_are_one_line(change, words, tmp_path):
+    good = {"question": "?", "problem": "", "nodes": NODES, "answer": 4, "solution": ""}
+    (tmp_path / "r.jsonl").write_text(json.dumps(good) + "\n" + json.dumps({**good, **change}) + "\n")
+    with pytest.raises(UserError, match=rf"r.jsonl, line 2: .*{words}"):
+        read_problems(tmp_path / "r.jsonl")
+
+
+def test_a_problem_is_asked_its_question(tmp_path):
+    (tmp_path / "r.jsonl").write_text(json.dumps({"question": "?", "answer": 4, "prompt": 5}))
+    assert data.prompt_text(read_tasks(tmp_path / "r.jsonl")[0]) == "[BOS]<question> ? </question> <solution>"
+
+
+def test_what_is_no_file_is_no_input_of_a_run(start, tmp_path):
+    """It could not be read again when the run is resumed."""
+    command = ["train_grpo", "--init-from", start, "--mixture", WORLD, *SMALL, "--out", tmp_path / "x"]
+    assert "--data is empty" in error_line(call(*command, "--data", ""))
+    here, there = os.pipe()
+    os.write(there, json.dumps({"question": "?", "answer": 4}).encode())
+    os.close(there)
+    told = error_line(call(*command, "--data", f"/dev/fd/{here}", "--reward", "outcome"))
+    os.close(here)
+    assert f"/dev/fd/{here} is no file" in told
+
+
+def test_ways_of_asking_need_a_graph(start, tmp_path):
+    (tmp_path / "r.jsonl").write_text(json.dumps({"question": "?", "answer": 4}))
+    command = ["evaluate", f"a={start}", "--data", tmp_path / "r.jsonl", "--k", "1", "--out", tmp_path / "x"]
+    assert "--ask planted needs the `nodes`" in error_line(call(*command, "--ask", "planted"))
+    assert not (tmp_path / "x").exists()
 
 
 def test_evaluation_of_records_with_steps(start, tmp_path):

@@ -265,7 +265,7 @@ def test_no_token_without_probability(dtype):
     logits = torch.full((3, 9), -float("inf"))
     logits[:, 2:5] = torch.tensor([0.3, 0.1, -0.2])
     uniform = torch.tensor([0.0, 1 - torch.finfo(dtype).eps / 2, 1.0], dtype=dtype)
-    for top_p, last in ((1.0, 4), (0.5, 3)):
+    for top_p, last in ((1.0, 4), (0.5, 3), (1e-300, 2)):
         token, logp = sampler.sample_tokens(logits, 1.0, top_p, uniform)
         assert token.tolist() == [2, last, last] and logp.isfinite().all()
 
@@ -320,6 +320,7 @@ ERRORS = [
     ([[4] * 250], {}, "context of 256"),
     ([[4]], {"temperature": -1.0}, "--temperature"),
     ([[4]], {"temperature": float("nan")}, "--temperature"),
+    ([[4]], {"temperature": 1e-45}, "give 0, which is greedy"),
     ([[4]], {"top_p": 0.0}, "--top-p"),
     ([[4]], {"top_p": 1.1}, "--top-p"),
     ([[4]], {"seed": -1}, "--seed"),

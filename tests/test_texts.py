@@ -229,7 +229,7 @@ PIECES = (
     "<verify> {u} + 4 = 3 + 4 = 7. ok", "<verify> The otters in P number 3. not", "To find X we need otters in P, pandas in P.",
 )  # fmt: skip
 SNIPPETS = ("<backtrack>", "<backtrack> {v}", "<backtrack> {v}.x", "<backtrack>  {v}.", "<verify> 1 = 1. okay", "<verify> . ok", "<verify> a.. ok",
-            "<subgoal> .", "<subgoal> a < b.", "<subgoal> <subgoal> a. b.", "Define", "Define a as {v}; so {v} = 3", "Define a as {v}; so {v} = 3.5.",
+            "<subgoal> .", "<subgoal> a < b.", "<subgoal> <subgoal> a. b.", "<subgoal> a = 3.", "<backward> {v} = 4.", "<verify> a = 3. ok", "Define", "Define a as {v}; so {v} = 3", "Define a as {v}; so {v} = 3.5.",
             "xDefine a as {v}; so {v} = 3.", "Define a as b as {v}; so {v} = {w}.", "Define a = b as {v}; so {v} = 3.", "Define a as {v}; .",
             "Define a as {v};so {v} = 3.", "Define Define a as {v}; so {v} = 3.", "<", ">", ".", " ", "  ", "\n", "\t", "é", "it's {v}", "[EOS]",
             "Answer: 3.", "</solution>", "<answer> 3 </answer>", "<verify> Answer: 3. ok", "<subgoal> " + "a" * 400 + ".", "<subgoal> " + "a" * 401 + ".",
