@@ -253,7 +253,8 @@ class Evaluation:
         o, checkpoints = self.o, {}
         for name, folder in self.folders.items():
             checkpoints[name] = it = load_checkpoint(folder, device, o.dtype, o.attention)
-            check_room(it.model, it.tokenizer, self.problems, o.max_new_tokens)
+            asked, begun = put(self.problems, range(len(self.problems)), o)
+            check_room(it.model, it.tokenizer, asked, o.max_new_tokens, begun)
         return checkpoints
 
     def run(self, checkpoints):

@@ -98,16 +98,18 @@ def roll_out(model, tokenizer, problems, group, stream, numbers=None, *, begun=N
     return rollouts
 
 
-def room(model, tokenizer, problems):
-    """How many new tokens fit the model's context after the longest prompt of these problems."""
-    longest = max(len(tokenizer.encode(prompt_text(problem))) for problem in problems)
-    return model.config.max_position_embeddings - longest
+def room(model, tokenizer, problems, begun=None):
+    """How many new tokens fit the model's context after the longest prompt of these problems, and after what
+    stands already of their solutions; and which problem has it.
+    """
+    asked = zip(problems, begun or [""] * len(problems))
+    sizes = [len(tokenizer.encode(prompt_text(problem) + start)) for problem, start in asked]
+    return model.config.max_position_embeddings - max(sizes), problems[sizes.index(max(sizes))]
 
 
-def check_room(model, tokenizer, problems, max_new_tokens):
-    """Raise UserError if so many new tokens do not fit the context after the longest prompt."""
-    longest = max(problems, key=lambda problem: len(prompt_text(problem)))
-    context, most = model.config.max_position_embeddings, room(model, tokenizer, problems)
+def check_room(model, tokenizer, problems, max_new_tokens, begun=None):
+    """Raise UserError if so many new tokens do not fit the context there."""
+    context, (most, longest) = model.config.max_position_embeddings, room(model, tokenizer, problems, begun)
     told = f"a prompt of {context - most} tokens ({get(longest, 'where') or get(longest, 'id')})"
     if most < 1:
         raise UserError(f"{told} leaves no room in the context of {context}: leave it out")
@@ -171,7 +173,7 @@ def evaluate_held_out(model, tokenizer, problems, max_new_tokens, tries=0, **how
 
     pass@1 is the share of all tries that solve their problem, by the answer where that is all there is.
     """
-    how |= dict(max_new_tokens=min(max_new_tokens, room(model, tokenizer, problems)))
+    how |= dict(max_new_tokens=min(max_new_tokens, room(model, tokenizer, problems)[0]))
     how["temperature"], by_op = float(tries > 0), defaultdict(list)
     for rollout in roll_out(model, tokenizer, problems, tries or 1, ("held out",), **how):
         by_op[rollout.problem.op].append(rollout)

@@ -491,14 +491,16 @@ def is_sound(text):
     return "<" not in chain and agree(mine, parse_solution(chain).steps)
 
 
-def reflective(source, problem, rand, tries=None):
-    """A chain stitched from the model's tries, if it keeps the rules: half have an error, 15 of 100 two."""
+def reflective(source, problem, rand, tries=None, flawless=0):
+    """A chain stitched from the model's tries, if it keeps the rules. It has an error where there is a wrong
+    try; of 65 such 15 have two errors, if there are. flawless: to these 65, how many have none all the same.
+    """
     tries = source.tries.get(problem.id, ()) if tries is None else tries
     rights = [text for text in tries if is_right(text, problem)]
     wrongs = [text for text in tries if text not in rights]
-    (errors,) = rand.choices((0, 1, 2), (35, 50, 15))
-    errors *= "backtrack" not in source.without  # no error can be retracted then
-    if not rights or len(wrongs) < errors:
+    (errors,) = rand.choices((0, 1, 2), (flawless, 50, 15))
+    errors = min(errors, len(wrongs)) * ("backtrack" not in source.without)  # or none can be retracted
+    if not rights:
         return []
     behaviours = [it for it in BEHAVIOURS if it not in source.without]
     record = stitch(rand.sample(wrongs, errors), rand.choice(rights), problem, rand, behaviours)
@@ -506,9 +508,9 @@ def reflective(source, problem, rand, tries=None):
 
 
 def reflective_gold(source, problem, rand):
-    """The same of the gold solution and corrupted ones."""
+    """The same of the gold solution and corrupted ones; 35 of 100 have no error."""
     wrongs = [corrupted(0, source, problem, rand) for _ in range(2)]
-    return reflective(source, problem, rand, [problem.solution, *filter(None, wrongs)])
+    return reflective(source, problem, rand, [problem.solution, *filter(None, wrongs)], 35)
 
 
 def padded(source, problem, rand):

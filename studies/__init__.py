@@ -210,7 +210,6 @@ class Scale:
     k: int  # tries of a problem
     seeds: int
     template: str = "zoo"  # of all but the studies of two contexts
-    late: int = 0  # tokens that a base trains on to know another mixture (0: it is trained on that instead)
     shares: str = "documents"  # what weights in pre-training are shares of
     words: str = ""  # one tokenizer for all, of this mixture ("": each base trains its own)
     mid: dict = field(default_factory=dict)  # options of mid-training
@@ -257,12 +256,6 @@ class Scale:
     def base(self, seed, mixture=None):
         """A base. mixture: of another one than the scale's."""
         return self.train(seed, mixture or self.mixture(self.pt), self.tokens)
-
-    def versed(self, seed, mixture):
-        """A base that knows this mixture: trained on it or, where `late` is set, on it in the end alone."""
-        if not self.late:
-            return self.base(seed, mixture)
-        return self.train(seed, mixture, self.late, init_from=self.base(seed), **self.mid)
 
     def sample(self, seed, start, mixture, n, **given):
         """Tries of a checkpoint at n problems."""

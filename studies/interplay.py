@@ -194,7 +194,7 @@ EXPOSURE = {"0%": 0.0, "0.1%": 0.001, "1%": 0.01, "10%": 0.1}
 def exposed(c, seed, share, ops="2"):
     """A base that knows context A, and of B this share, of these operations."""
     parts = (c.mixture(c.wide, "zoo", 1 - share), c.mixture(ops, "school", share))
-    return c.versed(seed, " | ".join(parts))
+    return c.base(seed, " | ".join(parts))
 
 
 def context_rl(c, seed, start, share):

@@ -41,12 +41,12 @@ SCALES = {
         bands={"id": "2-6", "edge": "7-8", "hard": "9-10"}, ladder=("2-4", "5-6", "7-8"),
         pt="2-6:5, 7:0.12, 8:0.04",
         ranges={"id": "5-6", "near": "6-7", "edge": "7-8", "hard": "9-10"}, pool="6-10", wide="2-6",
-        tokens=12_000_000, late=3_000_000, budget=6_600_000,
+        tokens=12_000_000, budget=6_600_000,
         price={"measured": 68_000, "nominal": 436_907},
         steps=64, k=32, seeds=4, words="op 2-12; template zoo, school, festival", options=MINI,
         mid=dict(lr=3e-4, muon_lr=9e-4, warmup=0.1, cooldown=1.0, repeat=0.0),
-        cpt=1_500_000, sft=1_500_000, problems=3000, longest=640,
-        rates={"train_pretrain": 7e-5, "train_grpo": 0.03, "evaluate": 0.008, "tries": 0.008, "texts": 2e-3}),
+        cpt=1_500_000, sft=1_500_000, problems=3000, longest=576,
+        rates={"train_pretrain": 7e-5, "train_grpo": 0.03, "evaluate": 0.03, "tries": 0.03, "texts": 2e-3}),
     # one GPU; no rate was measured
     "small": Scale(
         preset="small", **PAPER, tokens=500_000_000, budget=105_000_000, steps=200, k=32, seeds=3,

@@ -4,6 +4,7 @@ alike.
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 from lab.options import write_atomic
 from lab.runs import as_json
@@ -14,13 +15,16 @@ from conftest import call
 
 import report
 import texts
-from data import completion_text
-from datagen import Mixture, count_words
+from chains import ask
+from data import completion_text, prompt_text
+from datagen import Mixture, count_words, held_out
+from export_hf import import_
 from studies import Seed, load_studies
 from studies.hidden_thoughts import Domain, known
 from studies.long_cot import Pipeline
 from studies.scales import SCALES
 
+ROOT = Path(__file__).parent.parent
 STUDIES = [load_studies()[0][name] for name in ("hidden", "thoughts", "long", "chains")]
 
 
@@ -47,7 +51,7 @@ def work(stage, shop):
 def stand_in(stage, path):
     """Have a model that has learnt nothing be right now and then; after stage 1, by chains that reflect."""
     o, lines = stage.options, [json.loads(line) for line in path.read_text().splitlines()]
-    source, reflects = texts.Source(Mixture.parse(o.mixture), o.seed, o.split), o.seed >= 1_000_000
+    source, reflects = texts.Source(Mixture.parse(o.mixture), o.seed, o.split), o.seed // 1_000_000 == 1
     for i, line in enumerate(lines):
         p = source.mixture.problem(o.seed, i, o.split)
         assert line["id"] == p.id and len(line["texts"]) >= o.samples
@@ -152,3 +156,13 @@ def test_a_share_of_the_budget_is_a_share_of_all():
     domains = [Domain(replace(MINI, share=share), SEED) for share in (1.0, 0.1)]
     whole, tenth = (it.texts("gold").work for it in domains)
     assert tenth == pytest.approx(whole / 10, rel=0.01)
+
+
+def test_the_longest_looks_of_mini_fit_its_context():
+    """What stands already of a chain counts, too."""
+    c, (_, tokenizer, *_) = SCALES["mini"], import_(ROOT / "studies/bases/train_pretrain-f335b87bde04")
+    problems = held_out(Mixture.parse(c.mixture("2")), [10], 100, 1000, "eval")
+    asked = [ask("denied", problem, 1000, number) for number, problem in enumerate(problems)]
+    longest = max(len(tokenizer.encode(prompt_text(problem) + begun)) for problem, begun in asked)
+    context = c.base(Seed(0)).options.context
+    assert longest > 380 and longest + c.longest <= context
