@@ -19,7 +19,7 @@ from itertools import product
 from pathlib import Path
 
 from lab.device import run_torch_script, setup
-from lab.options import STOPPED, UserError, hush, opt, read_jsonl, write_atomic
+from lab.options import STOPPED, UserError, hush, opt, recover_jsonl, write_atomic
 from lab.runs import Progress, RunOptions, own_folder, parse_run_options, weights_hash
 from lab.statistics import interval
 
@@ -29,13 +29,14 @@ from chains import ASKS, account, ask, gold_logps
 from checkpoint import load_checkpoint
 from data import with_solutions
 from datagen import KEYS_HELP, Mixture, held_out, parse_ops
-from report import check_page, show
+from report import check_page, floors, show
 from rollout import check_room, held_out_nll, roll_out
 from tasks import read_problems
 from texts import resolved
 from verify import pass_at_k, verify
 
 JUDGED = ("correct", "answer", "faithful")
+# of samples.jsonl
 LINE = {"name", "weights", "op", "checkpoint", "step", "made", "nll", "logp", "tokens", "finished", "texts"}
 PRESETS = {
     "tiny": dict(mixture="op 2-9; world mini", bands="id=2-5,edge=6-7,hard=8-9",
@@ -115,22 +116,6 @@ def named_folders(text):
 # Statistics
 
 
-def sums_suffice(problem, constants):
-    """Whether it is solved by a policy that finds every quantity and what it depends on, but only adds up.
-
-    constants: whether it adds a quantity's constant too ("3 times V" is V + 3), or ignores it (V).
-    """
-    sums = {}
-    for node in problem.nodes:
-        parts = [sums[name] for name in node.operands]
-        parts += [(0, node.constant)] if constants and node.constant else []
-        gold = node.value if isinstance(node.value, tuple) else (0, node.value)
-        sums[node.name] = tuple(map(sum, zip(*parts))) if parts else gold
-        if sums[node.name] != gold:
-            return False
-    return True
-
-
 def summarise(problems, counts, chosen, ks, n):
     """Statistics of the problems with indices `chosen`: pass@k under each judgement with intervals, process,
     and floors: what the commonest answer earns, and what adding up earns, without constants or with them.
@@ -201,25 +186,6 @@ def judge(line, problems, numbers, o):
     }
 
 
-def sampled_before(path):
-    """{(name, op): line} of samples.jsonl, if an evaluation was interrupted; the later line stands. One that
-    was being written is done again.
-    """
-    *whole, last = path.read_bytes().split(b"\n") if path.exists() else [b""]
-    try:
-        json.loads(last)
-        whole.append(last)
-    except ValueError:
-        pass
-    write_atomic(path, b"".join(line + b"\n" for line in whole))
-    lines = {}
-    for number, line in read_jsonl(path):
-        if lacking := LINE - line.keys():
-            raise UserError(f"{path}, line {number} has no {min(lacking)!r}: delete the line, then --resume")
-        lines[line["name"], line["op"]] = line
-    return lines
-
-
 class Evaluation:
     """The problems, in bands; what has been judged of each checkpoint."""
 
@@ -240,10 +206,7 @@ class Evaluation:
             kinds = dict(band=band_of[p.op], op=str(p.op), mode=p.mode, template=p.template)
             for by, value in kinds.items():
                 self.groups.setdefault(by, {}).setdefault(value, []).append(i)
-        self.floors = {}  # of each problem, besides the guess floor: only where all graphs are known
-        if all(p.nodes for p in self.problems):
-            for floor, constants in (("copy_floor", False), ("plus_floor", True)):
-                self.floors[floor] = np.array([sums_suffice(p, constants) for p in self.problems])
+        self.floors = floors(self.problems)
         self.results, self.counts, self.texts, self.made = {}, {}, {}, {}
         tries = f"{len(self.problems)} problems, {o.samples} samples each, temperature {o.temperature}"
         self.caption = f"{tries}, seed {o.seed}; 95% intervals over problems"
@@ -263,7 +226,8 @@ class Evaluation:
         checkpoints: {name: Checkpoint}, or None to judge what there is: UserError if that is not all.
         """
         o, out, judged = self.o, Path(self.o.out), []
-        before = sampled_before(out / "samples.jsonl")
+        done = recover_jsonl(out / "samples.jsonl", LINE)
+        before = {(line["name"], line["op"]): line for line in done}  # the later line stands
         n = len(self.folders) * len(self.problems) * o.samples
         progress = Progress(out.name, 0, n, not o.quiet, "sample")
         with progress, (out / "samples.jsonl").open("a", encoding="utf-8") as file:

@@ -29,6 +29,30 @@ LEVELS = ("wrong", "answer only", "correct", "faithful")  # Verdict.kind, the be
 SHOWN = {"0123": "any", "123": "answer right", "23": "correct", "3": "faithful", "01": "not correct"}
 
 
+def sums_suffice(problem, constants):
+    """Whether it is solved by a policy that finds every quantity and what it depends on, but only adds up.
+
+    constants: whether it adds a quantity's constant too ("3 times V" is V + 3), or ignores it (V).
+    """
+    sums = {}
+    for node in problem.nodes:
+        parts = [sums[name] for name in node.operands]
+        parts += [(0, node.constant)] if constants and node.constant else []
+        gold = node.value if isinstance(node.value, tuple) else (0, node.value)
+        sums[node.name] = tuple(map(sum, zip(*parts))) if parts else gold
+        if sums[node.name] != gold:
+            return False
+    return True
+
+
+def floors(problems):
+    """{name: bools, one a problem}, besides the guess floor; empty where not all graphs are known."""
+    if not all(problem.nodes for problem in problems):
+        return {}
+    policies = (("copy_floor", False), ("plus_floor", True))
+    return {name: np.array([sums_suffice(it, constants) for it in problems]) for name, constants in policies}
+
+
 def show(it, stdout):
     """Print what an evaluate.Evaluation found, draw its figure and write its page. stdout: for the tables."""
     out = Path(it.o.out)

@@ -13,7 +13,7 @@ import re
 import sys
 import textwrap
 import typing
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -266,6 +266,25 @@ def read_jsonl(path):
         for number, line in enumerate(file, 1):
             if line.strip():
                 yield number, parse_object(line, f"{path}, line {number}")
+
+
+def recover_jsonl(path, keys):
+    """The records of a JSONL file, none if it is not there. Its writer may have been killed: a last line that
+    is no JSON goes. Raises UserError where a record lacks one of the keys.
+    """
+    if not Path(path).exists():
+        return []
+    *whole, last = Path(path).read_bytes().split(b"\n")
+    with suppress(ValueError):
+        json.loads(last)
+        whole.append(last)
+    write_atomic(path, b"".join(line + b"\n" for line in whole))
+    records = []
+    for number, record in read_jsonl(path):
+        if lacking := keys - record.keys():
+            raise UserError(f"{path}, line {number} has no {min(lacking)!r}: delete the line, then --resume")
+        records.append(record)
+    return records
 
 
 def read_each(path, read):
