@@ -40,7 +40,7 @@ from lab.options import (
 )
 from lab.options import printable as on_terminal
 
-from datagen import LETTERS, SPLITS, Mixture, count_words, from_record, statements_of
+from datagen import KEYS_HELP, LETTERS, SPLITS, Mixture, count_words, from_record, statements_of
 from tokenizer import Tokenizer
 from verify import LONE, PIECE, STOP, TAGS, evaluate, gold_graph, number, parse_solution, verify
 
@@ -638,7 +638,7 @@ def read_tries(path):
 @dataclass(frozen=True)
 class Options(CheckedOptions):
     kind: str = opt("gold", "what is written", tuple(KINDS), group="what to write")
-    mixture: str = opt("op 2-4; world mini", "which problems")
+    mixture: str = opt("op 2-4; world mini", f"which problems: {KEYS_HELP}")
     split: str = opt("mid", "which split", tuple(SPLITS))
     seed: int = opt(0, "seed of the sequence of problems")
     n: int = opt(1, "problems (0: until there are as many tokens as the mixture says)")

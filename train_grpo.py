@@ -224,7 +224,7 @@ class GRPO(Training):
         values |= {f"train/{name}": sum(s[name] for s in stats) / len(stats) for name in stats[0]}
         values |= {**extra, "train/skipped": self.guard.skipped, "train/tokens": self.tokens}
         values |= {"time/sample": sampled - clock, "time/update": time.perf_counter() - sampled}
-        shown = ("rollout/reward", "rollout/pass@1", "rollout/zero_variance", "rollout/length", "train/kl")
+        shown = ("rollout/pass@1", "rollout/zero_variance", "rollout/reward", "rollout/length", "train/kl")
         return values, {name.partition("/")[2]: f"{values[name]:.4g}" for name in shown}
 
     def learn(self, rollouts):

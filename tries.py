@@ -16,7 +16,7 @@ from lab.options import UserError, hush, opt, write_atomic
 from lab.runs import Progress, RunOptions, own_folder, parse_run_options
 
 from checkpoint import load_checkpoint
-from datagen import SPLITS, Mixture
+from datagen import KEYS_HELP, SPLITS, Mixture
 from rollout import check_room, roll_out
 from texts import WANTED
 
@@ -32,7 +32,7 @@ CHUNK = 256  # problems that are tried together
 class Options(RunOptions):
     out: str = opt("out/tries", "folder for all that is written", group="run", free=True)
     checkpoint: str | None = opt(None, "checkpoint folder", group="tries")
-    mixture: str = opt("op 2-10", "which problems: datagen.Mixture")
+    mixture: str = opt("op 2-10", f"which problems: {KEYS_HELP}")
     split: str = opt("mid", "which split", tuple(SPLITS))
     n: int = opt(1000, "problems", within="[1, inf)")
     samples: int = opt(8, "tries of each problem", within="[1, inf)")

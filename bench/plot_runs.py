@@ -86,6 +86,7 @@ def main(argv=None):
     middle.set(xlabel="GRPO step", ylabel="mean reward")
     right.set(xlabel="operations", ylabel="held-out NLL (nats per token)", yscale="log")
     for axes, shown in ((left, evaluations), (middle, rewards), (right, nll)):
+        axes.xaxis.get_major_locator().set_params(integer=True)
         if shown:
             axes.legend(fontsize="small")
     save_figure(fig, o.out)

@@ -366,6 +366,8 @@ class Progress:
         self.tokens = self.seconds = 0.0
         terminal = sys.stdout.isatty() and sys.stderr.isatty()  # which the bar is written to
         self.plain, how = shown and not terminal, dict(leave=not part, disable=not (shown and terminal))
+        # no bar proper: 80 columns are for what it says
+        how["bar_format"] = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
         self.bar = tqdm(total=total, initial=done, desc=name, unit=unit, **how)
 
     def __enter__(self):
@@ -379,7 +381,7 @@ class Progress:
         fade = math.exp(-seconds / self.FADES)
         self.tokens, self.seconds = tokens + fade * self.tokens, seconds + fade * self.seconds
         rate = self.tokens / self.seconds
-        self.words = ", ".join([*map(" ".join, shown.items()), f"{rate:,.0f} tokens/s"])
+        self.words = ", ".join([f"{rate:,.0f} tokens/s", *map(" ".join, shown.items())])
         self.advance(1)
         return rate
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -344,6 +345,19 @@ class Clock:
         return self.now
 
 
+def test_how_long_threads_spin_is_set_before_torch_is_there():
+    """OpenMP reads it when torch is imported; what the user has set stands."""
+    code = "import sys, os, lab.device; print(os.environ['GOMP_SPINCOUNT'], 'torch' in sys.modules)"
+    for own, want in ((None, "2000 True"), ("7", "7 True")):
+        env = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+        env |= {"GOMP_SPINCOUNT": own} if own else {}
+        out = subprocess.run([sys.executable, "-c", code], env=env, cwd=ROOT, capture_output=True, text=True)
+        assert out.stdout.strip() == want
+    for path in ROOT.glob("*.py"):
+        names = re.findall(r"^(?:import|from) (\w+)", path.read_text(), re.MULTILINE)
+        assert "torch" not in names or "lab" in names[: names.index("torch")], path
+
+
 def test_progress_without_a_terminal(monkeypatch, capsys):
     """A line after the first step and then every 30 seconds; the rate is a recent one; a quiet one says nothing."""
     clock = Clock()
@@ -354,8 +368,8 @@ def test_progress_without_a_terminal(monkeypatch, capsys):
         rates.append(progress.update(1000 if i < 50 else 3000, 1.0, {"loss": f"{i}"}))
         quiet.update(1, 1.0, {})
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "run: step 6 of 105, loss 0, 1,000 tokens/s, 01:39 left" and len(lines) == 4
-    assert lines[1].startswith("run: step 36 of 105, loss 30, 1,000 tokens/s")
+    assert lines[0] == "run: step 6 of 105, 1,000 tokens/s, loss 0, 01:39 left" and len(lines) == 4
+    assert lines[1].startswith("run: step 36 of 105, 1,000 tokens/s, loss 30")
     assert (
         rates[49] == pytest.approx(1000)
         and 1000 < rates[51] < 3000
@@ -371,7 +385,7 @@ def test_progress_on_a_terminal_is_a_bar(monkeypatch, capsys):
             progress.update(10, 0.5, {"loss": "1.5"})
             progress.bar.refresh()
         out = capsys.readouterr()
-        assert ("loss 1.5, 20 tokens/s" in out.err) == terminal and (out.out == "") == terminal
+        assert ("20 tokens/s, loss 1.5" in out.err) == terminal and (out.out == "") == terminal
         assert ("\r" in out.err) == terminal
 
 

@@ -6,6 +6,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 from lab.options import UserError
 
@@ -14,6 +15,7 @@ import torch
 
 from attention import BACKENDS, Layout, attention, reference
 from model import ModelConfig, Qwen2, rotary, rotate
+from training import Training
 
 SMALL = {
     "vocab_size": 97,
@@ -421,6 +423,20 @@ def test_the_compiler_itself_gives_the_same_logits():
     want = model(tokens, doc_start)[0]
     model.compile_layers()
     torch.testing.assert_close(model(tokens, doc_start)[0], want, atol=1e-5, rtol=1e-5)
+
+
+def test_the_reference_is_compiled_too(monkeypatch):
+    """Of GRPO, on a GPU: it takes as many passes as the policy."""
+    seen, models = [], [Qwen2(ModelConfig(97, 32, 48, 1, 2, 1, 64)) for _ in range(2)]
+    monkeypatch.setattr(Qwen2, "compile_layers", lambda self: seen.append(self))
+    it = SimpleNamespace(model=models[0], reference=models[1], held_out=[], saved=None)
+    it.device, it.o = SimpleNamespace(type="cuda"), SimpleNamespace(compile="auto", max_bad_steps=3)
+    Training.begin(it)
+    assert seen == models
+    seen.clear()
+    it.o.compile = "never"
+    Training.begin(it)
+    assert not seen
 
 
 @pytest.mark.parametrize("tie", [True, False])

@@ -390,7 +390,7 @@ def test_quiet_prints_nothing_and_pass_at_k_is_logged(commands, tmp_path):
     out = ok(*commands["train_grpo"], "--show-every", 1, "--out", tmp_path / "loud")
     assert out.stdout.count("--- step 1, a try with reward") == 2
     assert re.search(
-        r"loud: step 1 of 1, reward 0, pass@1 0, zero_variance 1, length \S+, kl \S+, [\d,]+ tokens/s",
+        r"loud: step 1 of 1, [\d,]+ tokens/s, pass@1 0, zero_variance 1, reward 0, length \S+, kl \S+",
         out.stdout,
     )
 
