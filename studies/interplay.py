@@ -6,7 +6,11 @@ Each contrast, its margin and half the paper's number stood here before anything
 since 16,000 answers teach nothing (bench/RESULTS.md, "What RL can learn from so few samples").
 """
 
+from itertools import product
+from math import log
 from statistics import mean
+
+import numpy as np
 
 from datagen import TEMPLATES, Mixture, mean_length
 from studies import Claim, Seed, Study
@@ -372,6 +376,72 @@ C22 = (
 
 
 # ------------------------------------------------------------------------------------------------------------
+# N3: what an RL step is worth in tokens of mid-training
+
+MIDS, STEPS = (0, 1 / 16, 1 / 4, 1), (0, 1 / 4, 1)  # shares of the budget, and of the steps
+
+
+def n3(c, seed):
+    """Every amount of mid-training, then every amount of RL."""
+    mixture, arms = c.mixture(f"{c.bands['id']}:0.2, {c.bands['edge']}:0.8"), {}
+    for mid in MIDS:
+        start = c.base(seed)
+        if mid:
+            start = c.train(seed, mixture, mid * c.budget, "tokens", init_from=start, **c.mid)
+        for share in STEPS:
+            steps = max(1, round(share * c.steps))
+            arms[f"mid {mid:g}, RL {share:g}"] = edge_rl(c, seed, start, steps=steps) if share else start
+    return arms
+
+
+def n3_looks(c, seed, arm, start):
+    return {"main": c.look(seed, start, bands=f"edge={c.bands['edge']}")}
+
+
+def logit_fit(v):
+    """pass@1 on edge in logits as a + b·x + c·z + d·x·z → (a, b, c, d). x, z: logarithms of 1 plus the
+    amounts of mid-training and of RL, counted in the smallest ones above 0.
+    """
+    rows, logits = [], []
+    for mid, share in product(MIDS, STEPS):
+        x, z, p = (
+            log(1 + mid / MIDS[1]),
+            log(1 + share / STEPS[1]),
+            v(f"mid {mid:g}, RL {share:g}", "edge", ONE),
+        )
+        rows.append((1, x, z, x * z))
+        logits.append(log((p + 0.01) / (1.01 - p)))
+    return np.linalg.lstsq(np.array(rows), np.array(logits), rcond=None)[0]
+
+
+def exchange(v):
+    """By how many logits pass@1 on edge rises with the steps of RL, all of them taken as one, less that with
+    the tokens of mid-training, a budget taken as one, where a quarter of each has been spent.
+    """
+    _, b, c, d = logit_fit(v)
+    x, z = log(1 + 0.25 / MIDS[1]), log(1 + 0.25 / STEPS[1])
+    return (c + d * x) / (STEPS[1] + 0.25) - (b + d * z) / (MIDS[1] + 0.25)
+
+
+def prices(c):
+    """What the two are in one currency."""
+    share = c.steps * c.price["measured"] / c.budget
+    return f"All {c.steps} steps of RL cost about {share:.0%} of the budget, {c.budget:,} tokens."
+
+
+N3 = (
+    Claim("N3a", "mid-training and RL are complements on edge", lambda v: logit_fit(v)[3], "", margin=0),
+    Claim(
+        "N3b",
+        "a quarter in, RL's steps are worth more than the budget in mid-training",
+        exchange,
+        "",
+        margin=0,
+    ),
+)
+
+
+# ------------------------------------------------------------------------------------------------------------
 # G1: choosing RL's problems; A7: hard data in pre-training
 
 
@@ -446,6 +516,7 @@ STUDIES = (
     Study("s5", "Mid-training or RL, at measured compute?", s5("measured"), s5_claims()),
     Study("s5n", "… and at the paper's price of RL (C23)?", s5("nominal"), s5_claims("n")),
     Study("s5t", "… as the budget grows?", budgets, C22),
+    Study("n3", "What is an RL step worth?", n3, N3, n3_looks, seeds=2, note=prices),
     Study("g1", "RL on the edge of competence alone?", g1, G1),
     Study("a7", "Hard data in pre-training?", a7, A7, note=a7_note),
 )

@@ -29,7 +29,7 @@ import studies
 import train_grpo
 from claims import COLUMNS, RUNS, Values, measure, summary, table_of, weights_of
 from datagen import Mixture
-from studies import Claim, Seed, Stage, Study, load_studies
+from studies import Claim, Seed, Stage, Study, interplay, load_studies
 from studies.scales import SCALES
 
 ROOT = Path(__file__).parent.parent
@@ -549,6 +549,23 @@ def test_what_lies_beyond_the_base():
     study = Study("made", "up", lambda c, seed: it, (), lambda c, seed, arm, it: {"main": it})
     values = Values(results, study, SCALES["micro"], 1)
     assert values.values(lambda v: v("edge", "edge", "beyond")) == pytest.approx(1 / 3)
+
+
+def test_what_an_rl_step_is_worth_by_hand():
+    """pass@1 that is made of four known numbers gives them back."""
+
+    def v(arm, band, metric):
+        mid, share = (float(word.split()[1]) for word in arm.split(", "))
+        logit = -2 + 0.5 * np.log(1 + 16 * mid) + 0.3 * np.log(1 + 4 * share)
+        logit += 0.1 * np.log(1 + 16 * mid) * np.log(1 + 4 * share)
+        return 1.02 / (1 + np.exp(-logit)) - 0.01
+
+    assert interplay.logit_fit(v) == pytest.approx([-2, 0.5, 0.3, 0.1])
+    step = 1e-5  # of each derivative, by the definition
+    x, z = np.log(1 + 16 * 0.25), np.log(2)
+    by_mid = (0.5 + 0.1 * z) * (np.log(1 + 16 * (0.25 + step)) - x) / step
+    by_rl = (0.3 + 0.1 * x) * (np.log(1 + 4 * (0.25 + step)) - z) / step
+    assert interplay.exchange(v) == pytest.approx(by_rl - by_mid, rel=1e-3)
 
 
 def test_a_contrast_that_is_not_linear_goes_by_seeds_alone():
