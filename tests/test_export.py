@@ -242,6 +242,10 @@ for line in open("problems.jsonl"):
         "--lm-eval", tmp_path / "texts.jsonl", "--out", tmp_path / "x"
     )
     assert "give one of them" in refused("--lm-eval", "a", "--ckpt", "b", "--out", tmp_path / "x")
+    odd = {"problem": "a", "question": "b", "solution": "Answer: 1.", "nodes": [1], "answer": 1}
+    (tmp_path / "odd.jsonl").write_text(json.dumps(odd))
+    told = refused("--lm-eval", tmp_path / "odd.jsonl", "--out", tmp_path / "x")
+    assert "odd.jsonl, line 1: item 1 of its `nodes`" in told and not (tmp_path / "x").exists()
     assert not (tmp_path / "x").exists()
 
 

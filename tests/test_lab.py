@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -320,6 +321,12 @@ def test_logs_are_cut_back_to_the_checkpoint(tmp_path):
         assert (path / "samples.txt").read_text(encoding="utf-8") == "ä" * rated
 
 
+def test_a_link_to_itself_is_no_checkpoint(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    with suppress(UserError):  # of Pythons before 3.13; later ones leave it as it is
+        assert not follow(tmp_path / "loop").is_dir()
+
+
 def test_a_file_of_the_last_steps(tmp_path):
     """Steps beyond the one that is written, of a run that was killed, go; and what is older than the bound."""
     run = run_of(tmp_path)
@@ -333,6 +340,9 @@ def test_a_file_of_the_last_steps(tmp_path):
     run.keep_last("x.jsonl", 3, 2, [{"a": 5}])
     run.keep_last("x.jsonl", 2, 2, [{"a": 6}])
     assert steps() == [(2, 6)]
+    (tmp_path / "x.jsonl").write_text('{"a": 1}\n')  # of whatever step
+    run.keep_last("x.jsonl", 3, 2, [{"a": 7}])
+    assert steps() == [(3, 7)]
 
 
 class Clock:

@@ -454,6 +454,11 @@ def test_a_talk_with_a_checkpoint_about_a_problem(runs):
     typed = "The otters in Fernhollow number 3. What is the number of otters in Fernhollow?\n"
     out = ok("talk", "--ckpt", checkpoint, "--max-new-tokens", 20, stdin=typed)
     assert "answer" in out.stdout and "✓ says that a step is true as written" in out.stdout
+    imported = load_checkpoint(checkpoint, CPU)
+    imported.options.clear()
+    with mock.patch("talk.load_checkpoint", lambda *_: imported):
+        told = error_line(call("talk", "--ckpt", checkpoint, "--op", 3))
+    assert "does not say what it was trained on" in told
 
 
 def test_report(runs, tmp_path):
