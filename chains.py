@@ -78,8 +78,8 @@ def note(how, text, stands, problem):
     definitions, backtracks, first = it.of("define"), it.of("backtrack"), {}
     for definition in definitions:
         first.setdefault(definition.name, it.status(definition))
-    changes = [(first[name], it.verdict.nodes.get(name) == "ok") for name in
-               {d.name for d in definitions if not d.stands}]  # fmt: skip
+    retracted = {d.name for d in definitions if not d.stands}
+    changes = [(first[name], it.verdict.nodes.get(name) == "ok") for name in retracted]
     found = {
         "wrong": sum(it.status(d) == "wrong" for d in definitions),
         "backtracks": len(backtracks),

@@ -135,9 +135,11 @@ REMEDIES = ("kl", "replay", "slow", "both")
 
 def slack(v, arm, part):
     """At least 0 where an arm keeps id within .03, and .8 of the gain of plain RL on edge."""
-    kept, gained, plain = (v(one, band, ONE, "main", part) - v("base", band, ONE, "main", part)
-                           for one, band in ((arm, "id"), (arm, "edge"), ("plain", "edge")))  # fmt: skip
-    return min(kept + 0.03, gained - 0.8 * plain)
+
+    def rose(arm, band):
+        return v(arm, band, ONE, "main", part) - v("base", band, ONE, "main", part)
+
+    return min(rose(arm, "id") + 0.03, rose(arm, "edge") - 0.8 * rose("plain", "edge"))
 
 
 def remedy(v):

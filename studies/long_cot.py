@@ -67,8 +67,8 @@ class Pipeline:
         the same count as studies.of_grpo.
         """
         c, edge = self.c, self.c.mixture(self.c.ranges["edge"])
-        sampled = sum(c.problems * (prompt + c.tries * chain) for prompt, chain in (
-            lengths("own", self.first), lengths("reflective-gold", self.second)))  # fmt: skip
+        stages = lengths("own", self.first), lengths("reflective-gold", self.second)
+        sampled = sum(c.problems * (prompt + c.tries * chain) for prompt, chain in stages)
         o, (prompt, chain) = c.rl(self.seed, self.base, edge).options, lengths("own", edge)
         step = o.prompts * (
             (prompt + o.group * chain) / 3 + o.group * (prompt + chain) * (4 / 3 if o.kl else 1)
