@@ -71,7 +71,7 @@ class Options(RunOptions):
 def parse_bands(text):
     """ "id=2-4,edge=5-6" → {"id": [2, 3, 4], "edge": [5, 6]}. Raises UserError."""
     parts = [part.partition("=") for part in text.split(",")]
-    bands = {name.strip(): parse_ops(ops) for name, equals, ops in parts if equals}
+    bands = {name.strip(): parse_ops(ops) for name, equals, ops in parts if equals and name.strip()}
     if len(bands) < len(parts):
         raise UserError(f"bands {text!r}: write name=operations for each, such as id=2-4,edge=5-6")
     if len({op for ops in bands.values() for op in ops}) < sum(map(len, bands.values())):
@@ -91,7 +91,7 @@ def parse_ks(text, samples):
     words = [word.strip() for word in text.split(",")]
     if not all(word.isascii() and word.isdigit() and 1 <= int(word) <= samples for word in words):
         raise UserError(f"k {text!r} must be numbers from 1 to --samples {samples}")
-    return [int(word) for word in words]
+    return list(dict.fromkeys(map(int, words)))
 
 
 def named_folders(text):

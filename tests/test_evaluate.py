@@ -173,13 +173,13 @@ def test_problems_of_each_operation_or_of_each_band():
 
 def test_bands():
     assert parse_bands("id=2-4,edge=5-6") == {"id": [2, 3, 4], "edge": [5, 6]}
-    for bad in ("2-4", "id=2-4,id=5", "id=1-4", "id=", "id=2-4,edge=4-5"):
+    for bad in ("2-4", "=2", "id=2-4,id=5", "id=1-4", "id=", "id=2-4,edge=4-5"):
         with pytest.raises(UserError):
             parse_bands(bad)
 
 
 def test_ks():
-    assert parse_ks("1, 8", 8) == [1, 8]
+    assert parse_ks("1, 8", 8) == parse_ks("1,8,1", 8) == [1, 8]
     for bad in ("", "0", "9", "1,,2", "1.0", "-1", "٣", "nan"):
         with pytest.raises(UserError):
             parse_ks(bad, 8)
