@@ -1,10 +1,10 @@
 """The studies of "On the Interplay of Pre-Training, Mid-Training, and RL on Reasoning Language Models"
 (arXiv 2512.07783): C1 to C28 are its claims. τ is how much seeds differ, N6 whether RL forgets.
 
-Each contrast, its margin and half the paper's number stood here before anything was run, but for N1a: its
-first form compared other things (bench/RESULTS.md, "τ at mini"). What is paid for in
-τ, S3 and N6 the scale says: the answer, as in the paper, or at the smallest scales a right graph (`strict`),
-since 16,000 answers teach nothing (bench/RESULTS.md, "What RL can learn from so few samples").
+Each contrast, its margin and half the paper's number stood here before anything was run, but for N1a, whose
+first form compared other things (bench/RESULTS.md, "τ at mini"). What is paid for in τ, S3 and N6 the scale
+says: the answer, as in the paper, or at the smallest scales a right graph (`strict`), since of 16,000 answers
+alone little can be learned (bench/RESULTS.md, "What RL can learn from so few samples").
 """
 
 from itertools import product
