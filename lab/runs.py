@@ -86,14 +86,15 @@ def own_folder(o, start=None, inputs=()):
     path.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(path / ".lock", blocking=False):
+            for file in inputs:
+                if not Path(file).is_file():  # to read a pipe again could take for ever
+                    raise UserError(f"{file} is no file, which a run that is resumed could read again")
             hashes = {str(file): content_hash(Path(file).read_bytes()) for file in inputs}
             begun = {"options": asdict(o), "start": start, "inputs": hashes, "code": code_hash()}
             run = read_json(config) if config.exists() else begun
             if start not in (None, run.get("start")):
                 raise UserError(f"{path} was started from other weights: choose another --init-from or --out")
             for file, digest in hashes.items():
-                if not Path(file).is_file():
-                    raise UserError(f"{file} is no file, which a run that is resumed could read again")
                 if run.get("inputs", hashes).get(file, digest) != digest:
                     raise UserError(f"{file} has changed since {path} was started: choose another --out")
             grown = {field.name: getattr(o, field.name) for field in fields(o) if field.metadata["grows"]}
