@@ -214,9 +214,9 @@ class Evaluation:
     def load(self, device):
         """The checkpoints → {name: Checkpoint}."""
         o, checkpoints = self.o, {}
+        asked, begun = put(self.problems, range(len(self.problems)), o)
         for name, folder in self.folders.items():
             checkpoints[name] = it = load_checkpoint(folder, device, o.dtype, o.attention)
-            asked, begun = put(self.problems, range(len(self.problems)), o)
             check_room(it.model, it.tokenizer, asked, o.max_new_tokens, begun)
         return checkpoints
 
