@@ -15,6 +15,7 @@ A Scale holds bands and budgets, and makes stages. A Study is arms × seeds × l
 
 import importlib
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
@@ -333,6 +334,11 @@ class Study:
                 found[seed, arm, None] = it
                 found |= {(seed, arm, name): look for name, look in self.looks(scale, seed, arm, it).items()}
         return found
+
+
+def logit(p):
+    """Of a share; .01 is added on both sides, so that 0 and 1 have one too."""
+    return math.log((p + 0.01) / (1.01 - p))
 
 
 def load_studies():

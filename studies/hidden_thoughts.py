@@ -11,12 +11,11 @@ Each contrast and its margin stood here before anything was run.
 """
 
 from functools import cache
-from math import log
 from statistics import mean
 
 from datagen import Mixture, mean_length
 from report import draw_lines
-from studies import Claim, Seed, Study
+from studies import Claim, Seed, Study, logit
 from texts import Source
 
 ONE, CONTEXTS = "correct@1", ("zoo", "school", "festival")
@@ -105,15 +104,13 @@ def everywhere(v):
     return min(gain("self", "X-docs", look=look)(v) for look in CONTEXTS)
 
 
-def logit(v, arm, band):
-    p = v(arm, band, ONE, "school")
-    return log((p + 0.01) / (1.01 - p))
-
-
 def widens(v):
     """The gap in logits where the hardest problems are that are not beyond both, less that on id."""
-    gaps = {band: logit(v, "self", band) - logit(v, "X-docs", band) for band in ("id", "edge", "hard")}
-    return gaps[limit(v)] - gaps["id"]
+
+    def gap(band):
+        return logit(v("self", band, ONE, "school")) - logit(v("X-docs", band, ONE, "school"))
+
+    return gap(limit(v)) - gap("id")
 
 
 def limit(v):

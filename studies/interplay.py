@@ -14,7 +14,7 @@ from statistics import mean
 import numpy as np
 
 from datagen import TEMPLATES, Mixture, mean_length
-from studies import Claim, Seed, Study
+from studies import Claim, Seed, Study, logit
 
 ONE, K = "correct@1", "correct@K"
 RANGES = ("id", "near", "edge", "hard")
@@ -318,15 +318,25 @@ SPLITS = {"mid": 0.0, "light": 0.2, "medium": 0.5, "heavy": 0.8, "full": 1.0}  #
 HALF = ("light", "medium", "heavy")
 
 
+def some_edge(c):
+    """What both train on: problems of the edge, and a fifth of id."""
+    return c.mixture(f"{c.bands['id']}:0.2, {c.bands['edge']}:0.8")
+
+
+def mid_trained(c, seed, share):
+    """The base after this share of the budget in mid-training."""
+    base = c.base(seed)
+    if not share:
+        return base
+    return c.train(seed, some_edge(c), share * c.budget, "tokens", init_from=base, **c.mid)
+
+
 def split(c, seed, share, price, times=1.0):
     """Mid-training, then RL, of this share of the budget, an RL step at this price."""
-    mixture = c.mixture(f"{c.bands['id']}:0.2, {c.bands['edge']}:0.8")
-    budget, it = times * c.budget, c.base(seed)
-    if share < 1:
-        it = c.train(seed, mixture, (1 - share) * budget, "tokens", init_from=it, **c.mid)
-    steps = max(1, round(share * budget / c.price[price]))
+    it, mixture = mid_trained(c, seed, (1 - share) * times), some_edge(c)
     if not share:
         return it
+    steps = max(1, round(share * times * c.budget / c.price[price]))
     usual = c.rl(seed, it, mixture).options.warmup_steps
     return c.rl(seed, it, mixture, steps, reward="strict", warmup_steps=min(usual, steps // 8))
 
@@ -386,11 +396,9 @@ MIDS, STEPS = (0, 1 / 16, 1 / 4, 1), (0, 1 / 4, 1)  # shares of the budget, and 
 
 def n3(c, seed):
     """Every amount of mid-training, then every amount of RL."""
-    mixture, arms = c.mixture(f"{c.bands['id']}:0.2, {c.bands['edge']}:0.8"), {}
+    arms = {}
     for mid in MIDS:
-        start = c.base(seed)
-        if mid:
-            start = c.train(seed, mixture, mid * c.budget, "tokens", init_from=start, **c.mid)
+        start = mid_trained(c, seed, mid)
         for share in STEPS:
             steps = max(1, round(share * c.steps))
             arms[f"mid {mid:g}, RL {share:g}"] = edge_rl(c, seed, start, steps=steps) if share else start
@@ -407,13 +415,9 @@ def logit_fit(v):
     """
     rows, logits = [], []
     for mid, share in product(MIDS, STEPS):
-        x, z, p = (
-            log(1 + mid / MIDS[1]),
-            log(1 + share / STEPS[1]),
-            v(f"mid {mid:g}, RL {share:g}", "edge", ONE),
-        )
+        x, z = log(1 + mid / MIDS[1]), log(1 + share / STEPS[1])
         rows.append((1, x, z, x * z))
-        logits.append(log((p + 0.01) / (1.01 - p)))
+        logits.append(logit(v(f"mid {mid:g}, RL {share:g}", "edge", ONE)))
     return np.linalg.lstsq(np.array(rows), np.array(logits), rcond=None)[0]
 
 
@@ -433,14 +437,8 @@ def prices(c):
 
 
 N3 = (
-    Claim("N3a", "mid-training and RL are complements on edge", lambda v: logit_fit(v)[3], "", margin=0),
-    Claim(
-        "N3b",
-        "a quarter in, RL's steps are worth more than the budget in mid-training",
-        exchange,
-        "",
-        margin=0,
-    ),
+    Claim("N3a", "mid-training and RL are complements on edge", lambda v: logit_fit(v)[3], margin=0),
+    Claim("N3b", "a quarter in, RL's steps are worth more than a budget of mid-training", exchange, margin=0),
 )
 
 
