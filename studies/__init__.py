@@ -48,23 +48,34 @@ def of_pretraining(o, run):
 
 
 def of_grpo(o, run):
-    """Its rewards, and those in each context if there are several; and token-equivalents: sampling costs a
-    third of an update, and reads a prompt once a group; a reference, which a KL needs, costs a third too.
-    """
+    """Its rewards, and those in each context if there are several; and token-equivalents."""
     lines = [line for _, line in read_jsonl(run / "metrics.jsonl") if "rollout/reward" in line]
     rewards = [round(line["rollout/reward"], 4) for line in lines]
     silent = sum(line["rollout/zero_variance"] for line in lines) / len(lines)
     prompt = o.prompts * o.group * sum(line["rollout/prompt"] for line in lines)
     sampled = o.prompts * o.group * sum(line["rollout/length"] for line in lines)
     selection = lines[-1]["train/tokens"] - prompt - sampled
-    equivalent = (sampled + prompt / o.group + selection) / 3 + (prompt + sampled) * (4 / 3 if o.kl else 1)
-    counts = dict(tokens=equivalent, prompt=prompt, sampled=sampled, selection=selection)
+    counts = dict(
+        tokens=cost_of_grpo(o, prompt, sampled) + selection / 3,
+        prompt=prompt,
+        sampled=sampled,
+        selection=selection,
+    )
     counts = {name: round(count) for name, count in counts.items()}
     for name in sorted({key.split("/")[1] for key in lines[0] if key.endswith("/share")}):
         each = [(line[f"rollout/{name}/reward"], line[f"rollout/{name}/share"]) for line in lines]
         if any(share for _, share in each):
             counts[f"rewards_{name}"] = [round(paid / share, 4) if share else None for paid, share in each]
     return {"rewards": rewards, "zero_variance": round(silent, 4), **counts}
+
+
+def cost_of_grpo(o, prompt, sampled):
+    """Token-equivalents of tries with so many tokens of prompts, each counted in every try, and of solutions.
+
+    To sample costs a third of an update, and reads a prompt once a group; a reference, which a KL needs,
+    costs a third too.
+    """
+    return (sampled + prompt / o.group) / 3 + (prompt + sampled) * (4 / 3 if o.kl else 1)
 
 
 def of_evaluation(o, run):

@@ -15,7 +15,7 @@ from statistics import mean
 
 from datagen import Mixture, count_words
 from report import draw_lines
-from studies import Claim, Seed, Study
+from studies import Claim, Seed, Study, cost_of_grpo
 from texts import BEHAVIOURS, Source
 
 ONE = "correct@1"
@@ -63,16 +63,12 @@ class Pipeline:
         return c.tune(self.seed, self.base, texts, c.mixture(c.pt), c.sft)
 
     def steps(self):
-        """Of GRPO at the edge, at about as many token-equivalents as both stages cost, sampling included; by
-        the same count as studies.of_grpo.
-        """
+        """Of GRPO at the edge, at about as many token-equivalents as both stages cost, sampling included."""
         c, edge = self.c, self.c.mixture(self.c.ranges["edge"])
         stages = lengths("own", self.first), lengths("reflective-gold", self.second)
         sampled = sum(c.problems * (prompt + c.tries * chain) for prompt, chain in stages)
         o, (prompt, chain) = c.rl(self.seed, self.base, edge).options, lengths("own", edge)
-        step = o.prompts * (
-            (prompt + o.group * chain) / 3 + o.group * (prompt + chain) * (4 / 3 if o.kl else 1)
-        )
+        step = o.prompts * o.group * cost_of_grpo(o, prompt, chain)
         return round((2 * c.sft + sampled / 3) / step)
 
 
@@ -101,11 +97,8 @@ def ablations(c, seed):
     arms = {"base": it.base, "sft": sft, "ceil": it.stage2(sft, "ceil"), "gold": it.ceiling()}
     arms |= {"no stage 1": it.stage2(plain, "ceil"), "from base": it.stage2(sft, "ceil", it.base)}
     arms |= {f"no {name}": it.stage1("reflective", without=name) for name in BEHAVIOURS}
-    return (
-        arms
-        | {"padded": it.stage1("padded")}
-        | {rule: it.adaptive(sft, rule) for rule in ("uniform", "prop")}
-    )
+    arms["padded"] = it.stage1("padded")
+    return arms | {rule: it.adaptive(sft, rule) for rule in ("uniform", "prop")}
 
 
 def looks(c, seed, arm, it):
