@@ -15,7 +15,16 @@ import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from lab.options import CheckedOptions, UserError, opt, parse_options, read_json, run_script, write_atomic
+from lab.options import (
+    CheckedOptions,
+    UserError,
+    blaming,
+    opt,
+    parse_options,
+    read_json,
+    run_script,
+    write_atomic,
+)
 from lab.runs import follow
 
 import torch
@@ -237,10 +246,8 @@ def write_task(records, out):
     for record in records:
         if "solution" not in record:
             raise UserError(f"{record['where']}: it has no `solution` to compare with")
-        try:
+        with blaming(record["where"]):
             gold_graph(record)
-        except UserError as error:
-            raise UserError(f"{record['where']}: {error}") from None
         lines.append(json.dumps({"prompt": prompt_text(record), "record": json.dumps(record)}) + "\n")
     metrics = [{"metric": name, "aggregation": "mean", "higher_is_better": True} for name in METRICS]
     task = TASK % tuple(map(json.dumps, (str((out / "problems.jsonl").resolve()), metrics)))

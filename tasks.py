@@ -29,8 +29,9 @@ def read_tasks(path, check=gold_graph):
         if match := NUMBER.fullmatch(str(record.get("answer"))):
             record["answer"] = int(match[1].replace(",", ""))
         elif "answer" in record and not any(map(record.get, ALONE)):
-            told = f"{record.get('answer')!r:.40}"
-            raise UserError(f"its `answer`, {told}, is no whole number of at most 15 digits")
+            raise UserError(
+                f"its `answer`, {record['answer']!r:.40}, is no whole number of at most 15 digits"
+            )
         record.setdefault("problem", "")
         for key in ("question", "problem"):
             text(key)
