@@ -12,15 +12,14 @@ tables by band and by op. Stopped by ctrl-C or SIGTERM it exits with 75; --resum
 
 import json
 import re
-import signal
 from collections import Counter
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 
 from lab.device import run_torch_script, setup
-from lab.options import STOPPED, UserError, hush, opt, recover_jsonl, write_atomic
-from lab.runs import Progress, RunOptions, own_folder, parse_run_options, weights_hash
+from lab.options import UserError, hush, opt, recover_jsonl, write_atomic
+from lab.runs import Progress, RunOptions, own_folder, parse_run_options, stoppable, weights_hash
 from lab.statistics import interval
 
 import numpy as np
@@ -274,16 +273,10 @@ def main(argv=None):
         checkpoints = None if o.rescore else it.load(setup(o))
         if o.report:
             check_page(Path(o.report), Path(o.out))
-        handler = signal.signal(signal.SIGTERM, signal.default_int_handler)  # it stops as ctrl-C does
-        try:
-            with own_folder(o, inputs=[o.data] if o.data else []):
-                it.run(checkpoints)
-                show(it, stdout)
-        except KeyboardInterrupt:  # samples.jsonl holds what was sampled
-            print(f"stopped; continue with: python evaluate.py --resume --out {o.out}")
-            return STOPPED
-        finally:
-            signal.signal(signal.SIGTERM, handler)
+        with stoppable(o.out) as stopped, own_folder(o, inputs=[o.data] if o.data else []):
+            it.run(checkpoints)
+            show(it, stdout)
+        return stopped.code  # samples.jsonl holds what was sampled
 
 
 if __name__ == "__main__":

@@ -3,17 +3,17 @@
     python tries.py --checkpoint out/base --mixture "op 2-5; world mini" --n 1000 --out out/tries
 
 Problem number i is that of texts.py with the same mixture, seed and split. Writes tries.jsonl, a line a
-problem, and summary.json: tokens sampled and read, and by op how many tries were right, of how many.
+problem, as it goes; and at the end summary.json: tokens sampled and read, and by op how many tries were
+right, of how many. Stopped by ctrl-C or SIGTERM it exits with 75; --resume goes on.
 """
 
 import json
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from lab.device import run_torch_script, setup
-from lab.options import UserError, hush, opt, write_atomic
-from lab.runs import Progress, RunOptions, own_folder, parse_run_options
+from lab.options import UserError, hush, opt, recover_jsonl, write_atomic
+from lab.runs import Progress, RunOptions, own_folder, parse_run_options, stoppable, weights_hash
 
 from checkpoint import load_checkpoint
 from datagen import KEYS_HELP, SPLITS, Mixture
@@ -26,6 +26,7 @@ PRESETS = {
     "paper": dict(sample_rows=2048),
 }
 CHUNK = 256  # problems that are tried together
+LINE = {"id", "op", "texts", "right", "sampled", "read"}  # of tries.jsonl
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def too_few(rollouts, rule):
 def main(argv=None):
     o = parse_run_options(Options, argv, PRESETS, __doc__)
     with hush(o.quiet):
-        sample_all(o)
+        return sample_all(o)
 
 
 def sample_all(o):
@@ -77,24 +78,45 @@ def sample_all(o):
     checkpoint = load_checkpoint(o.checkpoint, device, o.dtype, o.attention)
     problems = [mixture.problem(o.seed, i, o.split) for i in range(o.n)]
     check_room(checkpoint.model, checkpoint.tokenizer, problems, o.max_new_tokens)
-    lines, right, tried, sampled, read = [], Counter(), Counter(), 0, 0
-    with own_folder(o), Progress(Path(o.out).name, 0, o.n, not o.quiet, "problem") as progress:
-        for start in range(0, o.n, CHUNK):
-            found = sample(checkpoint, problems, range(start, min(o.n, start + CHUNK)), o)
-            for i, rollouts in found.items():
-                texts = [rollout.text for rollout in rollouts]
-                lines.append(json.dumps({"id": problems[i].id, "op": problems[i].op, "texts": texts}) + "\n")
-                tried[problems[i].op] += len(rollouts)
-                right[problems[i].op] += sum(rollout.verdict.correct for rollout in rollouts)
-                sampled += sum(len(rollout.completion_ids) for rollout in rollouts)
-                read += len(rollouts[0].prompt_ids) * len(rollouts) // o.samples
-            progress.words = f"{right.total()} of {tried.total()} tries right"
-            progress.advance(len(found))
-        yields = {op: (right[op], tried[op]) for op in sorted(tried)}
-        summary = {"sampled": sampled, "read": read, "yields": yields}
-        write_atomic(Path(o.out, "tries.jsonl"), "".join(lines))
-        write_atomic(Path(o.out, "summary.json"), json.dumps(summary) + "\n")
-    print(", ".join(f"op {op} {n} of {tries} right" for op, (n, tries) in yields.items()))
+    path, progress = Path(o.out, "tries.jsonl"), Progress(Path(o.out).name, 0, o.n, not o.quiet, "problem")
+    with stoppable(o.out) as stopped, own_folder(o, weights_hash(o.checkpoint)), progress:
+        lines = recover_jsonl(path, LINE)
+        progress.skip(len(lines))
+        with path.open("a", encoding="utf-8") as file:
+            for start in range(len(lines), o.n, CHUNK):
+                found = sample(checkpoint, problems, range(start, min(o.n, start + CHUNK)), o)
+                new = [line_of(problems[i], rollouts, o.samples) for i, rollouts in found.items()]
+                print(*map(json.dumps, new), sep="\n", file=file, flush=True)
+                lines += new
+                right, tried = count(lines)
+                progress.words = f"{right} of {tried} tries right"
+                progress.advance(len(new))
+        ops = sorted({line["op"] for line in lines})
+        yields = {op: count([line for line in lines if line["op"] == op]) for op in ops}
+        summary = {name: sum(line[name] for line in lines) for name in ("sampled", "read")}
+        write_atomic(Path(o.out, "summary.json"), json.dumps({**summary, "yields": yields}) + "\n")
+        print(", ".join(f"op {op} {right} of {tried} right" for op, (right, tried) in yields.items()))
+    return stopped.code
+
+
+def line_of(problem, rollouts, at_once):
+    """What is kept of a problem's tries; its prompt is read once for so many."""
+    texts, right = [rollout.text for rollout in rollouts], sum(it.verdict.correct for it in rollouts)
+    sampled = sum(len(rollout.completion_ids) for rollout in rollouts)
+    read = len(rollouts[0].prompt_ids) * len(rollouts) // at_once
+    return {
+        "id": problem.id,
+        "op": problem.op,
+        "texts": texts,
+        "right": right,
+        "sampled": sampled,
+        "read": read,
+    }
+
+
+def count(lines):
+    """→ (right tries, tries)."""
+    return sum(line["right"] for line in lines), sum(len(line["texts"]) for line in lines)
 
 
 if __name__ == "__main__":

@@ -23,9 +23,21 @@ from dataclasses import asdict, dataclass, fields
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
+from types import SimpleNamespace
 
 from lab.device import DeviceOptions
-from lab.options import UserError, flag, opt, parse_options, read_config, read_json, read_jsonl, write_atomic
+from lab.options import (
+    FINISHED,
+    STOPPED,
+    UserError,
+    flag,
+    opt,
+    parse_options,
+    read_config,
+    read_json,
+    read_jsonl,
+    write_atomic,
+)
 
 from filelock import FileLock, Timeout
 from tqdm import tqdm
@@ -185,6 +197,22 @@ def step_folders(run):
 def checkpoint_folder(path):
     """The checkpoint that a path means: itself, or `latest` of a run folder."""
     return Path(path, "latest") if Path(path, "latest").exists() else Path(path)
+
+
+@contextmanager
+def stoppable(out):
+    """Within it SIGTERM stops as ctrl-C does, and either ends it → what has an exit `code` then. For a script
+    that writes as it goes.
+    """
+    ended = SimpleNamespace(code=FINISHED)
+    handler = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield ended
+    except KeyboardInterrupt:
+        print(f"stopped; continue with: python {sys.argv[0]} --resume --out {out}")
+        ended.code = STOPPED
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 def weights_hash(path):

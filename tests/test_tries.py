@@ -3,12 +3,15 @@
 import json
 from types import SimpleNamespace
 
+from lab.options import STOPPED
+
 import pytest
+import torch
 from conftest import call, error_line
 
 import texts
 import tries
-from checkpoint import save_checkpoint
+from checkpoint import load_checkpoint, save_checkpoint
 from data import completion_text, prompt_text
 from datagen import Mixture
 from model import ModelConfig, Qwen2
@@ -46,12 +49,51 @@ def test_a_line_a_problem_of_the_same_problems_as_texts(command, tmp_path, monke
     flags = ["--sample-rows", 3, "--resume-or-start", "--replicas", 2]
     call(*command, *flags, "--out", tmp_path / "b", check=True)
     assert lines_of(tmp_path / "b") == lines
-    out = call(
-        *command, *flags, "--quiet", "--out", tmp_path / "b", check=True
-    )  # begun again, as after a kill
-    assert out.stdout == out.stderr == ""
-    assert lines_of(tmp_path / "b") == lines
+    kept = json.loads((tmp_path / "b/summary.json").read_text())
+    assert kept == summary
     assert "--seed 3, not 4" in error_line(call(*command, *flags, "--seed", 4, "--out", tmp_path / "b"))
+
+
+def test_what_was_tried_before_a_kill_is_not_tried_again(command, tmp_path, monkeypatch):
+    run, asked, real = tmp_path / "run", [], tries.roll_out
+    call(*command, "--out", run, check=True)
+    whole, summary = (run / "tries.jsonl").read_text(), (run / "summary.json").read_text()
+    some = whole.splitlines(keepends=True)
+    (run / "tries.jsonl").write_text("".join(some[:2]) + some[2][:30])  # killed while it wrote the third
+    (run / "summary.json").unlink()
+
+    def watched(model, tokenizer, problems, group, stream, numbers, **how):
+        asked.extend(numbers)
+        return real(model, tokenizer, problems, group, stream, numbers, **how)
+
+    monkeypatch.setattr(tries, "roll_out", watched)
+    assert not tries.main(["--resume", "--quiet", "--out", str(run)])
+    assert asked == [2, 3, 4]
+    assert (run / "tries.jsonl").read_text() == whole and (run / "summary.json").read_text() == summary
+
+    def stopped(*args, **how):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tries, "roll_out", stopped)
+    (run / "tries.jsonl").write_text("".join(some[:3]))
+    assert tries.main(["--resume", "--quiet", "--out", str(run)]) == STOPPED
+    assert (run / "tries.jsonl").read_text() == "".join(some[:3])
+    (run / "tries.jsonl").write_text("{}\n")
+    assert "line 1 has no 'id'" in error_line(call("tries", "--resume", "--out", run))
+
+
+def test_other_weights_are_another_run(command, tmp_path):
+    path, other = command[2], tmp_path / "other"
+    tokenizer = load_checkpoint(path, torch.device("cpu")).tokenizer
+    model = Qwen2(ModelConfig(tokenizer.vocab_size, 32, 64, 1, 2, 1))
+    save_checkpoint(other, model, tokenizer, {}, {"step": 3})
+    link = tmp_path / "link"
+    link.symlink_to(path)
+    begun = [*command[:2], link, *command[3:], "--out", tmp_path / "linked"]
+    call(*begun, check=True)
+    link.unlink()
+    link.symlink_to(other)
+    assert "other weights" in error_line(call(*begun, "--resume-or-start"))
 
 
 def test_a_problem_is_tried_until_the_rule_has_enough(monkeypatch):
