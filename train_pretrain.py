@@ -9,12 +9,13 @@ Shapes: B rows, T positions.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import chain
 
 from lab.device import run_torch_script
 from lab.muon import Muon
 from lab.options import UserError, opt
+from lab.runs import say
 
 import torch
 
@@ -40,6 +41,15 @@ PRESETS = {
         mixture="op 2-10; template zoo:0.99, school:0.01; tokens 10B", micro_batch_size=16, compile="auto"),
 }  # fmt: skip
 
+SIZES = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+)
+SIZES += ("max_position_embeddings",)
+
 
 @dataclass(frozen=True)
 class Options(TrainingOptions):
@@ -49,11 +59,11 @@ class Options(TrainingOptions):
     repeat: float = opt(0.0, "share of the documents that are of the first --repeat-pool", within="[0, 1]")
     repeat_pool: int = opt(2000, "how many documents come again and again", within="[1, inf)")
     solution_only: bool = opt(False, "loss on the solution and answer only, not on the problem")
-    tokenizer: str | None = opt(None, "tokenizer.json (else of --init-from, else trained on the mixture)")
+    tokenizer: str | None = opt(None, "tokenizer.json of a new model (else trained on the mixture)")
     vocab_size: int = opt(2200, "tokens of a tokenizer that is trained here", within="[266, 1000000]")
     tokenizer_words: str = opt("", "words that a tokenizer trained here knows, besides those it reads")
     workers: int = opt(1, "1: a process prepares batches ahead; 0: none", within="[0, 1]", free=True)
-    hidden_size: int = opt(768, "model width C", within="[2, inf)", group="model")
+    hidden_size: int = opt(768, "model width C", within="[2, inf)", group="model, if it is a new one")
     layers: int = opt(12, "layers", within="[1, 1000]")
     heads: int = opt(12, "query heads H", within="[1, inf)")
     kv_heads: int = opt(2, "key/value heads K", within="[1, inf)")
@@ -78,6 +88,8 @@ class Options(TrainingOptions):
             raise UserError(f"--min-lr {self.min_lr} must be at most --lr {self.lr}")
         if self.replay and not self.init_from:
             raise UserError("--replay needs --init-from: it repeats the mixture of that checkpoint")
+        if self.tokenizer and self.init_from:
+            raise UserError("--tokenizer is for a new model: that of --init-from has its own")
         if self.repeat and self.data:
             raise UserError("--repeat repeats problems of the mixture; the records of --data repeat anyway")
 
@@ -126,6 +138,8 @@ class Pretraining(Training):
         self.steps = o.steps or max(1, self.mixture.tokens // self.step_tokens)
         if self.start is None:
             self.model, self.tokenizer = self.untrained()
+        elif processes.first and not folder:
+            self.say_whose_sizes()
         self.optimizers = make_optimizers(self.model, o)
         self.begin()
         self.tokens, planned = self.step * self.step_tokens, (self.saved or {}).get("steps", self.steps)
@@ -154,13 +168,24 @@ class Pretraining(Training):
             tokenizer = Tokenizer.load(o.tokenizer)
         else:
             tokenizer = train_tokenizer(self.mixture, self.records, o.vocab_size, o.seed, o.tokenizer_words)
-        sizes = (tokenizer.vocab_size, o.hidden_size, o.intermediate_size, o.layers)
-        heads = dict(num_attention_heads=o.heads, num_key_value_heads=o.kv_heads)
-        config = ModelConfig(*sizes, **heads, max_position_embeddings=o.context)
+        config = self.config(tokenizer)
         model = new_model(config, self.device, o.dtype, o.attention)
         if o.local_heads:
             model.look_nearby()
         return model, tokenizer
+
+    def config(self, tokenizer):
+        """Of a model of the options' sizes."""
+        o = self.o
+        sizes = (tokenizer.vocab_size, o.hidden_size, o.intermediate_size, o.layers, o.heads, o.kv_heads)
+        return ModelConfig(*sizes, max_position_embeddings=o.context)
+
+    def say_whose_sizes(self):
+        """Where the options have others than the checkpoint, which decides."""
+        asked, has = (asdict(config) for config in (self.config(self.tokenizer), self.model.config))
+        differ = [f"{name} {has[name]}, not {asked[name]}" for name in SIZES if has[name] != asked[name]]
+        if differ:
+            say(f"sizes are those of {self.o.init_from}: {'; '.join(differ)}")
 
     def take_step(self):
         """One optimizer step on the next batch. Returns what is logged, and what the bar shows.

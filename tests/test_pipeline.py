@@ -89,6 +89,16 @@ def taken(drawn):
     return texts
 
 
+def test_a_checkpoint_decides_the_sizes_and_says_so(runs, tmp_path):
+    """It did so silently, whatever the options said."""
+    base, few = runs / "base" / "latest", [*SMALL, "--seed", 1, "--workers", 0]
+    given = ["--init-from", base, "--mixture", f"op 2; {WORLD}; tokens 1024"]
+    assert "sizes" not in ok("train_pretrain", "--out", tmp_path / "same", *given, *few).stdout
+    said = ok("train_pretrain", "--out", tmp_path / "other", *given, *few, "--layers", 3).stdout
+    assert f"sizes are those of {base}: num_hidden_layers 2, not 3\n" in said
+    assert "sizes" not in ok("train_pretrain", "--out", tmp_path / "other", "--resume", "--keep", 1).stdout
+
+
 def test_mid_training_grpo_and_evaluation(runs, drawn):
     """And each stage draws from the split that is its own; `dev` alone chooses what is best, `eval` is only
     reported.
@@ -219,7 +229,7 @@ BAD = {
         "--max-bad-steps|0", "--replay|1", "--replay|nan", "--repeat|1.1", "--repeat-pool|0", "--device|tpu", "--device|cuda", "--attention|flash", "--dtype|float16",
         "--mixture|op 1-99; tokens 1k", "--mixture|op 2", "--mixture|", "--mixture|op 2; tokens nan", "--mixture|op 2; tokens 0",
         f"{ONE}|--init-from|nowhere", f"{ONE}|--replay|0.5", "--repeat|0.5|--data|records.jsonl", f"{ONE}|--data|nowhere.jsonl", f"{ONE}|--tokenizer|nowhere.json",
-        f"{ONE}|--data|.", f"{ONE}|--tokenizer|.", "--config|nowhere.json", "--config|.", "--compile|always", "--compile", "--lr", "--resume|--lr|0.1",
+        f"{ONE}|--data|.", f"{ONE}|--tokenizer|.", f"{ONE}|--tokenizer|t.json|--init-from|out", "--config|nowhere.json", "--config|.", "--compile|always", "--compile", "--lr", "--resume|--lr|0.1",
         "--seed|٣.|--lr|1", "--rows|1e3", "--preset", "base",
     ],
     "train_grpo": [
