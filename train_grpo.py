@@ -198,10 +198,9 @@ class GRPO(Training):
         for rollout, advantage in zip(rollouts, advantages.flatten().tolist()):
             rollout.advantage = advantage
         self.rollouts = rollouts
-        stats = []
-        for begin in range(0, o.prompts, o.minibatch):
-            chosen = range(begin, begin + o.minibatch)
-            stats.append(self.learn([r for i, r in enumerate(rollouts) if self.mine[i // o.group] in chosen]))
+        parts = [range(begin, begin + o.minibatch) for begin in range(0, o.prompts, o.minibatch)]
+        of_part = [[r for i, r in enumerate(rollouts) if self.mine[i // o.group] in part] for part in parts]
+        stats = [*map(self.learn, of_part)]
         sums = {  # over all samples of this process
             "reward": float(rewards.sum()),
             "pass@1": sum(r.verdict.solved for r in rollouts),

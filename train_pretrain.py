@@ -9,7 +9,7 @@ Shapes: B rows, T positions.
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import chain
 
 from lab.device import run_torch_script
@@ -40,15 +40,6 @@ PRESETS = {
     "paper": dict(
         mixture="op 2-10; template zoo:0.99, school:0.01; tokens 10B", micro_batch_size=16, compile="auto"),
 }  # fmt: skip
-
-SIZES = (
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-)
-SIZES += ("max_position_embeddings",)
 
 
 @dataclass(frozen=True)
@@ -168,8 +159,7 @@ class Pretraining(Training):
             tokenizer = Tokenizer.load(o.tokenizer)
         else:
             tokenizer = train_tokenizer(self.mixture, self.records, o.vocab_size, o.seed, o.tokenizer_words)
-        config = self.config(tokenizer)
-        model = new_model(config, self.device, o.dtype, o.attention)
+        model = new_model(self.config(tokenizer), self.device, o.dtype, o.attention)
         if o.local_heads:
             model.look_nearby()
         return model, tokenizer
@@ -182,10 +172,10 @@ class Pretraining(Training):
 
     def say_whose_sizes(self):
         """Where the options have others than the checkpoint, which decides."""
-        asked, has = (asdict(config) for config in (self.config(self.tokenizer), self.model.config))
-        differ = [f"{name} {has[name]}, not {asked[name]}" for name in SIZES if has[name] != asked[name]]
-        if differ:
-            say(f"sizes are those of {self.o.init_from}: {'; '.join(differ)}")
+        asked, has = vars(self.config(self.tokenizer)), vars(self.model.config)
+        asked = {name: n for name, n in asked.items() if type(n) is int and n != has[name]}
+        if told := "; ".join(f"{name} {has[name]}, not {n}" for name, n in asked.items()):
+            say(f"sizes are those of {self.o.init_from}: {told}")
 
     def take_step(self):
         """One optimizer step on the next batch. Returns what is logged, and what the bar shows.
