@@ -4,7 +4,7 @@ import json
 import math
 import sys
 from dataclasses import replace
-from itertools import count
+from itertools import combinations, count, islice, permutations
 from types import SimpleNamespace
 from unittest.mock import MagicMock, call
 
@@ -12,7 +12,18 @@ from lab.options import UserError
 
 import pytest
 
-from bench import data_speed, grpo_speed, loss_by_kind, plot_runs, scale, step_trace, train_speed, watch_run
+from bench import (
+    data_speed,
+    grpo_speed,
+    loss_by_kind,
+    plot_runs,
+    scale,
+    step_trace,
+    topologies,
+    train_speed,
+    watch_run,
+)
+from datagen import Mixture
 
 
 def write_evaluation(folder):
@@ -371,3 +382,55 @@ def test_loss_by_kind_of_an_untrained_model(tmp_path, capsys):
     loss_by_kind.main([str(tmp_path / "start"), "--op", "2,4", "--problems", "3", "--mixture", "op 2-4"])
     printed = capsys.readouterr().out
     assert "op 2" in printed and printed.count("(") > 20 and "all" in printed
+
+
+def alike(a, b):
+    """Whether two graphs are equal but for names and numbers: all ways to pair their nodes."""
+    if len(a.nodes) != len(b.nodes):
+        return False
+
+    def told(problem, number):
+        return {
+            (number[n.name], n.name.startswith("total "), n.operator, n.constant is None, n.name == problem.query,
+             tuple(sorted(number[name] for name in n.operands)))
+            for n in problem.nodes
+        }  # fmt: skip
+
+    first = told(a, {n.name: i for i, n in enumerate(a.nodes)})
+    orders = permutations(range(len(b.nodes)))
+    return any(told(b, {n.name: i for n, i in zip(b.nodes, order)}) == first for order in orders)
+
+
+def test_topologies_are_equal_where_graphs_are_but_for_names_and_numbers():
+    mixture = Mixture.parse("op 4-6; world mini")
+    problems = [mixture.problem(0, i, "train") for i in range(60)]
+    found = [
+        (topologies.topology(a) == topologies.topology(b), alike(a, b)) for a, b in combinations(problems, 2)
+    ]
+    assert all(mine == brute for mine, brute in found)
+    assert 0.02 < sum(brute for _, brute in found) / len(found) < 0.5
+
+
+def test_what_seen_topologies_are_worth_is_asked_of_problems_that_are_alike():
+    easy = [("easy", True, 0.9), ("easy", True, 0.7), ("easy", False, 0.7)]  # +.1, of weight 2/3
+    hard = [("hard", True, 0.1), ("hard", False, 0.1), ("hard", False, 0.3), ("hard", False, 0.2)]  # -.1, 3/4
+    assert topologies.seen_less_unseen([*easy, *hard]) == pytest.approx(
+        (0.1 * 2 / 3 - 0.1 * 3 / 4) / (2 / 3 + 3 / 4)
+    )
+    assert topologies.seen_less_unseen(easy[:2] + hard[1:]) is None  # none can be compared
+
+
+def test_topologies_of_the_committed_results(monkeypatch, capsys):
+    real, problems = topologies.documents, []
+
+    def first(o):
+        problems.append([p.problem for p in islice(real(o), 300)])
+        return islice(real(o), 300)
+
+    monkeypatch.setattr(topologies, "documents", first)
+    topologies.main([])
+    printed = capsys.readouterr().out
+    assert len(problems) == 4 and problems[0] != problems[1]  # of each base its own
+    assert "3                81 0.001 [0.000,0.002]" in printed and "op of documents" in printed
+    with pytest.raises(UserError, match="no results of s4, look B"):
+        topologies.main(["--study", "s4", "--base", "1%", "--arms", "1%", "--look", "B"])
