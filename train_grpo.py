@@ -198,9 +198,8 @@ class GRPO(Training):
         for rollout, advantage in zip(rollouts, advantages.flatten().tolist()):
             rollout.advantage = advantage
         self.rollouts = rollouts
-        parts = [range(begin, begin + o.minibatch) for begin in range(0, o.prompts, o.minibatch)]
-        of_part = [[r for i, r in enumerate(rollouts) if self.mine[i // o.group] in part] for part in parts]
-        stats = [*map(self.learn, of_part)]
+        n = o.minibatch * o.group // self.processes.size  # tries of a minibatch that are ours
+        stats = [self.learn(rollouts[i : i + n]) for i in range(0, len(rollouts), n)]
         sums = {  # over all samples of this process
             "reward": float(rewards.sum()),
             "pass@1": sum(r.verdict.solved for r in rollouts),

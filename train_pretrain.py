@@ -53,6 +53,7 @@ class Options(TrainingOptions):
     tokenizer: str | None = opt(None, "tokenizer.json of a new model (else trained on the mixture)")
     vocab_size: int = opt(2200, "tokens of a tokenizer that is trained here", within="[266, 1000000]")
     tokenizer_words: str = opt("", "words that a tokenizer trained here knows, besides those it reads")
+    new_words: str = opt("", "words that --init-from has never seen: their embeddings are drawn anew")
     workers: int = opt(1, "1: a process prepares batches ahead; 0: none", within="[0, 1]", free=True)
     hidden_size: int = opt(768, "model width C", within="[2, inf)", group="model, if it is a new one")
     layers: int = opt(12, "layers", within="[1, 1000]")
@@ -77,8 +78,8 @@ class Options(TrainingOptions):
         super().__post_init__()
         if self.min_lr > self.lr:
             raise UserError(f"--min-lr {self.min_lr} must be at most --lr {self.lr}")
-        if self.replay and not self.init_from:
-            raise UserError("--replay needs --init-from: it repeats the mixture of that checkpoint")
+        if (self.replay or self.new_words) and not self.init_from:
+            raise UserError("--replay and --new-words need --init-from: what it was trained on, and what not")
         if self.tokenizer and self.init_from:
             raise UserError("--tokenizer is for a new model: that of --init-from has its own")
         if self.repeat and self.data:
@@ -129,8 +130,10 @@ class Pretraining(Training):
         self.steps = o.steps or max(1, self.mixture.tokens // self.step_tokens)
         if self.start is None:
             self.model, self.tokenizer = self.untrained()
-        elif processes.first and not folder:
-            self.say_whose_sizes()
+        elif not folder:
+            if processes.first and self.model.config != self.config(self.tokenizer):
+                say(f"the model is as in {o.init_from}: sizes among the options do not count")
+            self.draw_anew(o.new_words)
         self.optimizers = make_optimizers(self.model, o)
         self.begin()
         self.tokens, planned = self.step * self.step_tokens, (self.saved or {}).get("steps", self.steps)
@@ -170,12 +173,13 @@ class Pretraining(Training):
         sizes = (tokenizer.vocab_size, o.hidden_size, o.intermediate_size, o.layers, o.heads, o.kv_heads)
         return ModelConfig(*sizes, max_position_embeddings=o.context)
 
-    def say_whose_sizes(self):
-        """Where the options have others than the checkpoint, which decides."""
-        asked, has = vars(self.config(self.tokenizer)), vars(self.model.config)
-        asked = {name: n for name, n in asked.items() if type(n) is int and n != has[name]}
-        if told := "; ".join(f"{name} {has[name]}, not {n}" for name, n in asked.items()):
-            say(f"sizes are those of {self.o.init_from}: {told}")
+    def draw_anew(self, words):
+        """Embeddings of these words' tokens. Of a token that it has never seen a model learns that it is
+        unlikely, as of all such tokens: they are one point, which a short training does not part.
+        """
+        ids = self.tokenizer.encode(f" {words}") if words else []
+        for weight in (self.model.model.embed_tokens.weight, self.model.lm_head.weight):  # tied: the same
+            weight.data[ids] = torch.randn_like(weight[ids]) * weight.shape[1] ** -0.5
 
     def take_step(self):
         """One optimizer step on the next batch. Returns what is logged, and what the bar shows.
@@ -187,8 +191,9 @@ class Pretraining(Training):
         count = self.processes.sum([batch.trained])[0]
 
         def learn(model, micro):
-            mean = model(micro.tokens, micro.doc_start, micro.targets, loss_only=True)[1]
-            part = mean * (micro.trained / count)
+            part = model(micro.tokens, micro.doc_start, micro.targets, loss_only=True)[1] * (
+                micro.trained / count
+            )
             part.backward()
             return part.detach()
 

@@ -119,6 +119,8 @@ SCRIPTS = {
 CHAINS = ("noted", "length", "majority", "depth", "depth_wrong", "logp")  # of a line of judged.jsonl
 # what the texts of the other two papers' studies have besides the words of problems
 CONTROL = "<thought> a </thought> <backward> a needs a <subgoal> a <verify> a ok <verify> a not <backtrack> a"
+# those of its words that no problem has
+NEW = "<thought> </thought> <backward> needs <subgoal> <verify> ok not <backtrack>"
 # what an option takes of a stage's run, if not `latest`
 READS = {"tokenizer": "latest/tokenizer.json", "tries": "tries.jsonl"}
 READS |= {"data": "texts.jsonl", "like": "texts.jsonl"}
@@ -285,10 +287,11 @@ class Scale:
         return max(1, round(self.share * n))
 
     def tune(self, seed, start, texts, mixture, tokens):
-        """Train on texts, with a fifth of what the checkpoint was trained on before. mixture: whose problems
-        show how it goes.
+        """Train on texts, with a fifth of what the checkpoint was trained on before. To a base the words that
+        no problem has are new. mixture: whose problems show how it goes.
         """
         how = {"replay": 0.2, "solution_only": True, **self.mid}
+        how |= {} if start.options.init_from else {"new_words": NEW}
         return self.train(seed, mixture, tokens, init_from=start, data=texts, **how)
 
     def rl(self, seed, start, mixture, steps=None, **given):

@@ -95,8 +95,30 @@ def test_a_checkpoint_decides_the_sizes_and_says_so(runs, tmp_path):
     given = ["--init-from", base, "--mixture", f"op 2; {WORLD}; tokens 1024"]
     assert "sizes" not in ok("train_pretrain", "--out", tmp_path / "same", *given, *few).stdout
     said = ok("train_pretrain", "--out", tmp_path / "other", *given, *few, "--layers", 3).stdout
-    assert f"sizes are those of {base}: num_hidden_layers 2, not 3\n" in said
+    assert f"the model is as in {base}: sizes among the options do not count\n" in said
     assert "sizes" not in ok("train_pretrain", "--out", tmp_path / "other", "--resume", "--keep", 1).stdout
+
+
+def test_embeddings_of_new_words_are_drawn_anew_once(runs, tmp_path):
+    base, few = (
+        runs / "base" / "latest",
+        [*SMALL, "--seed", 1, "--workers", 0, "--keep", 9, "--eval-every", 1],
+    )
+    given = ["--init-from", base, "--mixture", f"op 2; {WORLD}; tokens 1024", "--new-words", "otters ok"]
+    ok("train_pretrain", "--out", tmp_path / "new", *given, *few)
+    model, begun = (load_checkpoint(it, CPU) for it in (base, tmp_path / "new" / "step_0000000"))
+    ids = {*model.tokenizer.encode(" otters ok")}
+    before, after = (it.model.model.embed_tokens.weight.detach() for it in (model, begun))
+    differ = [i for i in range(len(before)) if not torch.equal(before[i], after[i])]
+    assert {*differ} == ids and 0.5 < float(after[differ].std()) * 32**0.5 < 2
+    whole = load_checkpoint(tmp_path / "new" / "latest", CPU).model.model.embed_tokens.weight
+    for step in (tmp_path / "new").glob("step_*"):
+        if step.name > "step_0000001":
+            shutil.rmtree(step)
+    ok("train_pretrain", "--out", tmp_path / "new", "--resume", "--workers", 0)
+    assert torch.equal(
+        load_checkpoint(tmp_path / "new" / "latest", CPU).model.model.embed_tokens.weight, whole
+    )
 
 
 def test_mid_training_grpo_and_evaluation(runs, drawn):
@@ -228,7 +250,7 @@ BAD = {
         "--workers|2", "--workers|-1", "--keep|0", "--eval-every|0", "--eval-problems|0", "--log-every|0", "--max-new-tokens|0",
         "--max-bad-steps|0", "--replay|1", "--replay|nan", "--repeat|1.1", "--repeat-pool|0", "--device|tpu", "--device|cuda", "--attention|flash", "--dtype|float16",
         "--mixture|op 1-99; tokens 1k", "--mixture|op 2", "--mixture|", "--mixture|op 2; tokens nan", "--mixture|op 2; tokens 0",
-        f"{ONE}|--init-from|nowhere", f"{ONE}|--replay|0.5", "--repeat|0.5|--data|records.jsonl", f"{ONE}|--data|nowhere.jsonl", f"{ONE}|--tokenizer|nowhere.json",
+        f"{ONE}|--init-from|nowhere", f"{ONE}|--replay|0.5", f"{ONE}|--new-words|ok", "--repeat|0.5|--data|records.jsonl", f"{ONE}|--data|nowhere.jsonl", f"{ONE}|--tokenizer|nowhere.json",
         f"{ONE}|--data|.", f"{ONE}|--tokenizer|.", f"{ONE}|--tokenizer|t.json|--init-from|out", "--config|nowhere.json", "--config|.", "--compile|always", "--compile", "--lr", "--resume|--lr|0.1",
         "--seed|٣.|--lr|1", "--rows|1e3", "--preset", "base",
     ],

@@ -19,7 +19,7 @@ from chains import ask
 from data import completion_text, prompt_text
 from datagen import Mixture, count_words, held_out
 from export_hf import import_
-from studies import Seed, load_studies
+from studies import NEW, Seed, load_studies
 from studies.hidden_thoughts import Domain, known
 from studies.long_cot import Pipeline
 from studies.scales import SCALES
@@ -139,10 +139,27 @@ def test_stages_of_long_chains_share_tries_and_tokens_and_no_problem():
     tuned = [arm for arm in (*long.items(), *chains.items()) if "data" in dict(arm[1].given)]
     assert len(tuned) > 15 and len({Mixture.parse(arm.options.mixture).tokens for _, arm in tuned}) == 1
     assert {arm.options.replay for _, arm in tuned} == {0.2}
+    # a base has seen no control sentence; what stage 1 learned of them stage 2 keeps
+    fresh = {name for name, arm in tuned if arm.options.new_words}
+    stage2 = {"vanilla", "ceil", "no stage 1", "uniform", "prop"}
+    assert fresh == {name for name, _ in tuned} - stage2
     more = {rule: dict(data_of(chains[rule]).given)["tries"] for rule in ("uniform", "prop")}
     assert all(
         (it.options.most, it.options.select) == (2 * it.options.samples, rule) for rule, it in more.items()
     )
+
+
+def test_new_words_are_in_no_problem_of_a_base():
+    _, tokenizer, *_ = import_(next((ROOT / "studies/bases").glob("train_*")))
+    new = {*tokenizer.encode(f" {NEW}")}
+    mixture = Mixture.parse("op 2-12; template zoo, school, festival; world mini")
+    problems = [mixture.problem(0, i, "train") for i in range(1000)]
+    seen = {token for p in problems for token in tokenizer.encode(prompt_text(p) + completion_text(p))}
+    assert len(new) > 10 and not new & seen
+    reflective = next(
+        texts.Source(Mixture.parse("op 4; world mini")).records("reflective-gold", i)[0] for i in range(9)
+    )
+    assert {*tokenizer.encode(reflective["chain"])} <= new | seen
 
 
 def test_a_share_of_the_budget_is_a_share_of_all():
