@@ -45,7 +45,7 @@ SCALES = {
         price={"measured": 68_000, "nominal": 436_907},
         steps=64, k=32, seeds=4, words="op 2-12; template zoo, school, festival", options=MINI,
         mid=dict(lr=3e-4, muon_lr=9e-4, warmup=0.1, cooldown=1.0, repeat=0.0),
-        cpt=1_500_000, sft=1_500_000, problems=3000, longest=576,
+        cpt=1_500_000, sft=3_000_000, problems=3000, longest=576,
         rates={"train_pretrain": 7e-5, "train_grpo": 0.03, "evaluate": 0.03, "tries": 0.03, "texts": 2e-3}),
     # one GPU; no rate was measured
     "small": Scale(
