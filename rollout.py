@@ -181,11 +181,10 @@ def evaluate_held_out(model, tokenizer, problems, max_new_tokens, tries=0, **how
     nll = held_out_nll(model, tokenizer, with_solutions(problems))
     values = {f"eval/nll_op{op}": value for op, value in nll.items()}
     values |= {f"eval/correct_op{op}": value for op, value in correct.items()}
-    usual = len(problems) * (tries or 1) / len(by_op)  # tries at an op
-    values["eval/pass@1"] = sum(correct[op] * (len(by_op[op]) / usual) for op in by_op) / len(by_op)
+    tried = [rollout.verdict.solved for rollout in chain(*by_op.values())]
+    values["eval/pass@1"] = sum(tried) / len(tried)
     if tries > 1:  # at least one right
-        groups = zip(*[iter(chain(*by_op.values()))] * tries)
-        solved = [any(rollout.verdict.solved for rollout in group) for group in groups]
+        solved = [*map(any, zip(*[iter(tried)] * tries))]
         values[f"eval/pass@{tries}"] = sum(solved) / len(solved)
     return values, "".join(f"--- op {op}\n{described(some[0])}\n\n" for op, some in by_op.items())
 
