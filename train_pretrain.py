@@ -29,9 +29,9 @@ from training import Training, TrainingOptions, run_training
 PRESETS = {
     "tiny": dict(
         mixture="op 2-5; world mini; tokens 9M", solution_only=True, vocab_size=600, hidden_size=128,
-        layers=4, heads=4, kv_heads=4, local_heads=True, intermediate_size=384, context=1024, rows=2, row_tokens=768,
-        micro_batch_size=1, replicas=2, optimizer="muon", schedule="wsd", cooldown=0.5, lr=1e-3, muon_lr=3e-3,
-        warmup=0.02, eval_every=1000, max_new_tokens=256),
+        layers=4, heads=4, kv_heads=4, local_heads=True, intermediate_size=384, context=1024, rows=2,
+        row_tokens=768, micro_batch_size=1, replicas=2, optimizer="muon", schedule="wsd", cooldown=0.5,
+        lr=1e-3, muon_lr=3e-3, warmup=0.02, eval_every=1000, max_new_tokens=256),
     "small": dict(
         mixture="op 2-10; template zoo, school, festival; tokens 500M", solution_only=True, hidden_size=512,
         layers=6, heads=8, kv_heads=2, local_heads=True, intermediate_size=1536, rows=32, micro_batch_size=16,
