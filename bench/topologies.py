@@ -5,9 +5,9 @@
 
 From committed results, without a model. A topology is a graph without names and numbers: which quantities are
 totals, by which operator each follows from others, whether with a constant. The documents of pre-training are a
-pure function of the base's options, so they are drawn again, about half a minute a base. Four tables: what
+pure function of the base's options, so they are drawn again, about half a minute a base. Five tables: what
 documents hold; pass@1 by the widest sum (how many operands a quantity has at most) and by the number of
-definitions; and on topologies that were among the documents or were not, in strata of problems of one base that
+definitions; the median log-probability of gold solutions by the widest sum; and pass@1 on topologies that were among the documents or were not, in strata of problems of one base that
 are alike in operations, definitions, widest sum and depth.
 """
 
@@ -15,7 +15,7 @@ import sys
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:1] = [str(ROOT)]
@@ -91,12 +91,13 @@ def documents(o):
 
 
 def tried(look, result, ops):
-    """[(problem, share of right tries)] of an evaluation."""
+    """[(problem, share of right tries, log-probability of its gold solution)] of an evaluation."""
     o, found = look.options, []
     for op in ops:
         problems = held_out(Mixture.parse(o.mixture), [op], number_of_problems(o)[op], o.seed, "eval")
-        right = result["ops"][str(op)]["correct"]
-        found += [(problem, n / result["samples"]) for problem, n in zip(problems, right, strict=True)]
+        kept = result["ops"][str(op)]
+        each = zip(problems, kept["correct"], kept["logp"], strict=True)
+        found += [(problem, n / result["samples"], logp) for problem, n, logp in each]
     return found
 
 
@@ -116,7 +117,9 @@ def seen_less_unseen(problems):
 
 
 def collect(o):
-    """→ (Counter of (op, widest sum) of documents, [(base, op, shape, seen, {arm: pass@1})] of problems)."""
+    """→ (Counter of (op, widest sum) of documents, [(base, op, shape, seen, {arm: pass@1}, {arm: log-probability of gold})]
+    of problems).
+    """
     studies, scales = load_studies()
     study, scale = look_up("study", studies, o.study), look_up("scale", scales, o.scale)
     kept, stages = Workshop(Path("out"), Path(o.results, o.scale)).kept, study.at(scale, study.planned(scale))
@@ -132,9 +135,10 @@ def collect(o):
             seen.add((problem.op, topology(problem)))
         tries = [tried(look, kept[look.name], scale.ops(o.band)) for look in looks]
         for each in zip(*tries):
-            problem, right = each[0][0], {arm: share for arm, (_, share) in zip(arms, each)}
+            problem = each[0][0]
+            right, logp = ({arm: it[place] for arm, it in zip(arms, each)} for place in (1, 2))
             known = (problem.op, topology(problem)) in seen
-            rows.append((base, problem.op, shape(problem), known, right))
+            rows.append((base, problem.op, shape(problem), known, right, logp))
     if not rows:
         raise UserError(
             f"no results of {o.study}, look {o.look}, with all of {o.arms} in {o.results}/{o.scale}"
@@ -147,6 +151,15 @@ def said(values):
     return f"{mean(values):.3f} [{low:.3f},{high:.3f}]"
 
 
+def by_shape(rows, arms, title, part, column, say):
+    """Print what rows have in this column, by this part of their problem's shape."""
+    table = [[title, "problems", *arms]]
+    for n in sorted({row[2][part] for row in rows}):
+        chosen = [row for row in rows if row[2][part] == n]
+        table.append([str(n), str(len(chosen)), *(say([row[column][arm] for row in chosen]) for arm in arms)])
+    print_table(table, left=1)
+
+
 def main(argv=None):
     o = parse_options(Options, argv, description=__doc__)
     held, rows, arms = collect(o)
@@ -155,12 +168,9 @@ def main(argv=None):
     for op in sorted({op for op, _ in held}):
         table.append([str(op), *(f"{held[op, n]:,}" for n in widest)])
     print_table(table, left=1)
-    for what, place in (("widest sum", 1), ("definitions", 0)):
-        table = [[what, "problems", *arms]]
-        for n in sorted({row[2][place] for row in rows}):
-            chosen = [row for row in rows if row[2][place] == n]
-            table.append([str(n), str(len(chosen)), *(said([row[4][arm] for row in chosen]) for arm in arms)])
-        print_table(table, left=1)
+    by_shape(rows, arms, "pass@1 by widest sum", 1, 4, said)
+    by_shape(rows, arms, "pass@1 by definitions", 0, 4, said)
+    by_shape(rows, arms, "log p of gold by widest sum", 1, 5, lambda values: f"{median(values):.1f}")
     table = [["arm", "seen", "not seen", "difference in like problems, 95% over bases"]]
     for arm in arms:
         differences = [
