@@ -60,6 +60,11 @@ SENTENCE = re.compile(
 PLAIN = "{statements} {conclusion}"
 THOUGHT = "{statements} <thought> {chain} </thought> {conclusion}"
 PREFIX = "<thought> {chain} </thought> {statements} {conclusion}"
+# A thought and `conclusion`; of its sentences the last one answers. An intermediate result holds no equation.
+CONCLUDED = re.compile(
+    r"(?: <thought>)?(?P<chain>[^<]*) </thought> (?:The [^<>.=;]{1,400}\. )?"
+    r"The [^<>.=;]{1,400} (?:is|number) (?P<answer>[0-9]{1,15})\.(?:\[EOS\])?"
+)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -253,8 +258,12 @@ def resolve(text):
 
 
 def resolved(text):
-    """The plain chain that stands at the end of a reflective one: what the judge reads."""
-    return resolve(text)[0]
+    """What the judge reads: the plain chain that stands at the end of a reflective one; and of a thought with
+    its conclusion, the same as a solution with its answer.
+    """
+    plain = resolve(text)[0]
+    thought = CONCLUDED.fullmatch(plain)
+    return f"{thought['chain']} </solution> <answer> {thought['answer']} </answer>" if thought else plain
 
 
 def retract(definitions, first):

@@ -296,6 +296,45 @@ def test_a_chain_without_control_sentences_stays_as_it_is():
                 assert texts.resolve(text)[0] == text
 
 
+def test_a_thought_with_its_conclusion_is_a_solution_with_its_answer():
+    """It was wrong by its form alone: a model that has read texts ends as they do."""
+    source = SOURCES["mini"]
+    for i in range(60):
+        p, told = source.mixture.problem(0, i, "mid"), source.records("gold", i)[0]["completion"]
+        chain = told.removeprefix(f" {p.problem}")
+        assert chain.startswith(" <thought> ")
+        for end in ("", "[EOS]"):
+            for text in (chain + end, chain.removeprefix(" <thought>") + end):
+                assert verify(texts.resolved(text), p).faithful, text
+        value = f" {p.answer}."
+        wrong = verify(texts.resolved(chain.removesuffix(value) + f" {p.answer + 1}."), p)
+        assert not wrong.answer_correct and wrong.process == 1
+
+
+def test_what_is_no_thought_with_a_conclusion_stays_as_it_is():
+    p = SOURCES["mini"].mixture.problem(0, 0, "mid")
+    chain, end = f" {texts.chain_of(p.solution)}", f"The {p.query} is {p.answer}."
+    for text in (
+        f"{chain} {end}",  # no tag
+        f"{chain} </thought> {end} So it is.",
+        f"{chain} </thought> So it is {p.answer}.",
+        f"{chain} </thought> The a is 3. The b is 4. {end}",
+        f"{chain} </thought> The otters are b = 4. {end}",
+        f"{chain} </thought> Define b as b; so b = 4. {end}",
+        f"{chain} </thought> </thought> {end}",
+        f" <thought> <thought>{chain} </thought> {end}",
+        f" The a is 3. <thought>{chain} </thought> {end}",
+        f"{chain} </thought> {end}[EOS] {end}",
+        f"{chain} </thought> The {p.query} is {p.answer}.5.",
+        f"{chain} </thought> The {p.query} is ٣.",
+        f"{chain} </thought> {end} <answer> {p.answer} </answer>",
+    ):
+        assert texts.resolved(text) == texts.resolve(text)[0], text
+        assert not verify(texts.resolved(text), p).faithful, text
+    two = verify(texts.resolved(f"{chain} Answer: 5. </thought> {end}"), p)
+    assert not two.answer_correct
+
+
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(
     st.lists(
