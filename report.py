@@ -327,6 +327,10 @@ def draw_lines(panels, path, across, up, **axes):
         for i, (arm, (x, y)) in enumerate(arms.items()):
             place.plot(x, y, ".-", color=f"C{i}", label=arm)
         place.set(title=title, xlabel=across, **axes)
+        if place.get_xscale() == "log":  # 100, 200, 500: matplotlib's own labels of minor ticks overlap
+            place.xaxis.set_major_locator(plt.LogLocator(subs=(1, 2, 5)))
+            place.xaxis.set_major_formatter("{x:,.0f}")
+            place.xaxis.set_minor_formatter(plt.NullFormatter())
     grid[0][0].set(ylabel=up)
     grid[0][-1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     return save_figure(fig, path)
