@@ -51,6 +51,9 @@ def test_a_line_a_problem_of_the_same_problems_as_texts(command, tmp_path, monke
     assert lines_of(tmp_path / "b") == lines
     kept = json.loads((tmp_path / "b/summary.json").read_text())
     assert kept == summary
+    out = call(*command, *flags, "--quiet", "--out", tmp_path / "b", check=True)  # there is nothing left
+    assert out.stdout == out.stderr == ""
+    assert lines_of(tmp_path / "b") == lines
     assert "--seed 3, not 4" in error_line(call(*command, *flags, "--seed", 4, "--out", tmp_path / "b"))
 
 
