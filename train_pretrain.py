@@ -190,9 +190,8 @@ class Pretraining(Training):
         count = self.processes.sum([batch.trained])[0]
 
         def learn(model, micro):
-            part = model(micro.tokens, micro.doc_start, micro.targets, loss_only=True)[1] * (
-                micro.trained / count
-            )
+            mean = model(micro.tokens, micro.doc_start, micro.targets, loss_only=True)[1]
+            part = mean * (micro.trained / count)
             part.backward()
             return part.detach()
 
