@@ -120,7 +120,7 @@ CHAINS = ("noted", "length", "majority", "depth", "depth_wrong", "logp")  # of a
 # what the texts of the other two papers' studies have besides the words of problems
 CONTROL = "<thought> a </thought> <backward> a needs a <subgoal> a <verify> a ok <verify> a not <backtrack> a"
 # those of its words that no problem has
-NEW = "<thought> </thought> <backward> needs <subgoal> <verify> ok not <backtrack>"
+NEW = " ".join(dict.fromkeys(word for word in CONTROL.split() if word != "a"))
 # what an option takes of a stage's run, if not `latest`
 READS = {"tokenizer": "latest/tokenizer.json", "tries": "tries.jsonl"}
 READS |= {"data": "texts.jsonl", "like": "texts.jsonl"}
