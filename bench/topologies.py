@@ -7,8 +7,9 @@ From committed results, without a model. A topology is a graph without names and
 totals, by which operator each follows from others, whether with a constant. The documents of pre-training are a
 pure function of the base's options, so they are drawn again, about half a minute a base. Five tables: what
 documents hold; pass@1 by the widest sum (how many operands a quantity has at most) and by the number of
-definitions; the median log-probability of gold solutions by the widest sum; and pass@1 on topologies that were among the documents or were not, in strata of problems of one base that
-are alike in operations, definitions, widest sum and depth.
+definitions; the median log-probability of gold solutions by the widest sum; and pass@1 on topologies that were
+among the documents or were not, in strata of problems of one base that are alike in operations, definitions,
+widest sum and depth.
 """
 
 import sys
@@ -93,8 +94,9 @@ def documents(o):
 def tried(look, result, ops):
     """[(problem, share of right tries, log-probability of its gold solution)] of an evaluation."""
     o, found = look.options, []
+    mixture, numbers = Mixture.parse(o.mixture), number_of_problems(o)
     for op in ops:
-        problems = held_out(Mixture.parse(o.mixture), [op], number_of_problems(o)[op], o.seed, "eval")
+        problems = held_out(mixture, [op], numbers[op], o.seed, "eval")
         kept = result["ops"][str(op)]
         each = zip(problems, kept["correct"], kept["logp"], strict=True)
         found += [(problem, n / result["samples"], logp) for problem, n, logp in each]
@@ -102,9 +104,9 @@ def tried(look, result, ops):
 
 
 def seen_less_unseen(problems):
-    """Mean difference of pass@1 of topologies that were seen and were not, over strata that have both → number, or None.
+    """Mean difference of pass@1 of topologies that were seen and were not, over strata that have both.
 
-    problems: [(stratum, seen, pass@1)].
+    problems: [(stratum, seen, pass@1)]. None where no stratum has both.
     """
     strata, differences, weights = defaultdict(lambda: ([], [])), [], []
     for stratum, seen, right in problems:
@@ -117,8 +119,8 @@ def seen_less_unseen(problems):
 
 
 def collect(o):
-    """→ (Counter of (op, widest sum) of documents, [(base, op, shape, seen, {arm: pass@1}, {arm: log-probability of gold})]
-    of problems).
+    """→ (Counter of (op, widest sum) of documents, a row a problem: (base, op, shape, seen, {arm: pass@1},
+    {arm: log-probability of gold})).
     """
     studies, scales = load_studies()
     study, scale = look_up("study", studies, o.study), look_up("scale", scales, o.scale)
