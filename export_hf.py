@@ -122,7 +122,7 @@ def json_files(checkpoint):
     ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_id") for kind in ("bos", "eos", "pad")}
     return {
         "config.json": {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", **asdict(config),
-            "initializer_range": std or config.hidden_size**-0.5,
+            "initializer_range": config.initial_std,
             "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
             "hidden_act": "silu", "attention_dropout": 0.0, "use_sliding_window": False,
             "sliding_window": None, "max_window_layers": layers, "layer_types": ["full_attention"] * layers,

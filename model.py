@@ -51,6 +51,10 @@ class ModelConfig:
     def head_dim(self):  # D
         return self.hidden_size // self.num_attention_heads
 
+    @property
+    def initial_std(self):
+        return self.initializer_range or self.hidden_size**-0.5
+
 
 class RMSNorm(nn.RMSNorm):
     """In float32, whatever comes in."""
@@ -134,7 +138,7 @@ class Qwen2(nn.Module):
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
         if not blank.is_meta:
-            self.initialise(config.initializer_range or config.hidden_size**-0.5)
+            self.initialise(config.initial_std)
 
     def initialise(self, std):
         """Fresh weights. What layers add starts at zero, so that a token is itself until they learn."""

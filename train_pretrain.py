@@ -178,7 +178,7 @@ class Pretraining(Training):
         """
         ids = self.tokenizer.encode(f" {words}") if words else []
         for weight in (self.model.model.embed_tokens.weight, self.model.lm_head.weight):  # tied: the same
-            weight.data[ids] = torch.randn_like(weight[ids]) * weight.shape[1] ** -0.5
+            weight.data[ids] = torch.randn_like(weight[ids]) * self.model.config.initial_std
 
     def take_step(self):
         """One optimizer step on the next batch. Returns what is logged, and what the bar shows.

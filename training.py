@@ -4,13 +4,12 @@ A loop is: save → evaluate → stop → take a step. The save comes first, so 
 lose it.
 """
 
-import sys
 import time
 from dataclasses import dataclass
 
 from lab.cost import describe_cost
 from lab.device import Processes, setup
-from lab.options import FINISHED, STOPPED, UserError, hush, opt
+from lab.options import UserError, hush, opt
 from lab.replicas import Replicas
 from lab.runs import Guard, Progress, Run, RunOptions, parse_run_options, say, weights_hash
 
@@ -187,6 +186,4 @@ def train(training, o):
     with run, Progress(run.path.name, it.step, it.steps, processes.first and not o.quiet) as progress:
         finished = it.train(run, progress)
     processes.wait()
-    if not finished and processes.first:
-        print(f"stopped; continue with: python {sys.argv[0]} --resume --out {run.path}")
-    return FINISHED if finished else STOPPED
+    return run.exit_code(finished)

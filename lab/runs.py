@@ -209,10 +209,15 @@ def stoppable(out):
     try:
         yield ended
     except KeyboardInterrupt:
-        print(f"stopped; continue with: python {sys.argv[0]} --resume --out {out}")
-        ended.code = STOPPED
+        ended.code = stopped(out)
     finally:
         signal.signal(signal.SIGTERM, handler)
+
+
+def stopped(out):
+    """Say how a script goes on that was stopped before its end → its exit code."""
+    print(f"stopped; continue with: python {sys.argv[0]} --resume --out {out}")
+    return STOPPED
 
 
 def weights_hash(path):
@@ -299,6 +304,12 @@ class Run:
     def should_stop(self):
         """Whether any process was told to stop."""
         return bool(self.processes.sum([self.stopping])[0])
+
+    def exit_code(self, finished):
+        """Of the script; one that is not finished says how it goes on."""
+        if finished:
+            return FINISHED
+        return stopped(self.path) if self.processes.first else STOPPED
 
     def log(self, step, values):
         """Append one line to metrics.jsonl. What depends on the clock is under `time/`."""
