@@ -16,7 +16,7 @@ from collections import Counter
 from functools import partial
 from statistics import mean
 
-from lab.options import stream_key
+from lab.options import UserError, stream_key
 
 import torch
 
@@ -60,6 +60,16 @@ def ask(how, problem, seed, number):
     return ASKS[how](problem, rand) if how else (problem, "")
 
 
+def check_asked(how, problems):
+    """Raise UserError if one of these problems cannot be put in this way: that needs graph and solution."""
+    for problem in problems if how else ():
+        told = {step["name"] for _, step in sentences(chain_of(problem.solution or "")) if step}
+        names = {node.name for node in problem.nodes or ()}
+        if problem.mode == "reverse" or not names or (how != "text" and not names <= told):
+            needs = "`nodes`" if how == "text" else "`nodes` and a solution that defines them"
+            raise UserError(f"--ask {how} needs forward problems with {needs}, as {problem.id} is not")
+
+
 def note(how, text, stands, problem):
     """What there is in a try, counted. stands: what of it was given.
 
@@ -95,12 +105,16 @@ def note(how, text, stands, problem):
 
 
 def majority(answers, answer):
-    """Whether the commonest of the first 1, 2, 3 … answers is right; of equally common ones the first."""
-    counts, right = Counter(), []
-    for said in answers:
-        counts[said] += said is not None
-        right.append(counts.most_common(1)[0][0] == answer)
-    return right
+    """How often the commonest of 1, 2, 3 … answers is right, of equally common ones the first: the mean over
+    as many disjoint parts of so many as there are.
+    """
+
+    def right(some):
+        counts = Counter(said for said in some if said is not None)
+        return bool(counts) and counts.most_common(1)[0][0] == answer
+
+    n = len(answers)
+    return [mean(right(answers[i : i + m]) for i in range(0, n - m + 1, m)) for m in range(1, n + 1)]
 
 
 def depth(pairs):
@@ -114,7 +128,7 @@ def depth(pairs):
 
 def account(how, texts, lengths, verdicts, begun, problems):
     """What there is in tries, problem-major lists → dict. noted: as `note`, summed; length: mean tokens;
-    majority: how often the first 1, 2, 3 … tries agree on the right answer; depth: of all tries, and of wrong
+    majority: how often 1, 2, 3 … tries agree on the right answer; depth: of all tries, and of wrong
     ones.
     """
     each, noted, votes, grown = len(texts) // len(problems), Counter(), [], {True: [], False: []}
@@ -127,7 +141,7 @@ def account(how, texts, lengths, verdicts, begun, problems):
     return {
         "noted": dict(noted),
         "length": mean(lengths),
-        "majority": [mean(map(float, right)) for right in zip(*votes)],
+        "majority": [round(mean(right), 5) for right in zip(*votes)],
         "depth": depth(grown[True] + grown[False]),
         "depth_wrong": depth(grown[False]),
     }

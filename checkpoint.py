@@ -92,7 +92,8 @@ def load_checkpoint(path, device, dtype="float32", attention="auto"):
         wrong = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
     others = [other for other in step_folders(path.parent) if other != path and damage(other) is None]
     instead = f"; {others[-1]} is intact" if others else ""
-    raise UserError(f"checkpoint {path} cannot be used: {wrong.splitlines()[0]}{instead}")
+    foreign = "; import it: export_hf.py --import" if (path / "model.safetensors").exists() else ""
+    raise UserError(f"checkpoint {path} cannot be used: {wrong.splitlines()[0]}{instead or foreign}")
 
 
 def new_model(config, device, dtype="float32", attention="auto", weights=None):
@@ -103,9 +104,8 @@ def new_model(config, device, dtype="float32", attention="auto", weights=None):
     """
     if weights is not None:
         check_shapes(config, {name: list(tensor.shape) for name, tensor in weights.items()})
-        for name, tensor in weights.items():
-            if not tensor.isfinite().all():
-                raise UserError(f"{name} holds numbers that are not finite")
+        if wild := next((name for name, it in weights.items() if not it.isfinite().all()), None):
+            raise UserError(f"{wild} holds numbers that are not finite")
     model = Qwen2(config)
     if weights is not None:
         model.load_state_dict(weights)

@@ -13,7 +13,7 @@ Shapes: B rows, T positions.
 import random
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import chain, count, islice
+from itertools import chain, count, islice, pairwise
 
 from lab.options import UserError, stream_key
 from lab.worker import worked_out
@@ -72,9 +72,16 @@ def with_solutions(records):
 
 
 def to_document(record, tokenizer, solution_only=False):
-    """Record → Document. solution_only: only the completion is trained on. The first token is no target."""
-    prompt, completion = tokenizer.encode(prompt_text(record)), tokenizer.encode(completion_text(record))
-    return Document(prompt + completion, [not solution_only] * len(prompt) + [True] * len(completion))
+    """Record → Document. solution_only: only the completion is trained on. The first token is no target.
+
+    Nor is what the record's `unlearned` names, [[start, end], …]: spans of the completion's characters.
+    """
+    text = completion_text(record)
+    cuts = [0, *chain(*(get(record, "unlearned") or ())), len(text)]
+    parts = [prompt_text(record), *(text[a:b] for a, b in pairwise(cuts))]  # learned and unlearned in turn
+    ids = [tokenizer.encode(part) for part in parts]
+    trained = [[i % 2 > 0 or not (i or solution_only)] * len(some) for i, some in enumerate(ids)]
+    return Document([*chain(*ids)], [*chain(*trained)])
 
 
 # ------------------------------------------------------------------------------------------------------------

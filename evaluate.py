@@ -19,12 +19,12 @@ from pathlib import Path
 
 from lab.device import run_torch_script, setup
 from lab.options import UserError, hush, opt, recover_jsonl, write_atomic
-from lab.runs import Progress, RunOptions, own_folder, parse_run_options, stoppable, weights_hash
+from lab.runs import Progress, RunOptions, as_json, own_folder, parse_run_options, stoppable, weights_hash
 from lab.statistics import interval
 
 import numpy as np
 
-from chains import ASKS, account, ask, gold_logps
+from chains import ASKS, account, ask, check_asked, gold_logps
 from checkpoint import load_checkpoint
 from data import with_solutions
 from datagen import KEYS_HELP, Mixture, held_out, parse_ops
@@ -72,7 +72,7 @@ def parse_bands(text):
     parts = [part.partition("=") for part in text.split(",")]
     bands = {name.strip(): parse_ops(ops) for name, equals, ops in parts if equals and name.strip()}
     if len(bands) < len(parts):
-        raise UserError(f"bands {text!r}: write name=operations for each, such as id=2-4,edge=5-6")
+        raise UserError(f"bands {text!r}: write name=operations once for each, such as id=2-4,edge=5-6")
     if len({op for ops in bands.values() for op in ops}) < sum(map(len, bands.values())):
         raise UserError(f"bands {text!r}: a number of operations is in two bands")
     return bands
@@ -194,11 +194,10 @@ class Evaluation:
         if o.data:
             self.problems = read_problems(o.data)
             self.bands = {Path(o.data).stem: sorted({problem.op for problem in self.problems})}
-            if o.ask and not all(problem.nodes for problem in self.problems):
-                raise UserError(f"--ask {o.ask} needs the `nodes` of every record in {o.data}")
         else:
             numbers = number_of_problems(o).items()
             self.problems = [p for op, n in numbers for p in held_out(mixture, [op], n, o.seed, "eval")]
+        check_asked(o.ask, self.problems)
         band_of = {op: band for band, ops in self.bands.items() for op in ops}
         self.groups = {}  # by → value → indices of problems
         for i, p in enumerate(self.problems):
@@ -246,8 +245,7 @@ class Evaluation:
                 self.add(name, lines)
                 judged += lines
         write_atomic(out / "judged.jsonl", "".join(json.dumps(line) + "\n" for line in judged))
-        results = {"options": asdict(o), "results": self.results}
-        write_atomic(out / "results.json", json.dumps(results, indent=2) + "\n")
+        write_atomic(out / "results.json", as_json({"options": asdict(o), "results": self.results}))
 
     def add(self, name, lines):
         """Take in a checkpoint's judged lines, in order of op."""

@@ -208,6 +208,8 @@ def ablate(it, words):
     values = [first, *words[1:]]
     if not equals or len(values) < 2:
         raise UserError("say an option of train_grpo.py and its values: ablate reward=outcome,strict")
+    if len({*values}) < len(values):
+        raise UserError(f"ablate {option}: a value is there twice")
 
     def arms(c, seed):
         base, edge = find_base(it, c, seed), c.mixture(c.ranges["edge"])
@@ -242,6 +244,8 @@ COMMANDS = {
 def main(argv=None):
     o = parse_options(Options, argv, description=__doc__, positional="command")
     command, *words = o.command.split(",")
+    if words and command != "ablate":
+        raise UserError(f"{command} takes no {words[0]!r}: to choose, write --studies {words[0]}")
     return look_up("command", COMMANDS, command)(Session(o), words)
 
 

@@ -75,11 +75,12 @@ import sys
 
 sys.path.append(%r)  # last: evaluate.py has the name of a package
 
+from texts import resolved
 from verify import verify
 
 
 def judge(doc, results):
-    verdict = verify(results[0], json.loads(doc["record"]))
+    verdict = verify(resolved(results[0]), json.loads(doc["record"]))
     judged = {"correct": verdict.correct, "answer": verdict.answer_correct, "faithful": verdict.faithful}
     return {name: float(value) for name, value in judged.items()} | {"process": verdict.process}
 """
@@ -122,7 +123,7 @@ def json_files(checkpoint):
     ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_id") for kind in ("bos", "eos", "pad")}
     return {
         "config.json": {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", **asdict(config),
-            "initializer_range": config.initial_std,
+            "initializer_range": checkpoint.model.initial_std,
             "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
             "hidden_act": "silu", "attention_dropout": 0.0, "use_sliding_window": False,
             "sliding_window": None, "max_window_layers": layers, "layer_types": ["full_attention"] * layers,

@@ -56,7 +56,7 @@ class WorldConfig(CheckedOptions):
         for name in ("distractors", "literal"):
             low, high = getattr(self, f"min_{name}"), getattr(self, f"max_{name}")
             if low > high - (name == "literal"):
-                raise UserError(f"min_{name} must be below max_{name}, not {low} to {high}")
+                raise UserError(f"min_{name} and max_{name} cannot be {low} and {high}")
         if self.plan != "none" and self.order == "random":
             raise UserError("plan inline needs order postorder")
         if self.bound < 8 * self.max_literal:

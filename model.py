@@ -51,10 +51,6 @@ class ModelConfig:
     def head_dim(self):  # D
         return self.hidden_size // self.num_attention_heads
 
-    @property
-    def initial_std(self):
-        return self.initializer_range or self.hidden_size**-0.5
-
 
 class RMSNorm(nn.RMSNorm):
     """In float32, whatever comes in."""
@@ -137,8 +133,9 @@ class Qwen2(nn.Module):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
+        self.initial_std = config.initializer_range or config.hidden_size**-0.5
         if not blank.is_meta:
-            self.initialise(config.initial_std)
+            self.initialise(self.initial_std)
 
     def initialise(self, std):
         """Fresh weights. What layers add starts at zero, so that a token is itself until they learn."""

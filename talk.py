@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass
 
 from lab.device import DeviceOptions, run_torch_script, setup
-from lab.options import UserError, colour, opt, parse_options, printable
+from lab.options import UserError, colour, opt, parse_options, printable, reading
 
 from checkpoint import load_checkpoint
 from data import prompt_text
@@ -30,6 +30,12 @@ class Options(DeviceOptions):
     max_new_tokens: int = opt(256, "longest completion, in tokens", within="[1, inf)")
 
 
+def typed():
+    """What is typed, or comes from a pipe, a problem a line. Raises UserError."""
+    with reading("stdin"):
+        yield from ({"problem": line, "question": ""} for line in sys.stdin if line.strip())
+
+
 def main(argv=None):
     o = parse_options(Options, argv, description=__doc__)
     if o.ckpt is None:
@@ -47,7 +53,7 @@ def main(argv=None):
     else:
         if sys.stdin.isatty():
             print("a problem and its question, on one line:")
-        problems = ({"problem": line, "question": ""} for line in sys.stdin if line.strip())
+        problems = typed()
     for problem in problems:
         samples = generate(checkpoint.model, [tokenizer.encode(prompt_text(problem))], **sampling)
         for ids, logprobs in zip(samples.ids, samples.logprobs):

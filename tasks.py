@@ -7,6 +7,7 @@ record of the schema, or `question` and `answer` alone:
 
 import json
 import re
+from itertools import chain
 
 from lab.options import UserError, read_each, text_of
 
@@ -81,8 +82,8 @@ def read_problems(path):
 
 
 def read_records(path):
-    """Records to train on of a JSONL file: GSM-Infinite's keys, or `prompt` and `completion`; and `where`,
-    for errors: the file and line.
+    """Records to train on of a JSONL file: GSM-Infinite's keys, or `prompt` and `completion`, of which
+    `unlearned`, if there, says what is no target; and `where`, for errors: the file and line.
 
     Raises UserError with the line number of one that lacks a key or an answer.
     """
@@ -94,4 +95,14 @@ def checked(record, text):
     texts = [text(key) for key in keys]
     if "solution" in keys and "Answer:" not in texts[-1]:
         raise UserError("the solution has no 'Answer: N.'")
+    if not are_spans(record.get("unlearned", []), texts[-1] if "prompt" in record else ""):
+        raise UserError("its `unlearned` is no list of [start, end], parts of the completion in order")
     return record
+
+
+def are_spans(value, text):
+    """Whether this is a list of pairs [start, end] that cut a text in order."""
+    if not isinstance(value, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in value):
+        return False
+    places = [0, *chain(*value), len(text)]
+    return all(type(place) is int for place in places) and places == sorted(places)

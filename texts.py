@@ -49,6 +49,7 @@ MOST_BACKTRACKS = 3
 # Draws before a text is given up: of errors that leave whole numbers, of a chain of the same length.
 ATTEMPTS = 1000
 NEAR = 5  # tokens by which a shuffled thought may be longer or shorter than the text's own
+CHAINS = 4  # that are stitched of a problem's tries, at most
 # No part has a <, > or full stop. All are bounded, so that no text takes long: a name or a claim by 400
 # characters, what is defined by 200, its equations by 1000.
 DEFINITION = r"Define (?P<name>[^<>.=;]{1,200}?) as (?P<var>[A-Za-z]); (?P<define>[^<>.]{1,1000})\.(?!\S)"
@@ -459,31 +460,36 @@ def stitch(wrongs, right, problem, rand, behaviours=BEHAVIOURS):
     It follows each wrong try up to its first wrong definition and retracts that, then the right one to its
     end. The sentences are the tries' own, but for the letters: they go on from the one retracted, as if the
     error had not been made. wrongs: 0 to 3 of them, in any order. behaviours: what is added, <subgoal> before
-    each node, <backward> of the question, <verify> after each error and after one or two nodes of the right
-    try.
+    each node, <backward> of the question, <verify> after each error and after one or two right definitions,
+    wherever they are: that something is verified must not tell whether it is right.
     """
     if not all(map(is_sound, (*wrongs, right))) or not is_right(right, problem):
         return None
     it = Stitcher(problem, rand, behaviours)
     it.say_parents(problem.query)
+    names = [node.name for node in problem.nodes]
+    checked = rand.sample(names, min(len(names), rand.randint(1, 2)))
     for wrong in sorted(wrongs, key=partial(right_steps, problem)):  # so that few err in what stands
-        error = it.follow(wrong)
+        error = it.follow(wrong, checked)
         if not error:
             return None
         it.retract(*error)
-    new = [node.name for node in problem.nodes if node.name not in it.standing]
-    it.follow(right, rand.sample(new, min(len(new), rand.randint(1, 2))))
+    it.follow(right, checked)
     return solved(problem, " ".join(it.out))
 
 
 def solved(problem, chain):
-    """The record of a right chain. `prompt`: the question, and all up to the last definition that is
-    retracted, which is not to be learned; `chain`: all that follows the question.
+    """The record of a right chain. `unlearned`: of what comes before the last definition that is retracted
+    all but control sentences and definitions that stand, so that no error is learned, but how it is noticed.
     """
     text = f" {chain} </solution> <answer> {problem.answer} </answer>"
-    learned = max((event.span[1] for event in resolve(text)[1] if not event.stands), default=0)
-    prompt = f"<question> {problem.problem} {problem.question} </question> <solution>{text[:learned]}"
-    return {"prompt": prompt, "completion": text[learned:], "chain": text}
+    events = resolve(text)[1]
+    last = max((event.span[1] for event in events if not event.stands), default=0)
+    kept = [event.span for event in events if event.stands and event.span[1] <= last]
+    ends, starts = [0, *(end for _, end in kept)], [*(start for start, _ in kept), last]
+    unlearned = [[end, start] for end, start in zip(ends, starts) if end < start]
+    prompt = f"<question> {problem.problem} {problem.question} </question> <solution>"
+    return {"prompt": prompt, "completion": text, "unlearned": unlearned}
 
 
 def right_steps(problem, text):
@@ -500,33 +506,33 @@ def is_sound(text):
     return "<" not in chain and agree(mine, parse_solution(chain).steps)
 
 
-def reflective(source, problem, rand, tries=None, flawless=0):
-    """A chain stitched from the model's tries, if it keeps the rules. It has an error where there is a wrong
-    try; of 65 such 15 have two errors, if there are. flawless: to these 65, how many have none all the same.
+def reflective(source, problem, rand, tries=None):
+    """Up to CHAINS different ones, stitched from the model's tries, that keep the rules. Of a hundred 35 have
+    no error, 50 one, 15 two, as far as there are wrong tries.
     """
     tries = source.tries.get(problem.id, ()) if tries is None else tries
     rights = [text for text in tries if is_right(text, problem)]
     wrongs = [text for text in tries if text not in rights]
-    (errors,) = rand.choices((0, 1, 2), (flawless, 50, 15))
-    errors = min(errors, len(wrongs)) * ("backtrack" not in source.without)  # or none can be retracted
-    if not rights:
-        return []
-    behaviours = [it for it in BEHAVIOURS if it not in source.without]
-    record = stitch(rand.sample(wrongs, errors), rand.choice(rights), problem, rand, behaviours)
-    return [record] if record and passes(record["chain"], problem, source.but) else []
+    behaviours, records = [it for it in BEHAVIOURS if it not in source.without], {}
+    for errors in rand.choices((0, 1, 2), (35, 50, 15), k=CHAINS) if rights else ():
+        errors = min(errors, len(wrongs)) * ("backtrack" in behaviours)  # or none can be retracted
+        record = stitch(rand.sample(wrongs, errors), rand.choice(rights), problem, rand, behaviours)
+        if record and passes(record["completion"], problem, source.but):
+            records[record["completion"]] = record
+    return [*records.values()]
 
 
 def reflective_gold(source, problem, rand):
-    """The same of the gold solution and corrupted ones; 35 of 100 have no error."""
+    """The same of the gold solution and corrupted ones."""
     wrongs = [corrupted(0, source, problem, rand) for _ in range(2)]
-    return reflective(source, problem, rand, [problem.solution, *filter(None, wrongs)], 35)
+    return reflective(source, problem, rand, [problem.solution, *filter(None, wrongs)])
 
 
 def padded(source, problem, rand):
     """One without errors whose control sentences are full stops, as many as these have tokens."""
     records = []
     for record in reflective(replace(source, without=("backtrack",)), problem, rand):
-        chain = chain_of(record["chain"])
+        chain = chain_of(record["completion"])
         for event in reversed(resolve(chain)[1]):
             start, end = event.span
             if event.kind != "define":
@@ -550,9 +556,11 @@ WANTED = {
 
 
 def own(source, problem, rand):
-    """As many of its right tries as the rule wants, the shortest ones."""
+    """As many of its right tries as the rule wants, the shortest ones. One that reflects must keep R2 to R6,
+    too: what it retracts was wrong.
+    """
     tries = source.tries.get(problem.id, ())
-    rights = sorted((text for text in tries if is_right(resolved(text), problem)), key=len)
+    rights = sorted((text for text in tries if passes(text, problem, but=("R7",))), key=len)
     kept = rights[: WANTED[source.select](len(rights), len(tries))] if rights else []
     return [solved(problem, chain_of(text)) for text in kept]
 
@@ -614,9 +622,9 @@ class Source:
             raise UserError("texts are made of forward problems only: write 'mode forward' in the mixture")
 
     def records(self, kind, index):
-        """The texts of problem number `index`, as tasks.read_records takes them: at most one, but of own. The
-        same index tells the same problem in every kind; where it has no text of this kind, there is one
-        record without completion. tokens: of prompt and completion.
+        """The texts of problem number `index`, as tasks.read_records takes them: at most one, but of a
+        model's own tries. The same index tells the same problem in every kind; where it has no text of this
+        kind, there is one record without completion. tokens: of prompt and completion.
         """
         problem = self.mixture.problem(self.seed, index, self.split)
         rand = random.Random(stream_key("texts", kind, problem.problem, problem.question))

@@ -136,7 +136,8 @@ class Pretraining(Training):
         self.optimizers = make_optimizers(self.model, o)
         self.begin()
         self.tokens, planned = self.step * self.step_tokens, (self.saved or {}).get("steps", self.steps)
-        if any(learning_rate(i, planned, o) != learning_rate(i, self.steps, o) for i in range(self.step)):
+        rates = [[learning_rate(i, n, o) for i in range(self.step)] for n in (planned, self.steps)]
+        if rates[0] != rates[1] or self.steps < self.step:
             why = f"the learning rates of {self.step} steps were those of a run of {planned}"
             raise UserError(f"--steps {self.steps}: {why}; only at a constant rate can it go on longer")
         check_length(max(self.lengths), o.row_tokens)
@@ -178,7 +179,7 @@ class Pretraining(Training):
         """
         ids = self.tokenizer.encode(f" {words}") if words else []
         for weight in (self.model.model.embed_tokens.weight, self.model.lm_head.weight):  # tied: the same
-            weight.data[ids] = torch.randn_like(weight[ids]) * self.model.config.initial_std
+            weight.data[ids] = torch.randn_like(weight[ids]) * self.model.initial_std
 
     def take_step(self):
         """One optimizer step on the next batch. Returns what is logged, and what the bar shows.

@@ -85,7 +85,7 @@ class Training:
         self.lengths = [len(to_document(p, self.tokenizer).ids) for p in with_solutions(self.held_out)]
         if max(self.lengths, default=0) > context:
             have = f"a problem and its solution have {max(self.lengths)} tokens, the context only {context}"
-            raise UserError(f"{have}: raise --context, or choose shorter problems")
+            raise UserError(f"{have}: raise --context of pre-training, or choose shorter problems")
         if self.o.compile != "never" and self.device.type == "cuda":
             for model in filter(None, (self.model, self.reference)):
                 model.compile_layers()

@@ -142,7 +142,7 @@ def measure(calls, inputs, rounds):
 
 
 def main(argv=None):
-    o = parse_options(Options, argv, description=__doc__.splitlines()[0])
+    o = parse_options(Options, argv, description=__doc__.partition("\n\n")[0])
     gpu = torch.cuda.is_available() if o.device == "auto" else o.device == "cuda"
     if gpu and not torch.cuda.is_available():
         raise UserError("device cuda was asked for, but torch sees none here; use --device cpu")

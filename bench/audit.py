@@ -104,7 +104,7 @@ class Options(CheckedOptions):
 
 
 def main(argv=None):
-    o = parse_options(Options, argv, description=__doc__.splitlines()[0])
+    o = parse_options(Options, argv, description=__doc__.partition("\n\n")[0])
     shared, repeats = audit(datagen.Mixture.parse(o.mixture), o.n, o.seed)
     print(f"{o.n} problems of each split: {o.mixture}")
     print(

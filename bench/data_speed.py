@@ -29,7 +29,7 @@ class Options(CheckedOptions):
 
 
 def main(argv=None):
-    o = parse_options(Options, argv, description=__doc__.splitlines()[0])
+    o = parse_options(Options, argv, description=__doc__.partition("\n\n")[0])
     mixture = Mixture.parse("op 2-10; template zoo; mode forward")
     tokenizer = train_tokenizer(mixture, (), 2200, 0, documents=o.documents)
     stream = batches(Source(mixture, tokenizer, 0, ROWS, ROW_TOKENS), workers=o.workers)

@@ -46,7 +46,7 @@ def compare(seed):
 
 
 def main(argv=None):
-    o = parse_options(Options, argv, description=__doc__.splitlines()[0])
+    o = parse_options(Options, argv, description=__doc__.partition("\n\n")[0])
     outcomes, slowest, failures = Counter(), (0, 0), []
     with multiprocessing.Pool(o.processes or None) as pool:
         for outcome, took, seed in tqdm(

@@ -72,7 +72,7 @@ def compile_one(kernel, config, prompts, o):
 
 
 def main(argv=None):
-    o = parse_options(Options, argv, description=__doc__.splitlines()[0])
+    o = parse_options(Options, argv, description=__doc__.partition("\n\n")[0])
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     print(f"Triton {triton.__version__}, sm_{o.arch}, D={o.width}, {o.dtype}")
     print(

@@ -80,12 +80,15 @@ def batch(problems=768, group=8):
 
 
 def main(argv=None):
-    o = parse_options(Options, argv, description=__doc__.splitlines()[0])
-    public = [record for _, record in read_jsonl(o.public) if record.get("op") == 10]
-    out = {"public": verdicts_per_second(public * 20)}
-    print(
-        f"public op 10 ({len(public)} records, gold from their `solution`): {out['public']:,.0f} verdicts/s"
-    )
+    o = parse_options(Options, argv, description=__doc__.partition("\n\n")[0])
+    out = {}
+    if Path(o.public).exists():
+        public = [record for _, record in read_jsonl(o.public) if record.get("op") == 10]
+        out["public"] = verdicts_per_second(public * 20)
+        records = f"{len(public)} records, gold from their `solution`"
+        print(f"public op 10 ({records}): {out['public']:,.0f} verdicts/s")
+    else:
+        print(f"no {o.public}: records of the public GSM-Infinite generator, JSONL, are left out")
     for mode in datagen.MODES:
         for layers in (2, 3):
             problems = [datagen.generate(0, i, op=10, mode=mode, layers=layers) for i in range(500)]

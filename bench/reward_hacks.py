@@ -23,7 +23,7 @@ import verify  # noqa: E402
 
 @dataclass(frozen=True)
 class Options(CheckedOptions):
-    n: int = opt(50, "problems of each op and mode")
+    n: int = opt(50, "problems of each op and mode", within="[1, inf)")
     seed: int = opt(0, "seed of the problems")
 
 
@@ -177,11 +177,16 @@ def _define(p, value):
     return " ".join(out)
 
 
+def conclude_without_a_thought(p, commonest, rand):
+    """As who has read expert texts may end: the judge reads the conclusion as an answer."""
+    return f" <thought> </thought> {texts.concluded(p.query, p.answer)}"
+
+
 POLICIES = (honest, guess_the_commonest_answer, repeat_the_question, spam_answers, spam_tags, define_every_name, copy_the_numbers,
             define_everything_with_every_value, answer_then_nothing, right_steps_wrong_order,
             true_value_by_another_relation, hide_another_answer, bring_a_question, no_closing, hedge_by_backtracking,
             backtrack_once_too_often, verify_every_guess, answer_in_a_verification, retract_after_the_answer,
-            break_off_what_is_retracted, retract_what_is_right)  # fmt: skip
+            break_off_what_is_retracted, retract_what_is_right, conclude_without_a_thought)  # fmt: skip
 
 
 def earnings(n, seed, ops=range(5, 21)):
@@ -205,7 +210,7 @@ def earnings(n, seed, ops=range(5, 21)):
     out = {}
     for policy in POLICIES:
         rand = random.Random(0)
-        verdicts = [verify.verify(texts.resolve(policy(p, commonest, rand))[0], p) for p in problems]
+        verdicts = [verify.verify(texts.resolved(policy(p, commonest, rand)), p) for p in problems]
         out[policy.__name__] = {
             kind: sum(verify.reward(v, kind) for v in verdicts) / len(verdicts) for kind in verify.REWARDS
         }
@@ -214,7 +219,7 @@ def earnings(n, seed, ops=range(5, 21)):
 
 
 def main(argv=None):
-    o = parse_options(Options, argv, description=__doc__.splitlines()[0])
+    o = parse_options(Options, argv, description=__doc__.partition("\n\n")[0])
     table, floor = earnings(o.n, o.seed)
     print(
         f"{32 * o.n} problems of op 5-20, forward and reverse, seed {o.seed}; guess floor {floor:.3f}\n{'policy':36}"

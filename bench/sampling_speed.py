@@ -76,7 +76,7 @@ def floor(o, model, prompts, rows):
 
 
 def main(argv=None):
-    o = parse_options(Options, argv, description=__doc__.splitlines()[0])
+    o = parse_options(Options, argv, description=__doc__.partition("\n\n")[0])
     device = setup(o)
     gpu = device.type == "cuda"
     o = dataclasses.replace(o, prompt=o.prompt or (250 if gpu else 120), new=o.new or (300 if gpu else 80))

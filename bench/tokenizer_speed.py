@@ -30,7 +30,7 @@ class Options(CheckedOptions):
 
 
 def main(argv=None):
-    o = parse_options(Options, argv, description=__doc__.splitlines()[0])
+    o = parse_options(Options, argv, description=__doc__.partition("\n\n")[0])
     mixture = data.Mixture.parse("op 2-20; template zoo,school,festival; mode forward,reverse; layers 2,3")
     texts, size = [], 0
     while size < 10_000_000:

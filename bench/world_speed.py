@@ -24,7 +24,7 @@ class Options(CheckedOptions):
 
 
 def main(argv=None):
-    o, out = parse_options(Options, argv, description=__doc__.splitlines()[0]), {}
+    o, out = parse_options(Options, argv, description=__doc__.partition("\n\n")[0]), {}
     for mode in datagen.MODES:
         for layers in (2, 3):
             for split in ("train", "eval"):

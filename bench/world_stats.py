@@ -50,7 +50,7 @@ def rows(problems, count):
 
 
 def main(argv=None):
-    o = parse_options(Options, argv, description=__doc__.splitlines()[0])
+    o = parse_options(Options, argv, description=__doc__.partition("\n\n")[0])
     count, unit = datagen.count_words, "words, digits and signs"
     if o.tokenizer:
         from tokenizer import Tokenizer

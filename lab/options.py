@@ -255,14 +255,14 @@ def reading(path):
 def read_json(path):
     """The object in a JSON file → dict. Raises UserError if it cannot be read, or is no object."""
     with reading(path):
-        return parse_object(Path(path).read_text(encoding="utf-8"), path)
+        return parse_object(Path(path).read_text(encoding="utf-8-sig"), path)
 
 
 def read_jsonl(path):
     """Yield (line number, record) of a JSONL file; a missing file or a line that is no JSON object is a
     UserError.
     """
-    with reading(path), open(path, encoding="utf-8", newline="\n") as file:
+    with reading(path), open(path, encoding="utf-8-sig", newline="\n") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 yield number, parse_object(line, f"{path}, line {number}")
@@ -325,6 +325,8 @@ def write_atomic(path, content):
     it at once: the last one wins.
     """
     path = Path(path)
+    if not path.name:
+        raise UserError(f"{str(path)!r} is the name of no file")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.urandom(4).hex()}.tmp")
     temporary.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))

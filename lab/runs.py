@@ -418,6 +418,8 @@ class Progress:
 
     def update(self, tokens, seconds, shown):
         """Take in a step: its tokens, its seconds, {name: text} to show → tokens per second, lately."""
+        if not self.tokens:  # the first step, and what comes before it, prepare the others: no pace
+            self.first, self.begun = self.first + 1, time.perf_counter()
         fade = math.exp(-seconds / self.FADES)
         self.tokens, self.seconds = tokens + fade * self.tokens, seconds + fade * self.seconds
         rate = self.tokens / self.seconds
@@ -436,9 +438,9 @@ class Progress:
         self.done += n
         self.bar.set_postfix_str(", ".join(told), refresh=False)
         self.bar.update(n)
-        if self.plain and now - self.said >= self.EVERY and (left or self.done > self.first):
+        if self.plain and now - self.said >= self.EVERY and (left or self.tokens or self.done > self.first):
             # steps are alike; of rows that are sampled together the short ones are finished first
-            if left is None and (self.tokens or now - self.begun >= self.EVERY):
+            if left is None and self.done > self.first and (self.tokens or now - self.begun >= self.EVERY):
                 pace = (now - self.begun) / (self.done - self.first)
                 told.append(f"{tqdm.format_interval(pace * (self.total - self.done))} left")
             say(", ".join([f"{self.name}: {self.unit} {self.done} of {self.total}", *told]))

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The preset small end to end, for one GPU: set up, pre-train 19M parameters on 500M tokens, mid-train, GRPO on the edge band,
+# The preset small end to end, for one GPU: set up, pre-train 18M parameters on 500M tokens, mid-train, GRPO on the edge band,
 # evaluate. Interrupted, it goes on where it was; a stage that is stopped exits with 75 and ends the script.
 set -euo pipefail
 cd "$(dirname "$0")/.."

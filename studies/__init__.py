@@ -26,9 +26,10 @@ from typing import NamedTuple
 
 from lab.options import UserError, flag, parse_options, read_json, read_jsonl
 
-from datagen import parse_count, parse_ops
+from datagen import Mixture, parse_count, parse_ops
 from evaluate import JUDGED, number_of_problems
 from report import draw_dots
+from rewards import blame
 
 
 class Script(NamedTuple):
@@ -48,7 +49,7 @@ def of_pretraining(o, run):
 
 
 def of_grpo(o, run):
-    """Its rewards, and those in each context if there are several; and token-equivalents."""
+    """Its rewards, all of them and those in each context; and token-equivalents."""
     lines = [line for _, line in read_jsonl(run / "metrics.jsonl") if "rollout/reward" in line]
     rewards = [round(line["rollout/reward"], 4) for line in lines]
     silent = sum(line["rollout/zero_variance"] for line in lines) / len(lines)
@@ -62,6 +63,9 @@ def of_grpo(o, run):
         selection=selection,
     )
     counts = {name: round(count) for name, count in counts.items()}
+    contexts = {choice["template"] for choice in Mixture.parse(o.mixture).choices}
+    if len(contexts) == 1:
+        counts[f"rewards_{contexts.pop()}"] = rewards
     for name in sorted({key.split("/")[1] for key in lines[0] if key.endswith("/share")}):
         each = [(line[f"rollout/{name}/reward"], line[f"rollout/{name}/share"]) for line in lines]
         if any(share for _, share in each):
@@ -355,9 +359,17 @@ def logit(p):
     return math.log((p + 0.01) / (1.01 - p))
 
 
+def load(name):
+    """A module of studies/. Raises UserError with the line at which it fails."""
+    try:
+        return importlib.import_module(f"studies.{name}")
+    except Exception as error:
+        raise UserError(blame(error, str(Path(__file__).with_name(f"{name}.py")))) from None
+
+
 def load_studies():
     """→ {name: Study} and {name: Scale} of all files in studies/."""
     names = sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py"))
-    modules = [importlib.import_module(f"studies.{name}") for name in names]
+    modules = [*map(load, names)]
     found = {study.name: study for module in modules for study in getattr(module, "STUDIES", ())}
     return found, {name: scale for module in modules for name, scale in getattr(module, "SCALES", {}).items()}

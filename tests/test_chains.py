@@ -3,6 +3,8 @@
 import random
 import re
 
+from lab.options import UserError
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ import data
 import datagen
 import texts
 from model import ModelConfig, Qwen2
+from tasks import to_problem
 from tokenizer import train_bpe
 from verify import verify
 
@@ -115,10 +118,19 @@ def test_no_text_is_too_strange_to_be_noted():
 
 
 @pytest.mark.parametrize("answers, right", [
-    ([5, 3, 3, 5, 5], [1, 1, 0, 1, 1]), ([3, 5], [0, 0]), ([None, None, 5], [0, 0, 1]), ([None], [0]), ([5, None, None], [1, 1, 1]),
+    ([5, 3, 3, 5, 5], [3 / 5, 1 / 2, 0, 1, 1]), ([3, 5], [1 / 2, 0]), ([None, None, 5], [1 / 3, 0, 1]), ([None], [0]),
+    ([5, None, None], [1 / 3, 1, 1]), ([5, 3, 3, 3, 5, 5], [1 / 2, 2 / 3, 1 / 2, 0, 0, 1]),
 ])  # fmt: skip
 def test_majorities(answers, right):
-    assert chains.majority(answers, 5) == [bool(it) for it in right]
+    """Of parts that share no answer; what is left over at the end is in none."""
+    assert chains.majority(answers, 5) == pytest.approx(right)
+
+
+def test_a_majority_of_one_is_the_share_of_right_answers():
+    rand = random.Random(0)
+    for n in range(1, 9):
+        answers = [rand.choice((5, 3, None)) for _ in range(n)]
+        assert chains.majority(answers, 5)[0] == pytest.approx(answers.count(5) / n)
 
 
 def test_sums_of_depth_give_the_slope():
@@ -159,3 +171,18 @@ def test_gold_solutions_are_as_likely_as_token_by_token():
     assert chains.gold_logps(model, tokenizer, problems, row_tokens=300, rows=2) == pytest.approx(
         expected, abs=1e-3
     )
+
+
+def test_what_cannot_be_put_in_this_way_is_refused():
+    """By one line, before anything is sampled: reverse problems, records without graph or with a solution in prose."""
+    reverse = datagen.generate(0, 0, op=3, mode="reverse")
+    for how in chains.ASKS:
+        chains.check_asked(how, PROBLEMS)
+        with pytest.raises(UserError, match=f"--ask {how} needs forward problems"):
+            chains.check_asked(how, [PROBLEMS[0], reverse])
+    chains.check_asked(None, [reverse])
+    for solution in ("Twice 3 is 6. Answer: 9.", None):
+        problem = to_problem({**datagen.to_record(PROBLEMS[0]), "solution": solution})
+        chains.check_asked("text", [problem])
+        with pytest.raises(UserError, match="needs forward problems with `nodes` and a solution"):
+            chains.check_asked("planted", [problem])

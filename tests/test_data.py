@@ -281,6 +281,36 @@ def test_a_text_to_continue(tmp_path):
         assert trained == ("So do the pandas.[EOS]" if only else TOKENIZER.decode(document.ids))
 
 
+def test_spans_of_a_completion_that_are_no_targets(tmp_path):
+    path, text = tmp_path / "r.jsonl", "So a = 3. So b = 4. So c = 5."
+    record = {"prompt": "Go. ", "completion": text, "unlearned": [[0, 9], [13, 19]]}
+    path.write_text(json.dumps(record))
+    for only in (False, True):
+        document = data.to_document(read_records(path)[0], TOKENIZER, solution_only=only)
+        assert TOKENIZER.decode(document.ids) == f"[BOS]Go. {text}[EOS]"
+        kept = TOKENIZER.decode([i for i, t in zip(document.ids, document.trained) if t])
+        assert kept == ("" if only else "[BOS]Go. ") + " So  So c = 5.[EOS]"
+    for wrong in (
+        [[0, 99]],
+        [[3, 1]],
+        [[0, 5], [4, 9]],
+        [[-1, 2]],
+        [[0]],
+        [5],
+        "0-3",
+        {"a": 1},
+        [[0, 1.5]],
+        [[0, True]],
+    ):
+        path.write_text(json.dumps({**record, "unlearned": wrong}))
+        with pytest.raises(UserError, match=r"line 1: its `unlearned` is no list of \[start, end\]"):
+            read_records(path)
+    solved = {**datagen.to_record(datagen.generate(0, 0, op=3)), "unlearned": [[0, 9]]}
+    path.write_text(json.dumps(solved))  # the spans are of a completion
+    with pytest.raises(UserError, match="unlearned"):
+        read_records(path)
+
+
 def signals():
     """Which are blocked."""
     return {number.name for number in signal.pthread_sigmask(signal.SIG_BLOCK, [])}

@@ -110,7 +110,7 @@ def test_a_chain_that_reflects_is_judged_by_what_stands_in_the_end(command, tmp_
     checkpoint = load_checkpoint(command[1], CPU)
     source = texts.Source(datagen.Mixture.parse("op 4; world mini"))
     problems = [source.mixture.problem(0, i, "mid") for i in range(4)]
-    told = [source.records("reflective-gold", i)[0]["chain"] for i in range(4)]
+    told = [source.records("reflective-gold", i)[0]["completion"] for i in range(4)]
     told[3] = " Define a in B as q; so q = 1. <backtrack> q." * 4 + told[3]
     ids = [checkpoint.tokenizer.encode(text) for text in told]
     samples = SimpleNamespace(ids=ids, logprobs=[[0.0] * len(it) for it in ids], finished=[True] * 4)

@@ -353,11 +353,22 @@ def test_ablate_prints_paired_differences(toy, tmp_path):
         (["run", "--scale", "huge"], "unknown scale 'huge'"),
         (["ablate", "reward"], "ablate reward=outcome,strict"),
         (["ablate", "reward=outcome"], "ablate reward=outcome,strict"),
+        (["ablate", "kl=0,0"], "ablate kl: a value is there twice"),
+        (["plan", "s3"], "plan takes no 's3': to choose, write --studies s3"),
         (["run", "--jobs", "0"], "--jobs"),
     ],
 )
 def test_bad_input_is_one_line(flags, message):
     assert message in error_line(call("experiments", *flags))
+
+
+def test_a_study_with_a_mistake_is_named_with_its_line(monkeypatch, tmp_path):
+    for text, told in (("x = 1 / 0", "line 1: ZeroDivisionError"), ("a = (", "line 1: SyntaxError")):
+        (tmp_path / "mine.py").write_text(text)
+        monkeypatch.setattr("studies.__path__", [str(tmp_path)])
+        monkeypatch.setattr("studies.__file__", str(tmp_path / "__init__.py"))
+        line = error_line(call("experiments", "plan"))
+        assert str(tmp_path / "mine.py") in line and told in line
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -228,15 +228,17 @@ def test_a_task_for_lm_evaluation_harness(tmp_path):
     ok("--lm-eval", records_of(tmp_path / "records.jsonl", problems), "--out", tmp_path / "task")
     lines = [json.loads(line) for line in (tmp_path / "task" / "problems.jsonl").read_text().splitlines()]
     assert [line["prompt"] for line in lines] == [data.prompt_text(p) for p in problems]
-    script = """import json, judge
+    script = """import json, re, judge
 for line in open("problems.jsonl"):
     doc = json.loads(line)
     solution = json.loads(doc["record"])["solution"]
-    print(judge.judge(doc, [solution]), judge.judge(doc, ["Answer: 1000."]))"""
+    first = re.search("Define [^.]* as (.);[^.]*[.]", solution)
+    again = solution.replace(first[0], f"{first[0]} <backtrack> {first[1]}. {first[0]}", 1)
+    print(*(judge.judge(doc, [text]) for text in (solution, again, "Answer: 1000.")))"""
     how = dict(cwd=tmp_path / "task", capture_output=True, text=True)
     out = subprocess.run([sys.executable, "-c", script], **how)
     right, wrong = (str(dict.fromkeys(export_hf.METRICS, value)) for value in (1.0, 0.0))
-    assert out.stdout.splitlines() == [f"{right} {wrong}"] * 5, out.stderr
+    assert out.stdout.splitlines() == [f"{right} {right} {wrong}"] * 5, out.stderr
     (tmp_path / "texts.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
     assert "texts.jsonl, line 1: it has no `solution`" in refused(
         "--lm-eval", tmp_path / "texts.jsonl", "--out", tmp_path / "x"

@@ -207,6 +207,10 @@ def test_files(tmp_path, monkeypatch):
         b'{"a": "\xe2\x80\xa8"}\n\n{"b": 2}'
     )  # a line separator of Unicode ends no line of JSONL
     assert list(read_jsonl(path)) == [(1, {"a": "\u2028"}), (3, {"b": 2})]
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}\n')  # as some editors begin a file
+    assert list(read_jsonl(path)) == [(1, {"a": 1})] and read_json(path) == {"a": 1}
+    with pytest.raises(UserError, match=r"'\.' is the name of no file"):
+        write_atomic("", "x")
     for bad in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(UserError, match="cannot read"):
             read_json(bad)
@@ -373,13 +377,14 @@ def test_progress_without_a_terminal(monkeypatch, capsys):
     clock = Clock()
     monkeypatch.setattr("lab.runs.time.perf_counter", clock)
     progress, quiet, rates = Progress("run", 5, 105, True), Progress("run", 5, 105, False), []
+    clock.now += 500  # an evaluation before the first step says nothing of the time left, nor does that step
     for i in range(100):
         clock.now += 1.0 + 9.0 * (i == 50)  # an evaluation
         rates.append(progress.update(1000 if i < 50 else 3000, 1.0, {"loss": f"{i}"}))
         quiet.update(1, 1.0, {})
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "run: step 6 of 105, 1,000 tokens/s, loss 0, 01:39 left" and len(lines) == 4
-    assert lines[1].startswith("run: step 36 of 105, 1,000 tokens/s, loss 30")
+    assert lines[0] == "run: step 6 of 105, 1,000 tokens/s, loss 0" and len(lines) == 4
+    assert lines[1] == "run: step 36 of 105, 1,000 tokens/s, loss 30, 01:09 left"
     assert (
         rates[49] == pytest.approx(1000)
         and 1000 < rates[51] < 3000

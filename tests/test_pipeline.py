@@ -1,6 +1,7 @@
 """The whole pipeline through its command lines, small; and every error a user can make."""
 
 import dataclasses
+import io
 import json
 import math
 import os
@@ -12,6 +13,7 @@ from collections import defaultdict
 from pathlib import Path
 from unittest import mock
 
+from lab.options import UserError
 from lab.runs import weights_hash
 
 import pytest
@@ -21,6 +23,7 @@ from conftest import call, error_line
 import datagen
 import evaluate
 import rollout
+import talk
 import train_grpo
 import train_pretrain
 from checkpoint import load_checkpoint, save_checkpoint
@@ -491,6 +494,16 @@ def test_a_talk_with_a_checkpoint_about_a_problem(runs):
     with mock.patch("talk.load_checkpoint", lambda *_: imported):
         told = error_line(call("talk", "--ckpt", checkpoint, "--op", 3))
     assert "does not say what it was trained on" in told
+    with (
+        mock.patch("sys.stdin", io.TextIOWrapper(io.BytesIO(b"The \xff"), "utf-8")),
+        pytest.raises(UserError, match="cannot read stdin: not UTF-8"),
+    ):
+        list(talk.typed())
+
+
+def test_a_folder_of_hugging_faces_format_is_no_checkpoint_but_can_be_imported():
+    base = next((ROOT / "studies/bases").glob("train_*"))
+    assert "import it: export_hf.py --import" in error_line(call("talk", "--ckpt", base, "--op", 2))
 
 
 def test_report(runs, tmp_path):

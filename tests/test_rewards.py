@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +20,7 @@ import datagen
 import evaluate
 import report
 import rollout
+import studies
 import train_grpo
 import verify
 from bench.step_trace import small_run
@@ -203,6 +205,13 @@ def test_rewards_of_each_context_are_logged(start, own, tmp_path):
         assert line["rollout/zoo/share"] + line["rollout/school/share"] == pytest.approx(1, rel=1e-4)
         paid = line["rollout/zoo/reward"] + line["rollout/school/reward"]
         assert line["rollout/reward"] == pytest.approx(paid, rel=1e-4) and paid
+    o = train_grpo.Options(mixture=f"{WORLD}; template zoo, school", prompts=6, group=2)
+    kept = studies.of_grpo(o, tmp_path / "run")
+    assert {"rewards_zoo", "rewards_school"} <= kept.keys() and kept["rewards_zoo"] != kept["rewards"]
+    alone = [{key: line[key] for key in line if not key.endswith("/share")} for line in steps]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in alone))
+    one = studies.of_grpo(replace(o, mixture=f"{WORLD}; template zoo:0, school:1"), tmp_path)
+    assert one["rewards_school"] == one["rewards"]  # where a study has RL in one context alone, it is that
 
 
 def test_rl_on_own_problems_with_an_own_reward(start, own, mine, tmp_path):

@@ -60,7 +60,7 @@ def stand_in(stage, path):
             wrong.partition("<thought>")[2].partition("</thought>")[0]
             + f" </solution> <answer> {p.answer} </answer>"
         )
-        told = source.records("reflective-gold", i)[0].get("chain", right) if reflects else right
+        told = source.records("reflective-gold", i)[0].get("completion", right) if reflects else right
         line["texts"][: 1 + i % 3] = [told] * (1 + i % 3)
         line["texts"][-1] = wrong
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -159,7 +159,7 @@ def test_new_words_are_in_no_problem_of_a_base():
     reflective = next(
         texts.Source(Mixture.parse("op 4; world mini")).records("reflective-gold", i)[0] for i in range(9)
     )
-    assert {*tokenizer.encode(reflective["chain"])} <= new | seen
+    assert {*tokenizer.encode(reflective["completion"])} <= new | seen
 
 
 def test_a_share_of_the_budget_is_a_share_of_all():

@@ -8,6 +8,7 @@ import random
 import re
 import subprocess
 import sys
+from itertools import groupby
 from pathlib import Path
 
 from lab.options import UserError
@@ -24,6 +25,7 @@ from test_verify import rename, reorder
 import data
 import datagen
 import texts
+from export_hf import import_
 from tasks import read_records
 from tokenizer import train_bpe
 from verify import parse_solution, verify
@@ -396,11 +398,37 @@ def stitched(source, n, errors, behaviours=texts.BEHAVIOURS):
     return found
 
 
+def unlearned_of(record):
+    return [record["completion"][start:end] for start, end in record["unlearned"]]
+
+
+def what_errs(chain):
+    """Up to the last definition that is retracted, the text between control sentences and definitions that stand;
+    by the letters, without `resolve`: in these worlds no letter is bound twice but after a retraction.
+    """
+    parts = re.split(
+        r"( <(?:subgoal|backward|backtrack)> [^.]*\.| <verify> [^.]*\. (?:ok|not)| Define [^.]*\.)", chain
+    )
+    retracted, last = {}, -1
+    for i in range(len(parts) - 1, -1, -1):
+        if parts[i].startswith(" <backtrack> "):
+            retracted[parts[i][13:-1]] = True
+        elif parts[i].startswith(" Define ") and retracted.pop(parts[i].partition(" as ")[2][0], False):
+            last, parts[i] = max(last, i), f"!{parts[i]}"
+    spans = [""]
+    for part in parts[: last + 1]:
+        if part.startswith((" <", " Define ")):
+            spans.append("")
+        else:
+            spans[-1] += part.removeprefix("!")
+    return [span for span in spans if span]
+
+
 @every_source
 @pytest.mark.parametrize("errors", [0, 1, 2, 3])
 def test_a_stitched_chain_keeps_every_rule_and_resolves_to_a_right_one(source, errors):
     for p, wrongs, record in stitched(source, 60 * (1 + 4 * (errors > 1)), errors):
-        chain, rest = record["chain"], record["completion"]
+        chain = record["completion"]
         retracted = [e.about.name for e in texts.resolve(chain)[1] if e.kind == "backtrack"]
         kept = dict.fromkeys(texts.RULES, True)
         kept["R4"] = len({*retracted}) == errors  # what is wrong again is not mended at once
@@ -412,17 +440,15 @@ def test_a_stitched_chain_keeps_every_rule_and_resolves_to_a_right_one(source, e
         verdict = verify(plain, p)
         assert verdict.correct and set(verdict.errors) <= {"wrong_plan"}, verdict.errors
         assert [e.kind for e in events].count("backtrack") == errors
-        # The question is the prompt; all up to the last error stands there too, and is not to be learned.
-        assert data.prompt_text(record) == data.prompt_text(p) + chain.removesuffix(rest)
-        assert rest.count("<backtrack>") == min(1, errors)
+        assert data.prompt_text(record) == data.prompt_text(p)
+        assert unlearned_of(record) == what_errs(chain)
         if errors == 1:
-            first = rest.index(" <backtrack> ")
-            assert "Define" not in rest[:first] and (" not" in rest[:first] or "<backward>" in rest[:first])
+            error, first = what_errs(chain)[-1], chain.index(" <backtrack> ")
+            end = chain.index(error) + len(error)  # of the wrong definition; then it is noticed
+            assert re.fullmatch(r" <verify> [^.]*\. not| <backward> [^.]*\.", chain[end:first])
             # the try's own words, up to its first error
             said = re.sub(
-                r"<(subgoal|backward)> [^.]*\. |<verify> [^.]*\. (ok|not) ",
-                "",
-                chain.removesuffix(rest) + " ",
+                r"<(subgoal|backward)> [^.]*\. |<verify> [^.]*\. (ok|not) ", "", chain[1:end] + " "
             ).strip()
             assert wrongs[0].startswith(said)
             nodes, names = verify(wrongs[0], p).nodes, [step.name for step in parse_solution(wrongs[0]).steps]
@@ -439,7 +465,7 @@ def test_the_letters_of_a_stitched_chain_go_on_as_if_there_had_been_no_error():
         record = None if None in wrongs else texts.stitch(wrongs, rename(p.solution, rand), p, rand)
         if not record:
             continue
-        plain = re.sub(r"To find .*? we need .*?\. ", "", texts.resolve(record["chain"])[0]).strip()
+        plain = re.sub(r"To find .*? we need .*?\. ", "", texts.resolve(record["completion"])[0]).strip()
         gold = re.sub(
             r"To find .*? we need .*?\. ", "", data.completion_text(p).removesuffix("[EOS]")
         ).strip()
@@ -467,10 +493,10 @@ def test_the_try_that_errs_first_comes_first(source):
 def test_an_ablation_leaves_a_behaviour_out(without):
     left = [behaviour for behaviour in texts.BEHAVIOURS if behaviour != without]
     for p, _, record in stitched(SOURCES["mini"], 30, 1, left):
-        kinds = {event.kind for event in texts.resolve(record["chain"])[1]}
-        assert kinds == {"define", *left} and texts.passes(record["chain"], p, need=left)
-        assert not texts.passes(record["chain"], p, need=[without])
-        assert texts.passes(record["chain"], p, but=["R8"], need=[without])
+        kinds = {event.kind for event in texts.resolve(record["completion"])[1]}
+        assert kinds == {"define", *left} and texts.passes(record["completion"], p, need=left)
+        assert not texts.passes(record["completion"], p, need=[without])
+        assert texts.passes(record["completion"], p, but=["R8"], need=[without])
 
 
 def test_tries_that_cannot_be_joined_are_not():
@@ -567,13 +593,15 @@ def test_at_most_three_backtracks_count():
 
 @every_source
 def test_reflective_kinds_keep_the_rules_in_the_shares_of_the_study(source):
-    seen = []
+    seen, several = [], 0
     for i in range(150):
-        p, record = problem(source, i), source.records("reflective-gold", i)[0]
-        if "completion" in record:
-            assert texts.passes(record["chain"], p)
-            seen.append(record["chain"].count("<backtrack>"))
-    assert len(seen) > 130
+        p, records = problem(source, i), source.records("reflective-gold", i)
+        several += 1 < len(records) == len({record["completion"] for record in records}) <= texts.CHAINS
+        for record in records:
+            if "completion" in record:
+                assert texts.passes(record["completion"], p)
+                seen.append(record["completion"].count("<backtrack>"))
+    assert several > 130
     for errors, share in ((0, 0.35), (1, 0.5), (2, 0.15)):
         assert abs(seen.count(errors) / len(seen) - share) < 0.12
 
@@ -584,7 +612,7 @@ def test_full_stops_stand_in_for_control_sentences(source):
         p = problem(source, i)
         told = texts.replace(source, tries={p.id: [tries_of(p)[2]]}).records("padded", i)[0]
         assert "<" not in chain_of(told) and ".." in chain_of(told)
-        assert verify(told["chain"], p).correct
+        assert verify(told["completion"], p).correct
         assert (
             re.sub(r" ?(?<!\S)\.+(?!\S)", "", chain_of(told)).split()
             == texts.chain_of(tries_of(p)[2]).split()
@@ -592,7 +620,7 @@ def test_full_stops_stand_in_for_control_sentences(source):
 
 
 def chain_of(record):
-    return texts.chain_of(record["chain"])
+    return texts.chain_of(record["completion"])
 
 
 def test_reflective_chains_do_without_what_is_left_out():
@@ -601,7 +629,7 @@ def test_reflective_chains_do_without_what_is_left_out():
         p = problem(source, i)
         some = texts.replace(source, tries={p.id: tries_of(p)[::2]}, without=("backtrack", "subgoal"))
         for record in some.records("reflective", i):
-            kinds |= {event.kind for event in texts.resolve(record["chain"])[1]}
+            kinds |= {event.kind for event in texts.resolve(record["completion"])[1]}
         with pytest.MonkeyPatch.context() as patch:  # as if each chain broke a rule
             patch.setitem(texts.RULES, "R7", lambda it: False)
             assert "completion" not in some.records("reflective", i)[0]
@@ -644,10 +672,24 @@ def test_what_a_reflective_try_retracts_is_not_learned():
     source = SOURCES["mini"]
     for p, _, record in stitched(source, 40, 1):
         index = int(p.id.rpartition("/")[2])
-        (own,) = texts.replace(source, tries={p.id: [record["chain"]]}).records("own", index)
+        (own,) = texts.replace(source, tries={p.id: [record["completion"]]}).records("own", index)
         assert {key: own[key] for key in record} == record
-        error = texts.sentences(own["prompt"])[-1][1]
+        error = texts.sentences(unlearned_of(own)[-1])[-1][1]
         assert f"<backtrack> {error['var']}." in own["completion"]
+
+
+def test_what_retracts_a_right_definition_is_no_right_try():
+    """It teaches that."""
+    source, refused = SOURCES["mini"], 0
+    for i in range(40):
+        p = problem(source, i)
+        first = re.search("Define [^.]* as (.);[^.]*[.]", p.solution)
+        again = p.solution.replace(first[0], f"{first[0]} <backtrack> {first[1]}. {first[0]}", 1)
+        assert verify(texts.resolved(again), p).correct
+        both = texts.replace(source, tries={p.id: [again, p.solution]}).records("own", i)
+        assert [record["completion"] for record in both] == [data.completion_text(p).removesuffix("[EOS]")]
+        refused += 1
+    assert refused == 40
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -660,12 +702,31 @@ def test_records_are_what_a_training_reads(tmp_path):
         out = call("texts", "--kind", kind, "--mixture", mixture, "--n", 5, "--jsonl", check=True)
         path.write_text(out.stdout)
         records = read_records(path)
-        assert len(records) == 5 and f"{kind}, {sum(r['tokens'] for r in records)} tokens: " in out.stderr
-        assert [r["id"] for r in records] == [f"mid/0/{i}" for i in range(5)]
+        assert f"{kind}, {sum(r['tokens'] for r in records)} tokens: " in out.stderr
+        assert [*dict.fromkeys(r["id"] for r in records)] == [f"mid/0/{i}" for i in range(5)]
+        assert len(records) == 5 or kind == "reflective-gold"
         expected = [json.loads(line) for line in out.stdout.splitlines()]
-        assert [
-            texts.Source(datagen.Mixture.parse(mixture)).records(kind, i)[0] for i in range(5)
-        ] == expected
+        source = texts.Source(datagen.Mixture.parse(mixture))
+        assert [record for i in range(5) for record in source.records(kind, i)] == expected
+
+
+def test_an_error_is_no_target_and_how_it_is_noticed_is_one():
+    """By the tokenizer of a committed base, which has names as single tokens."""
+    tokenizer, masked = import_(next((ROOT / "studies/bases").glob("train_*")))[1], 0
+    for i in range(40):
+        p = problem(SOURCES["mini"], i)
+        for record in SOURCES["mini"].records("reflective-gold", i):
+            if "completion" in record:
+                document = data.to_document(record, tokenizer, solution_only=True)
+                assert document.ids == tokenizer.encode(data.prompt_text(record)) + tokenizer.encode(
+                    record["completion"] + "[EOS]"
+                )
+                groups = groupby(zip(document.ids, document.trained), lambda pair: pair[1])
+                told = [(trained, tokenizer.decode([id for id, _ in some])) for trained, some in groups]
+                assert told.pop(0)[1].startswith(data.prompt_text(p))
+                assert [text for trained, text in told if not trained] == what_errs(record["completion"])
+                masked += any(not trained for trained, _ in told)
+    assert masked > 20
 
 
 def test_tries_come_from_a_file_and_texts_can_be_matched(tmp_path, tokenizer):

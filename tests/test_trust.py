@@ -336,6 +336,14 @@ def test_a_run_whose_rate_has_fallen_is_not_extended(whole, tmp_path, more):
     assert before == (record(tmp_path), (tmp_path / "config.json").read_text())
 
 
+def test_a_run_is_not_resumed_to_fewer_steps_than_it_has_taken(whole, tmp_path):
+    """At a constant rate, and of a number of steps that followed from the tokens: it would never end."""
+    command = [*PRETRAIN, *starting(whole, "base"), "--schedule", "wsd", "--cooldown", 0, "--warmup", 0]
+    with at_step(train_pretrain.Pretraining, 7, lambda: signal.raise_signal(signal.SIGTERM)):
+        assert call(*command, "--out", tmp_path).returncode == STOPPED
+    assert "--steps 5: " in error_line(call("train_pretrain", "--resume", "--steps", 5, "--out", tmp_path))
+
+
 def test_a_run_that_was_killed_before_it_had_options_can_be_started(tmp_path):
     """What is left then is the lock, and config.json half-written."""
     real = os.replace
