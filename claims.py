@@ -255,20 +255,17 @@ class Values:
                 yield facts | dict(band=band, metric=metric) | value
 
     def panels(self):
-        """{(metric, band): {arm: (a number a base, or nan; half the width of a block interval)}}, for a
-        figure.
+        """{(metric, band): {arm: (a number a base, or nan; half the width of their mean's 95% interval, by
+        Student's t, or 0 of one base)}}, for a figure.
         """
         found = {}
         for metric, band in product(("correct@1", "correct@K"), self.scale.bands):
-            table = self.table((band, metric, self.study.shown, "all"))
-            there = ~np.isnan(table)
-            whole, half = table[there.all(1)], 0.0
-            if min(whole.shape) > 1:
-                half = blocks(whole, np.arange(len(whole)) == 0).half()  # of one arm; it is that of each
-            dots = zip(self.arms, table, there)
-            found[metric.replace("K", str(self.scale.k)), band] = {
-                arm: (row.tolist(), half * known.all()) for arm, row, known in dots if known.any()
-            }
+            dots = {}
+            for arm, row in zip(self.arms, self.table((band, metric, self.study.shown, "all"))):
+                known = row[~np.isnan(row)]
+                if len(known):
+                    dots[arm] = row.tolist(), paired(known).half() if len(known) > 1 else 0.0
+            found[metric.replace("K", str(self.scale.k)), band] = dots
         return found
 
     def pairs(self):
@@ -324,11 +321,17 @@ def markdown(table):
     return "".join([lines[0], "|---" * len(table[0]) + "|\n", *lines[1:]])
 
 
+def one_sided(row):
+    """The p value of a claim against no effect, or one in the other direction."""
+    claimed = (row["effect"] > 0) == (row["expect"] == "up")
+    return row["p"] / 2 if claimed else 1 - row["p"] / 2
+
+
 def summary(rows):
     """How many claims hold, in two sentences."""
     words = Counter(row["verdict"].partition(":")[0] for row in rows).most_common()
     tested = [row for row in rows if row["expect"] in ("up", "down") and row["verdict"] in TESTED]
-    found = discoveries([row["p"] for row in tested])
+    found = discoveries([*map(one_sided, tested)])
     held = sum(real and row["verdict"] == "replicated" for row, real in zip(tested, found))
     counted = f"{len(rows)} claims: {', '.join(f'{n} {word}' for word, n in words)}."
     return f"{counted} Of {len(tested)} effects tested, {held} replicated at a false discovery rate of 10%."

@@ -653,10 +653,21 @@ def test_every_claim_can_be_judged(study):
 
 
 def test_summary_counts_discoveries():
-    rows = [dict(expect="up", verdict="replicated", p=0.001), dict(expect="up", verdict="replicated", p=0.5)]
+    rows = [
+        dict(expect="up", effect=effect, verdict="replicated", p=p) for effect, p in ((1, 0.001), (1, 0.5))
+    ]
     rows += [dict(expect="equal", verdict="equal", p=0.9), dict(expect="up", verdict="not run")]
     said = "4 claims: 2 replicated, 1 equal, 1 not run. Of 2 effects tested, 1 replicated"
     assert summary(rows).startswith(said)
+    # a clear effect in the other direction is no discovery, and makes none of another
+    other = [
+        dict(expect="down", effect=1, verdict="refuted", p=0.001),
+        dict(expect="up", effect=1, verdict="replicated", p=0.15),
+    ]
+    assert "Of 2 effects tested, 0 replicated" in summary(other)
+    other[0]["expect"] = "up"
+    other[0]["verdict"] = "replicated"
+    assert "Of 2 effects tested, 2 replicated" in summary(other)
 
 
 # ------------------------------------------------------------------------------------------------------------
