@@ -504,6 +504,7 @@ def parse_count(text):
 
 @dataclass(frozen=True)
 class Options(WorldConfig):
+    preset: str = opt("paper", "defaults of the knobs: paper, or mini, as `world` in a mixture")
     op: str = opt("2-10", "operations: one number, a range 2-10 or a list 2,4,8-10", group="what to draw")
     mode: str = opt("forward", "forward, reverse or both: forward,reverse")
     template: str = opt("zoo", "contexts, separated by commas: zoo, school, festival")
@@ -523,13 +524,12 @@ class Options(WorldConfig):
 
 
 def main(argv=None):
-    o = parse_options(Options, argv, description="Print problems: readable, or as JSONL records.")
+    worlds = {name: {**Mixture.parse(f"op 2; world {name}").choices[0], "op": "2-10"} for name in WORLDS}
+    o = parse_options(Options, argv, presets=worlds, description="Print problems, or JSONL records of them.")
     for p in o.problems():
-        if o.jsonl:
-            print(json.dumps(to_record(p)))
-        else:
-            print(f"--- op {p.op}, {p.mode}, {p.template}, {p.layers} layers, {p.id}")
-            print(f"{p.problem}\n{p.question}\n\n{p.solution}\n")
+        head = f"--- op {p.op}, {p.mode}, {p.template}, {p.layers} layers, {p.id}"
+        readable = f"{head}\n{p.problem}\n{p.question}\n\n{p.solution}\n"
+        print(json.dumps(to_record(p)) if o.jsonl else readable)
 
 
 if __name__ == "__main__":

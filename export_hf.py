@@ -7,7 +7,7 @@
 Exporting writes config.json (Qwen2ForCausalLM), model.safetensors, tokenizer.json, tokenizer_config.json,
 generation_config.json and a model card. Importing reads such a folder, or, with a --tokenizer of ours, any
 Qwen2 checkpoint of transformers. With --lm-eval it writes records as a task of lm-evaluation-harness, which
-our judge scores. None touches a folder that it did not write. Needs safetensors.
+our judge scores. None writes to a folder that holds something. Needs safetensors.
 """
 
 import importlib.util

@@ -113,7 +113,7 @@ def grpo_loss(logp, old_logp, ref_logp, advantages, mask, *, count=None,
     """Clipped policy objective plus KL to the reference, summed over tokens and divided by one global count.
 
     logp, old_logp, ref_logp: log-probabilities of the sampled tokens under the policy, the sampler and the
-    frozen reference (None: no KL); advantages broadcast over tokens; mask: 1 where a token was sampled, or
+    frozen reference (None: no KL); advantages: of each token; mask: 1 where a token was sampled, or
     what it weighs (see NORMALISATIONS), else 0. All of one shape. count: what the loss is divided by
     (default: how many were sampled); give that of the whole minibatch when the loss is taken in
     micro-batches.
@@ -125,8 +125,8 @@ def grpo_loss(logp, old_logp, ref_logp, advantages, mask, *, count=None,
     where A < 0 (Ye et al. 2020, eq. 5).
     kl_estimator: with d = ref_logp − logp, k1 = −d, k2 = d²/2, k3 = exp(d) − d − 1 (Schulman 2020). Where
     samples are the policy's own, the mean of k1's gradient is 0, that of k2's the gradient of the KL.
-    Returns loss and stats: sums over tokens, to be divided by their number (kl, clip_fraction, ratio, and
-    approx_kl, the k3 estimate of the policy's distance from the sampler).
+    Returns loss and stats: sums over tokens, to be divided by their number (kl, if there is a reference;
+    clip_fraction, ratio, and approx_kl, the k3 estimate of the policy's distance from the sampler).
     """
     keep = mask > 0
     count = keep.sum() if count is None else count

@@ -52,13 +52,13 @@ class Training:
     here.
 
     A subclass makes optimizers and steps, and model and tokenizer where there is no checkpoint to start from,
-    calls `begin`, and has take_step() → values to log, state() → what else a checkpoint must hold,
-    score(values) → how good an evaluation is, work() → what describe_cost asks for.
+    calls `begin`, and has take_step() → values to log and what the bar shows, state() → what else a
+    checkpoint must hold, score(values) → how good an evaluation is, work() → what describe_cost asks for.
     """
 
     reference = None  # a frozen model beside the one that learns: that of step 0, whose checkpoint is kept
     read = staticmethod(read_records)  # of --data
-    tokens = 0  # trained on, by all processes
+    tokens = 0  # gone through in training, padding too, or in RL sampled and read; by all processes
 
     def __init__(self, o, device, processes, folder=None):
         """folder: the checkpoint of this run to go on from, or None."""

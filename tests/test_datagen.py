@@ -270,9 +270,18 @@ def test_command_line():
     assert run("--op", "2", "--mode", "forward, reverse").stdout.count("--- op") == 2
 
 
+def test_the_world_of_the_miniature_on_the_command_line(capsys):
+    """--preset mini draws what `world mini` draws; a flag beside it counts."""
+    for more, key in ([], ""), (["--max-literal", "12"], "; literals 1-12"):
+        datagen.main(["--preset", "mini", "--op", "4", "--n", "3", "--split", "mid", "--jsonl", *more])
+        drawn = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        mixture = datagen.Mixture.parse(f"op 4; world mini{key}")
+        assert drawn == [datagen.to_record(mixture.problem(0, i, "mid")) for i in range(3)]
+
+
 @pytest.mark.parametrize("bad", [
     ["--op", "2-99"], ["--op", "x"], ["--mode", "up"], ["--nonsense"], ["--n", "many"], ["--n", "0"], ["--n", "-1"], ["--template", "zoo,"],
-    ["--mode", ""], ["--split", "test"], ["--seed", "-1"], ["--max-literal", "100"], ["--bound", "50"],
+    ["--mode", ""], ["--preset", "maxi"], ["--split", "test"], ["--seed", "-1"], ["--max-literal", "100"], ["--bound", "50"],
 ], ids=" ".join)  # fmt: skip
 def test_a_bad_option_is_one_line_and_nothing_is_printed(bad, capsys):
     """In this process: `run_script`, which turns the error into a line and exit code 2, is tested with
