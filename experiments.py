@@ -80,6 +80,8 @@ class Options(CheckedOptions):
     scale: str = opt("mini", "bands and budgets: studies/scales.py")
     seeds: int = opt(0, "bases (0: as many as the study has)")
     budget: float = opt(1.0, "share of all tokens and steps, to try a study", within="(0, 1]")
+    first: int = opt(0, "the first of these bases: those before it are left out")
+    arms: str = opt("", "only these arms, separated by commas, and what they need")
     only: str = opt("", "only stages whose name contains this, and what they need")
     base: str | None = opt(None, "of ablate: a folder of --bases (default: the base of seed 0)")
     jobs: int = opt(1, "stages at once; each has a GPU, if there are any", within="[1, 256]", group="how")
@@ -99,18 +101,22 @@ class Session:
         self.o, self.scale = o, replace(look_up("scale", scales, o.scale), share=o.budget)
         names = list(known) if o.studies == "all" else o.studies.split(",")
         self.studies = [look_up("study", known, name) for name in names]
+        wanted = o.arms.split(",") if o.arms else []
+        arms = {arm: arm for study in self.studies if wanted for arm in study.arms(self.scale, Seed(0))}
+        self.arms = {look_up("arm", arms, name.strip()) for name in wanted}
         self.shop = Workshop(Path(o.out, o.scale), Path(o.results, o.scale), o.strict)
 
     def seeds(self, study):
         return self.o.seeds or study.planned(self.scale)
 
     def uses(self, *chosen):
-        """{stage: what it is first used for} of arms and looks that --only lets through."""
+        """{stage: what it is first used for} of arms and looks that --first, --arms and --only leave."""
         found = {}
         for study in chosen:
             for (seed, arm, look), stage in study.at(self.scale, self.seeds(study)).items():
                 use = f"{study.name}, {arm}, seed {seed.base}.{seed.rl}" + (f", look {look}" if look else "")
-                found.setdefault(stage, use)
+                if seed.base >= self.o.first and (not self.arms or arm in self.arms):
+                    found.setdefault(stage, use)
         return {stage: use for stage, use in found.items() if self.o.only in stage.name}
 
     def family(self, *chosen):

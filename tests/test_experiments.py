@@ -171,6 +171,18 @@ def test_a_parent_whose_weights_are_gone_runs_only_for_who_needs_it(toy, tmp_pat
     assert again[-1] == look and 2 <= len(again) <= 3
 
 
+def test_some_bases_and_arms_alone(toy, tmp_path):
+    call("experiments", "run", *toy, "--seeds", 2, "--first", 1, "--arms", "base", check=True)
+    assert len(begun(tmp_path)) == 2  # a base and the look at it
+    out = call("experiments", "status", *toy, "--seeds", 2, check=True).stdout
+    assert out.count("kept ") == 2 and all(
+        "seed 1.0" in line for line in out.splitlines() if line.startswith("kept")
+    )
+    call("experiments", "run", *toy, "--seeds", 2, "--first", 1, check=True)
+    assert len(begun(tmp_path)) == 6
+    assert "unknown arm 'bas'" in error_line(call("experiments", "run", *toy, "--arms", "base,bas"))
+
+
 def test_what_has_failed_holds_up_its_dependants_alone(toy, tmp_path):
     stub.install(experiments, fails=True)
     line = error_line_of(call("experiments", "run", *toy, "--seeds", 1))
