@@ -287,3 +287,12 @@ def update(path):
 
 if __name__ == "__main__":
     update(Path(sys.argv[1]))
+
+
+def test_an_installation_has_what_the_tests_are_run_with():
+    """pyproject.toml and requirements.txt ask for the same versions."""
+    asked = re.findall(r'^ *"([a-z-]+[<>=][^"]*)",?$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    pinned = [
+        line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#")
+    ]
+    assert {*asked} - {"setuptools>=77"} == {*pinned} and len(pinned) > 10
