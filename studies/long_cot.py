@@ -107,7 +107,7 @@ def looks(c, seed, arm, it):
     """
     asks = ("planted", "sound", "denied", "affirmed") if arm in REFLECT else ()
     bands = f"id={c.bands['id']},edge={c.bands['edge']}"
-    some = dict(bands=bands, problems=3 * c.options["evaluate"]["problems"], samples=2, k="1")
+    some = dict(bands=bands, problems=3 * c.look(seed, it).options.problems, samples=2, k="1")
     found = {how: c.look(seed, it, ask=how, max_new_tokens=c.longest, **some) for how in asks}
     return {"main": c.look(seed, it, max_new_tokens=c.longest), **found}
 
