@@ -63,11 +63,12 @@ def ask(how, problem, seed, number):
 def check_asked(how, problems):
     """Raise UserError if one of these problems cannot be put in this way: that needs graph and solution."""
     for problem in problems if how else ():
-        told = {step["name"] for _, step in sentences(chain_of(problem.solution or "")) if step}
+        defined = {step["name"] for _, step in sentences(chain_of(problem.solution or "")) if step}
         names = {node.name for node in problem.nodes or ()}
-        if problem.mode == "reverse" or not names or (how != "text" and not names <= told):
+        if problem.mode == "reverse" or not names or (how != "text" and not names <= defined):
             needs = "`nodes`" if how == "text" else "`nodes` and a solution that defines them"
-            raise UserError(f"--ask {how} needs forward problems with {needs}, as {problem.id} is not")
+            told = f"--ask {how} needs forward problems with {needs}"
+            raise UserError(f"{told}: {problem.id or 'one of them'} is none")
 
 
 def note(how, text, stands, problem):

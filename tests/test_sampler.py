@@ -108,7 +108,7 @@ def test_generation_as_on_a_gpu(way, chunk, monkeypatch):
     assert captured and len(captured) == len(set(captured))  # each shape is captured once
     assert got.ids == want.ids and got.finished == want.finished
     for a, b in zip(got.logprobs, want.logprobs):
-        assert a == pytest.approx(b, abs=1e-5)
+        assert a == pytest.approx(b, abs=3e-5)  # other shapes, other sums: 1.001e-5 on an EPYC
 
 
 @pytest.mark.parametrize("way, chunk", [("sdpa", 12), ("sdpa", 5), ("triton", 12)])
