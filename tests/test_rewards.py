@@ -207,7 +207,9 @@ def test_rewards_of_each_context_are_logged(start, own, tmp_path):
         assert line["rollout/reward"] == pytest.approx(paid, rel=1e-4) and paid
     o = train_grpo.Options(mixture=f"{WORLD}; template zoo, school", prompts=6, group=2)
     kept = studies.of_grpo(o, tmp_path / "run")
-    assert {"rewards_zoo", "rewards_school"} <= kept.keys() and kept["rewards_zoo"] != kept["rewards"]
+    for name in ("zoo", "school"):
+        told = [(line[f"rollout/{name}/reward"], line[f"rollout/{name}/share"]) for line in steps]
+        assert kept[f"rewards_{name}"] == [round(paid / part, 4) if part else None for paid, part in told]
     alone = [{key: line[key] for key in line if not key.endswith("/share")} for line in steps]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in alone))
     one = studies.of_grpo(replace(o, mixture=f"{WORLD}; template zoo:0, school:1"), tmp_path)
