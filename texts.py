@@ -226,11 +226,14 @@ class Event:
     step: object = None  # of a definition, once it is read: the judge's Step
 
 
+def gaps(events, end):
+    """[(start, end)] of what is before, between and after these events, up to `end`."""
+    return [*zip([0, *(event.span[1] for event in events)], [*(event.span[0] for event in events), end])]
+
+
 def cut(text, events):
     """The text without these events."""
-    ends = [0, *(event.span[1] for event in events)]
-    starts = [*(event.span[0] for event in events), len(text)]
-    return "".join(text[end:start] for end, start in zip(ends, starts))
+    return "".join(text[start:end] for start, end in gaps(events, len(text)))
 
 
 def resolve(text):
@@ -485,9 +488,8 @@ def solved(problem, chain):
     text = f" {chain} </solution> <answer> {problem.answer} </answer>"
     events = resolve(text)[1]
     last = max((event.span[1] for event in events if not event.stands), default=0)
-    kept = [event.span for event in events if event.stands and event.span[1] <= last]
-    ends, starts = [0, *(end for _, end in kept)], [*(start for start, _ in kept), last]
-    unlearned = [[end, start] for end, start in zip(ends, starts) if end < start]
+    kept = [event for event in events if event.stands and event.span[1] <= last]
+    unlearned = [[start, end] for start, end in gaps(kept, last) if start < end]
     prompt = f"<question> {problem.problem} {problem.question} </question> <solution>"
     return {"prompt": prompt, "completion": text, "unlearned": unlearned}
 
