@@ -66,8 +66,8 @@ def check_asked(how, problems):
         defined = {step["name"] for _, step in sentences(chain_of(problem.solution or "")) if step}
         names = {node.name for node in problem.nodes or ()}
         if problem.mode == "reverse" or not names or (how != "text" and not names <= defined):
-            needs = "`nodes`" if how == "text" else "`nodes` and a solution that defines them"
-            told = f"--ask {how} needs forward problems with {needs}"
+            needs = "" if how == "text" else ", and a solution that defines them"
+            told = f"--ask {how} needs the `nodes` of a forward problem{needs}"
             raise UserError(f"{told}: {problem.id or 'one of them'} is none")
 
 

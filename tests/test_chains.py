@@ -178,11 +178,11 @@ def test_what_cannot_be_put_in_this_way_is_refused():
     reverse = datagen.generate(0, 0, op=3, mode="reverse")
     for how in chains.ASKS:
         chains.check_asked(how, PROBLEMS)
-        with pytest.raises(UserError, match=f"--ask {how} needs forward problems"):
+        with pytest.raises(UserError, match=f"--ask {how} needs the `nodes` of a forward problem"):
             chains.check_asked(how, [PROBLEMS[0], reverse])
     chains.check_asked(None, [reverse])
     for solution in ("Twice 3 is 6. Answer: 9.", None):
         problem = to_problem({**datagen.to_record(PROBLEMS[0]), "solution": solution})
         chains.check_asked("text", [problem])
-        with pytest.raises(UserError, match="needs forward problems with `nodes` and a solution"):
+        with pytest.raises(UserError, match="needs the `nodes` of a forward problem, and a solution"):
             chains.check_asked("planted", [problem])

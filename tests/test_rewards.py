@@ -397,9 +397,7 @@ def test_what_is_no_file_is_no_input_of_a_run(start, tmp_path):
 def test_ways_of_asking_need_a_graph(start, tmp_path):
     (tmp_path / "r.jsonl").write_text(json.dumps({"question": "?", "answer": 4}))
     command = ["evaluate", f"a={start}", "--data", tmp_path / "r.jsonl", "--k", "1", "--out", tmp_path / "x"]
-    assert "--ask planted needs forward problems with `nodes`" in error_line(
-        call(*command, "--ask", "planted")
-    )
+    assert "--ask planted needs the `nodes`" in error_line(call(*command, "--ask", "planted"))
     assert not (tmp_path / "x").exists()
 
 
