@@ -74,10 +74,10 @@ def check_asked(how, problems):
 def note(how, text, stands, problem):
     """What there is in a try, counted. stands: what of it was given.
 
-    opens: a thought, at once; concludes: at its end what the expert text says. wrong: gold quantities defined
-    wrong; backtracks; caught: those that retract such a one; repaired, broken: quantities that had a
-    definition retracted, and are right in the end but not at first, or the other way round; hit: the last
-    definition that was given is retracted before a second one follows it.
+    opens: a thought, at once; concludes: at its end what the expert text says. right, wrong: definitions of
+    gold quantities; backtracks; lost, caught: those that retract a right one, a wrong one; repaired, broken:
+    quantities that had a definition retracted, and are right in the end but not at first, or the other way
+    round; hit: the last definition that was given is retracted before a second one follows it.
     """
     if how == "text":
         told = TAGS.sub(" ", text).strip()
@@ -86,18 +86,14 @@ def note(how, text, stands, problem):
     it, given = Reading(text, problem, ()), len(" ".join(stands.split()))
     if not it.sound:
         return {}
-    definitions, backtracks, first = it.of("define"), it.of("backtrack"), {}
-    for definition in definitions:
-        first.setdefault(definition.name, it.status(definition))
+    definitions, backtracks = it.of("define"), it.of("backtrack")
+    said, taken = Counter(map(it.status, definitions)), Counter(it.status(b.about) for b in backtracks)
+    first = {d.name: it.status(d) for d in reversed(definitions)}
     retracted = {d.name for d in definitions if not d.stands}
     changes = [(first[name], it.verdict.nodes.get(name) == "ok") for name in retracted]
-    found = {
-        "wrong": sum(it.status(d) == "wrong" for d in definitions),
-        "backtracks": len(backtracks),
-        "caught": sum(it.status(b.about) == "wrong" for b in backtracks),
-        "repaired": changes.count(("wrong", True)),
-        "broken": changes.count(("ok", False)),
-    }
+    found = {"right": said["ok"], "wrong": said["wrong"], "backtracks": len(backtracks)}
+    found |= {"lost": taken["ok"], "caught": taken["wrong"]}
+    found |= {"repaired": changes.count(("wrong", True)), "broken": changes.count(("ok", False))}
     if last := [d for d in definitions if d.span[1] <= given][-1:]:
         later = it.after(last[0])
         until = later[1].span if len(later) > 1 else (math.inf,)

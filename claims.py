@@ -45,6 +45,11 @@ def share(part, whole, rows):
     return some / max(1, all_of_it)
 
 
+def noticed(rows):
+    """How much more often a wrong definition is retracted than a right one."""
+    return share("caught", "wrong", rows) - share("lost", "right", rows)
+
+
 def slope(kind, rows):
     """Of the quantities that tries define on those that they must, both as logarithms: see chains.depth."""
     n, x, y, xx, xy = np.sum([row[kind] for row in rows], 0)
@@ -67,6 +72,7 @@ CHAINS = {
     "depth_wrong": partial(slope, "depth_wrong"),
     "precision": partial(share, "caught", "backtracks"),
     "recall": partial(share, "caught", "wrong"),
+    "noticed": noticed,
 }
 
 

@@ -149,6 +149,11 @@ def net(arm):
     return lambda v: v(arm, "all", "repaired") - v(arm, "all", "broken")
 
 
+def noticed(arm):
+    """Of its own definitions at the edge, none of them planted."""
+    return lambda v: v(arm, "edge", "noticed")
+
+
 def at_equal_tokens(v):
     """One reflective try, less what the majority of so many plain ones gives for its tokens."""
     plain = max(1, int(ratio(v, "edge", to="plain")))
@@ -166,6 +171,8 @@ LONG = (
     *(Claim(f"D5a {arm}", f"planted errors are noticed: {arm}", youden(arm), "in words", margin=0.3)
       for arm in ("sft", "ceil")),
     *(Claim(f"D5b {arm}", f"… its own too, repaired less broken: {arm}", net(arm), "in words", margin=0)
+      for arm in ("sft", "ceil")),
+    *(Claim(f"D5d {arm}", f"… and retracted more often than what is right: {arm}", noticed(arm), margin=0)
       for arm in ("sft", "ceil")),
     Claim("D5c", "… and the verification decides, be it true or not", youden("sft", "denied", "affirmed"),
           margin=0.3),

@@ -78,29 +78,31 @@ def test_an_expert_text_is_begun_with_its_statements_alone():
 
 
 NOTED = [  # (what stands, what follows, wrong, backtracks, caught, repaired, broken, hit)
-    ("", f"{A} {B} {T} {END}", 0, 0, 0, 0, 0, None),
-    ("", f"{A} {WRONG_B} {T} {END}", 1, 0, 0, 0, 0, None),
-    ("", f"{A} {WRONG_B} {BACK} {B} {T} {END}", 1, 1, 1, 1, 0, None),
-    ("", f"{A} {B} {BACK} {B} {T} {END}", 0, 1, 0, 0, 0, None),  # in vain
-    ("", f"{A} {B} {BACK} {WRONG_B} {T} {END}", 1, 1, 0, 0, 1, None),
-    ("", f"{A} {B} {BACK} {T} {END}", 0, 1, 0, 0, 1, None),
-    ("", f"{A} {C} <backtrack> z. {B} {T} {END}", 0, 1, 0, 0, 0, None),  # of no gold quantity
-    ("", f"{A} <backtrack> q. {B} {T} {END}", 0, 1, 0, 0, 0, None),  # of nothing
-    (f"{A} {WRONG_B}", f"{BACK} {B} {T} {END}", 1, 1, 1, 1, 0, True),
-    (f"{A} {WRONG_B}", f"<verify> 2 * k = 6. not {BACK} {B} {T} {END}", 1, 1, 1, 1, 0, True),
-    (f"{A} {WRONG_B}", f"{C} {BACK} {B} {T} {END}", 1, 1, 1, 1, 0, True),
-    (f"{A} {WRONG_B}", f"{C} {T} {BACK} {B} {T} {END}", 1, 1, 1, 1, 0, False),  # too late
-    (f"{A} {WRONG_B}", f"<backtrack> k. {A} {B} {T} {END}", 1, 1, 0, 1, 0, False),  # another
-    (f"{A} {B}", f"{T} {END}", 0, 0, 0, 0, 0, False),
+    ("", f"{A} {B} {T} {END}", 0, 0, 0, 0, 0, None, 3, 0),
+    ("", f"{A} {WRONG_B} {T} {END}", 1, 0, 0, 0, 0, None, 2, 0),
+    ("", f"{A} {WRONG_B} {BACK} {B} {T} {END}", 1, 1, 1, 1, 0, None, 3, 0),
+    ("", f"{A} {B} {BACK} {B} {T} {END}", 0, 1, 0, 0, 0, None, 4, 1),  # in vain
+    ("", f"{A} {B} {BACK} {WRONG_B} {T} {END}", 1, 1, 0, 0, 1, None, 3, 1),
+    ("", f"{A} {B} {BACK} {T} {END}", 0, 1, 0, 0, 1, None, 3, 1),
+    ("", f"{A} {C} <backtrack> z. {B} {T} {END}", 0, 1, 0, 0, 0, None, 3, 0),  # of no gold quantity
+    ("", f"{A} <backtrack> q. {B} {T} {END}", 0, 1, 0, 0, 0, None, 3, 0),  # of nothing
+    (f"{A} {WRONG_B}", f"{BACK} {B} {T} {END}", 1, 1, 1, 1, 0, True, 3, 0),
+    (f"{A} {WRONG_B}", f"<verify> 2 * k = 6. not {BACK} {B} {T} {END}", 1, 1, 1, 1, 0, True, 3, 0),
+    (f"{A} {WRONG_B}", f"{C} {BACK} {B} {T} {END}", 1, 1, 1, 1, 0, True, 3, 0),
+    (f"{A} {WRONG_B}", f"{C} {T} {BACK} {B} {T} {END}", 1, 1, 1, 1, 0, False, 4, 0),  # too late
+    (f"{A} {WRONG_B}", f"<backtrack> k. {A} {B} {T} {END}", 1, 1, 0, 1, 0, False, 4, 1),  # another
+    (f"{A} {B}", f"{T} {END}", 0, 0, 0, 0, 0, False, 3, 0),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("stands, rest, wrong, backtracks, caught, repaired, broken, hit", NOTED)
-def test_what_is_noted_of_a_chain(stands, rest, wrong, backtracks, caught, repaired, broken, hit):
+@pytest.mark.parametrize("stands, rest, wrong, backtracks, caught, repaired, broken, hit, right, lost", NOTED)
+def test_what_is_noted_of_a_chain(
+    stands, rest, wrong, backtracks, caught, repaired, broken, hit, right, lost
+):
     found = chains.note("planted" if stands else None, f" {stands}  {rest}", f" {stands}" * bool(stands), P)
     assert found.pop("hit", None) == hit
-    assert tuple(found.values()) == (wrong, backtracks, caught, repaired, broken)
-    assert list(found) == ["wrong", "backtracks", "caught", "repaired", "broken"]
+    assert tuple(found.values()) == (right, wrong, backtracks, lost, caught, repaired, broken)
+    assert list(found) == ["right", "wrong", "backtracks", "lost", "caught", "repaired", "broken"]
 
 
 def test_nothing_is_noted_of_what_only_one_of_two_readers_sees():

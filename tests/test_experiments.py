@@ -413,7 +413,7 @@ def test_measures():
     assert measure(found, [2, 3], "correct@1", "odd").tolist() == [0, 0.5]
     assert measure(found, [2, 3], "hacked").tolist() == [1 - 8 / 14]
     assert measure(found, [2, 3], "no_answer").tolist() == [0.25, 0.25]
-    noted = {"hit": 2, "caught": 3, "backtracks": 4, "wrong": 12}
+    noted = {"hit": 2, "caught": 3, "backtracks": 4, "wrong": 12, "right": 20, "lost": 1}
     found["ops"]["2"] |= dict(noted=noted, length=20.0, depth=[2, 1.0, 1.0, 1.0, 1.0])
     found["ops"]["3"] |= dict(noted={"caught": 1}, length=40.0, depth=[2, 3.0, 5.0, 5.0, 8.5])
     assert measure(found, [2, 3], "hit").tolist() == [0.25, 0]
@@ -422,6 +422,7 @@ def test_measures():
         [1],
         [1 / 3],
     ]
+    assert measure(found, [2, 3], "noticed").tolist() == pytest.approx([4 / 12 - 1 / 20])
     # of (0, 0), (1, 1), (1, 1.5) and (2, 3.5)
     assert measure(found, [2, 3], "depth").tolist() == pytest.approx(
         [np.polyfit([0, 1, 1, 2], [0, 1, 1.5, 3.5], 1)[0]]
