@@ -49,6 +49,7 @@ class Options(CheckedOptions):
     arch: int = opt(90, "compute capability, times ten: 80 (A100), 89, 90 (H100, H200), 100, 120")
     width: int = opt(64, "head width D", flash.WIDTHS)
     dtype: str = opt("bf16", "bf16, fp16 or fp32", ("bf16", "fp16", "fp32"))
+    first: bool = opt(False, "of each kernel only the first configuration")
 
 
 def compile_one(kernel, config, prompts, o):
@@ -79,7 +80,7 @@ def main(argv=None):
         f"{'kernel':18}{'queries, keys, warps, stages':30}{'registers':>10}{'spilled':>10}{'shared KB':>11}{'wgmma':>7}"
     )
     for name, kernel, configs, prompts in KERNELS:
-        for config in configs:
+        for config in configs[:1] if o.first else configs:
             compiled = compile_one(kernel, config, prompts, o)
             with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
                 file.write(compiled.asm["cubin"])

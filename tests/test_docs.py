@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from conftest import call
 
 ROOT = Path(__file__).parent.parent
 CHANGES = ROOT / "docs" / "change.md"  # each section's commands run after its edit
@@ -69,9 +70,7 @@ def run(command, folder):
 
 @cache
 def help_of(script):
-    out = run(f"python {script} --help", ROOT)
-    assert out.returncode == 0, f"{script} --help\n{out.stderr}"
-    return out.stdout
+    return call(script.removesuffix(".py").replace("/", "."), "--help", check=True).stdout
 
 
 @pytest.fixture

@@ -91,19 +91,31 @@ def check(lengths, H=2, K=1, D=16, config=None, fill=None):
 CONFIGS_FIRST = {kind: configs[0] for kind, configs in CONFIGS.items()}
 
 
-@pytest.mark.parametrize("arch", [80, 90])
-def test_every_configuration_compiles_for_a_gpu(arch):
-    """By Triton's compiler, which needs none: what the interpreter accepts, the GPU's compiler may not.
-    Nothing of it spills much on Hopper."""
+def compiled(*flags):
+    """Rows of bench/gpu_resources.py, by Triton's compiler, which needs no GPU."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "bench/gpu_resources.py", "--arch", str(arch)]
+    command = [sys.executable, "bench/gpu_resources.py", *flags]
     out = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert out.returncode == 0, out.stderr[-2000:]
-    rows = [line.split() for line in out.stdout.splitlines()[2:]]
+    return [line.split() for line in out.stdout.splitlines()[2:]]
+
+
+def test_every_configuration_compiles_for_hopper():
+    """What the interpreter accepts, the GPU's compiler may not. Nothing of it spills much."""
+    rows = compiled("--arch", "90")
     assert len(rows) == 2 * sum(map(len, CONFIGS.values())) + 2
-    if arch == 90:
-        assert max(int(row[-3]) for row in rows) <= 64 and max(int(row[-2]) for row in rows) <= 227
-        assert sum(row[-1] == "yes" for row in rows) >= len(rows) - 3  # two of dq and one of decoding
+    assert max(int(row[-3]) for row in rows) <= 64 and max(int(row[-2]) for row in rows) <= 227
+    assert sum(row[-1] == "yes" for row in rows) >= len(rows) - 3  # two of dq and one of decoding
+
+
+def test_each_kernel_compiles_for_an_a100():
+    """In its first configuration: where another does not, the tuner leaves it out."""
+    assert len(compiled("--arch", "80", "--first")) == 2 * len(CONFIGS) + 2
+
+
+@pytest.mark.slow
+def test_every_configuration_compiles_for_an_a100():
+    assert len(compiled("--arch", "80")) == 2 * sum(map(len, CONFIGS.values())) + 2
 
 
 def test_doc_ends():
