@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 import sys
 from dataclasses import replace
 from itertools import combinations, count, islice, permutations
@@ -11,6 +12,7 @@ from unittest.mock import MagicMock, call
 from lab.options import UserError
 
 import pytest
+import torch
 
 from bench import (
     data_speed,
@@ -21,9 +23,14 @@ from bench import (
     step_trace,
     topologies,
     train_speed,
+    verification,
     watch_run,
 )
+from checkpoint import new_model, save_checkpoint
 from datagen import Mixture
+from model import ModelConfig
+from texts import Reading, Source, corrupted
+from tokenizer import train_bpe
 
 
 def write_evaluation(folder):
@@ -435,3 +442,63 @@ def test_topologies_of_the_committed_results(monkeypatch, capsys):
     assert rows[1][1:4] == ["81", "0.001", "[0.000,0.002]"] and float(rows[2][2]) < -20
     with pytest.raises(UserError, match="no results of s4, look B"):
         topologies.main(["--study", "s4", "--base", "1%", "--arms", "1%", "--look", "B"])
+
+
+def test_a_wrong_definition_is_verified_beside_a_right_one_of_the_same_quantity():
+    """By the claims that the rules would take: what is said of the last definition is true."""
+    source, kinds = Source(Mixture.parse("op 3-6; world mini")), set()
+    for i in range(40):
+        p = source.mixture.problem(0, i, "dev")
+        wrongs = [corrupted(0, source, p, random.Random(k)) for k in range(6)]
+        tries = [p.solution, *(f" {text} </solution>" for text in wrongs if text)]
+        cases = [*verification.own_cases(p, tries, random.Random(0))]
+        assert len(cases) == 2 * (len(tries) - 1)
+        cases += verification.planted_cases(p, 0, i)
+        for wrong, right in zip(cases[::2], cases[1::2]):
+            assert wrong.name == right.name and right.values[0] == right.values[1]
+            assert wrong.kind[1] in ("form", "quantity", "value") and right.kind[1] == "right"
+            assert (wrong.kind[1] == "value") <= (wrong.values[0] != wrong.values[1])
+            for case, word in ((wrong, "not"), (right, "ok")):
+                reading = Reading(f"{case.told} {case.claim} {word}", p, ())
+                (event,) = reading.of("verify")
+                assert event.about.name == case.name and reading.true(event)
+            kinds.add(wrong.kind)
+    assert kinds >= {("own", "value"), ("own", "quantity"), ("planted", "value"), ("planted", "quantity")}
+    assert verification.above([1, 2], [0, 2, 3]) == (2 * 1 + 0.5) / 6
+    assert math.isnan(verification.above([], [1]))
+
+
+def test_what_is_said_of_verified_definitions():
+    def case(kind, values, given, *own):
+        return verification.Case(None, ("own", kind), "x", "", values, "", given, [*own])
+
+    rights = [case("right", (5, 5), 0.2, 5, 0.5), case("right", (5, 5), 0.4)]
+    wrongs = [
+        case("value", (5, 6), 0.3, 6, 0.5),
+        case("value", (5, 6), 0.9, 5, 0.9),
+        case("value", (5, 6), 0.9, None, 0.1),
+    ]
+    told = verification.row(("own", "value"), wrongs, rights)
+    assert told == ["own value", "3", "0.700", f"{5 / 6:.3f}", "2", "0.500", "0.500", "0.500", "0.500"]
+    told = verification.row(("own", "right"), rights[1:], rights)
+    assert told == ["own right", "1", "0.400", "0.750", "0", "nan", "nan", "nan", "nan"]
+
+
+def test_verification_of_an_untrained_model(tmp_path, capsys):
+    source = Source(Mixture.parse("op 3; world mini"))
+    records = [record for i in range(30) for record in source.records("reflective-gold", i)]
+    told = [record["prompt"] + record["completion"] for record in records]
+    tokenizer = train_bpe([*told, " ok not" * 999], 500)
+    config = ModelConfig(tokenizer.vocab_size, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+                         num_attention_heads=2, num_key_value_heads=1)  # fmt: skip
+    model = new_model(config, torch.device("cpu"))
+    save_checkpoint(tmp_path / "it", model, tokenizer, {"mixture": "op 3; world mini"}, {"step": 0})
+    it = str(tmp_path / "it")
+    verification.main([it, f"--maker={it}", "--problems=3", "--samples=1", "--max-new-tokens=9"])
+    rows = {tuple(line.split()[:2]): line.split()[2:] for line in capsys.readouterr().out.splitlines()}
+    assert rows["planted", "right"][0] == "3" and rows["planted", "right"][2] == "0.500"
+    with pytest.raises(UserError, match="--maker out/base/latest"):
+        verification.main([it])
+    step_trace.small_run(tmp_path)
+    with pytest.raises(UserError, match="no words ok and not"):
+        verification.main([str(tmp_path / "start"), f"--maker={it}"])
