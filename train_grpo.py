@@ -70,7 +70,7 @@ class Options(TrainingOptions):
     dual_clip: float | None = opt(None, "bound of a bad sample's loss at high ratio", within="(1, inf)")
     normalisation: str | None = opt(None, "of the loss (if not given: token-mean)", NORMALISATIONS)
     kl: float = opt(1e-3, "weight of the KL to the reference", within="[0, inf)")
-    kl_estimator: str | None = opt(None, "of that KL (if not given: k3)", ("k1", "k2", "k3"))
+    kl_estimator: str | None = opt(None, "of that KL (if not given: k3)", ("k1", "k2", "k3"), needs="kl")
     lr: float = opt(1e-6, "learning rate (constant after --warmup-steps)", within="(0, 1]")
     warmup_steps: int = opt(0, "optimizer steps with rising learning rate")
     weight_decay: float = opt(0.0, "of AdamW", within="[0, 1]")

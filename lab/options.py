@@ -60,14 +60,16 @@ def stream_key(*parts):
 # Options
 
 
-def opt(default, help, choices=None, *, within="[0, inf)", group=None, free=False, grows=False):
+def opt(default, help, choices=None, *, within="[0, inf)", group=None, free=False, grows=False, needs=None):
     """A dataclass field that is also a flag.
 
     within: the interval of a number (NaN is in none); group: the heading that starts here in --help; free: it
     may differ when a run is resumed, since it changes speed, memory or what is shown, not what is computed
-    (but for rounding); grows: it may be larger then.
+    (but for rounding); grows: it may be larger then; needs: the option without which it has no effect.
     """
-    metadata = dict(help=help, choices=choices, within=within, group=group, free=free, grows=grows)
+    metadata = dict(
+        help=help, choices=choices, within=within, group=group, free=free, grows=grows, needs=needs
+    )
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -79,7 +81,10 @@ class CheckedOptions:
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            check(field, getattr(self, field.name))
+            value, needs = getattr(self, field.name), field.metadata.get("needs")
+            check(field, value)
+            if needs and value is not None and not getattr(self, needs):
+                raise UserError(f"{flag(field.name)} has no effect without {flag(needs)}: give both")
 
 
 def flag(name):

@@ -259,7 +259,7 @@ BAD = {
     ],
     "train_grpo": [
         "--init-from|nowhere", "--init-from|", "--reward|vibes", "--group|0", "--group|1", "--prompts|0", "--minibatch|0", "--clip|0",
-        "--clip-ratio|nan", "--clip-ratio|0.2,x", "--clip-ratio|0.2,0", "--kl-estimator|k4", "--normalisation|mean", "--unfinished|drop", "--overlong|-1", "--reward|strict:x", "--reward|nowhere.py:f", "--eval-tries|-1", "--rescore", "--clip-ratio|0", "--clip-ratio|inf", "--dual-clip|1", "--dual-clip|nan", "--alpha|7", "--alpha|-0.1",
+        "--clip-ratio|nan", "--clip-ratio|0.2,x", "--clip-ratio|0.2,0", "--kl-estimator|k4", "--kl|0|--kl-estimator|k1", "--normalisation|mean", "--unfinished|drop", "--overlong|-1", "--reward|strict:x", "--reward|nowhere.py:f", "--eval-tries|-1", "--rescore", "--clip-ratio|0", "--clip-ratio|inf", "--dual-clip|1", "--dual-clip|nan", "--alpha|7", "--alpha|-0.1",
         "--alpha|nan", "--kl|-1", "--kl|nan", "--kl|inf", "--lr|nan", "--lr|0", "--temperature|0", "--temperature|nan", "--steps|0",
         "--sample-rows|0", "--advantage|max", "--select|some", "--select-bound|0", "--select-bound|nan", "--select-samples|0",
         "--select-pool|0", "--select-every|0", "--warmup-steps|-1", "--weight-decay|2", "--beta2|1", "--seed|-1", "--threads|100000",
