@@ -5,5 +5,7 @@ cd "$(dirname "$0")/.."
 source runs/setup.sh
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-# A file a worker, each with one thread of torch: two workers of two threads would spin on two cores.
-OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder "$@"
+# A file a worker, each with one thread of torch: two workers of two threads would spin on two cores. One worker more
+# than there are cores, since now and then one waits for what it has started.
+workers=$(.venv/bin/python -c "import os; print(min(4, os.cpu_count() + 1))")
+OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n "$workers" --dist loadfile --no-loadscope-reorder "$@"
