@@ -45,14 +45,16 @@ PRESETS = {
 class Options(TrainingOptions):
     out: str = opt("out/base", "folder for all that is written", group="run", free=True)
     mixture: str = opt("op 2-10; tokens 10B", f"what to train on, and how much: {KEYS_HELP}")
-    replay: float = opt(0.0, "share of documents from the mixture of --init-from", within="[0, 1)")
+    replay: float = opt(
+        0.0, "share of documents from the mixture of --init-from", within="[0, 1)", needs="init_from"
+    )
     repeat: float = opt(0.0, "share of the documents that are of the first --repeat-pool", within="[0, 1]")
     repeat_pool: int = opt(2000, "how many documents come again and again", within="[1, inf)")
     solution_only: bool = opt(False, "loss on the solution and answer only, not on the problem")
     tokenizer: str | None = opt(None, "tokenizer.json of a new model (else trained on the mixture)")
     vocab_size: int = opt(2200, "tokens of a tokenizer that is trained here", within="[266, 1000000]")
     tokenizer_words: str = opt("", "words that a tokenizer trained here knows, besides those it reads")
-    new_words: str = opt("", "words that --init-from has never seen: their embeddings are drawn anew")
+    new_words: str = opt("", "words that --init-from never saw: embeddings drawn anew", needs="init_from")
     workers: int = opt(1, "1: a process prepares batches ahead; 0: none", within="[0, 1]", free=True)
     hidden_size: int = opt(768, "model width C", within="[2, inf)", group="model, if it is a new one")
     layers: int = opt(12, "layers", within="[1, 1000]")
@@ -77,8 +79,6 @@ class Options(TrainingOptions):
         super().__post_init__()
         if self.min_lr > self.lr:
             raise UserError(f"--min-lr {self.min_lr} must be at most --lr {self.lr}")
-        if (self.replay or self.new_words) and not self.init_from:
-            raise UserError("--replay and --new-words need --init-from: what it was trained on, and what not")
         if self.tokenizer and self.init_from:
             raise UserError("--tokenizer is for a new model: that of --init-from has its own")
         if self.repeat and self.data:

@@ -83,7 +83,7 @@ class CheckedOptions:
         for field in dataclasses.fields(self):
             value, needs = getattr(self, field.name), field.metadata.get("needs")
             check(field, value)
-            if needs and value is not None and not getattr(self, needs):
+            if needs and value and not getattr(self, needs):
                 raise UserError(f"{flag(field.name)} has no effect without {flag(needs)}: give both")
 
 
