@@ -19,7 +19,7 @@ import random
 import re
 import sys
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
@@ -66,7 +66,7 @@ class Case:
     values: tuple  # (the true one, the one that is written)
     claim: str  # of a true <verify>, without `ok` or `not`
     given: float = 0.0  # probability of `not` after that
-    own: list = field(default_factory=list)  # the value that its own claim ends in, the probability of `not`
+    own: tuple = ()  # the value that its own claim ends in, the probability of `not`
 
 
 def form(chain, name):
@@ -75,7 +75,7 @@ def form(chain, name):
     return re.sub(r"[0-9]+|\b[A-Za-z]\b", "", found[-1]) if found else None
 
 
-def case(whose, problem, told, claim):
+def case_of(whose, problem, told, claim):
     """→ Case, or None where the last definition is of no gold quantity."""
     reading = Reading(told, problem, ())
     last, kind = reading.of("define")[-1], "right"
@@ -119,18 +119,14 @@ def own_cases(problem, tries, rand):
     sound = [text for text in tries if is_sound(text)]
     for text in sound:
         found = put(problem, text, rand)
-        if found and found[2]:
-            wrong, name = (
-                case("own", problem, *found[:2]),
-                Reading(found[0], problem, ()).of("define")[-1].name,
-            )
-            others = filter(
-                None, (put(problem, up_to(other, name), rand) for other in sound if other != text)
-            )
-            rights = [case("own", problem, told, claim) for told, claim, error in others if not error]
-            rights = [it for it in rights if it and it.name == name]
-            if wrong and rights:
-                yield from (wrong, rand.choice(rights))
+        wrong = found and found[2] and case_of("own", problem, *found[:2])
+        if not wrong:
+            continue
+        others = [put(problem, up_to(other, wrong.name), rand) for other in sound if other != text]
+        rights = [case_of("own", problem, *it[:2]) for it in others if it and not it[2]]
+        rights = [it for it in rights if it and it.name == wrong.name]
+        if rights:
+            yield from (wrong, rand.choice(rights))
 
 
 def planted_cases(problem, seed, number):
@@ -138,7 +134,7 @@ def planted_cases(problem, seed, number):
         stands = ask(how, problem, seed, number)[1]
         head, verify, claim = stands.rpartition(" <verify>")
         if verify:
-            yield case("planted", problem, head, f"<verify>{claim.rpartition(' ')[0]}")
+            yield case_of("planted", problem, head, f"<verify>{claim.rpartition(' ')[0]}")
 
 
 @torch.no_grad()
@@ -158,26 +154,27 @@ def examine(it, cases):
         case.given = doubt(it, case, case.claim)
         if said := re.match(r" ?([^.<]*\.) (?:ok|not)\b", it.tokenizer.decode(ids)):
             value = re.search(r"(\d+)\.$", said[1])
-            case.own = [value and int(value[1]), doubt(it, case, f"<verify> {said[1]}")]
+            case.own = value and int(value[1]), doubt(it, case, f"<verify> {said[1]}")
+
+
+def average(numbers):
+    return mean(numbers) if numbers else float("nan")
 
 
 def above(some, others):
     """AUC: how often one of `some` is larger than one of `others`, a half where they are equal."""
-    pairs = [(a > b) + (a == b) / 2 for a in some for b in others]
-    return mean(pairs) if pairs else float("nan")
+    return average([(a > b) + (a == b) / 2 for a in some for b in others])
 
 
 def row(kind, cases, right):
     written = [c for c in cases if c.own]
     claimed = [c for c in written if c.own[0] is not None]
     true, same = ([c.own[0] == c.values[which] for c in claimed] for which in (0, 1))
-    cells = [" ".join(kind), len(cases), mean(c.given for c in cases)]
-    cells += [above([c.given for c in cases], [c.given for c in right])]
-    cells += [len(claimed), mean(true) if true else float("nan"), mean(same) if same else float("nan")]
-    cells += [mean(c.own[1] for c in written) if written else float("nan")]
-    cells += [above([c.own[1] for c in written], [c.own[1] for c in right if c.own])]
-    return [cell if isinstance(cell, str) else f"{cell:.3f}" if isinstance(cell, float) else str(cell)
-            for cell in cells]  # fmt: skip
+    given = average([c.given for c in cases]), above([c.given for c in cases], [c.given for c in right])
+    own = [c.own[1] for c in written]
+    said = average(true), average(same), average(own), above(own, [c.own[1] for c in right if c.own])
+    numbers = [f"{float(number):.3f}" for number in (*given, *said)]
+    return [" ".join(kind), str(len(cases)), *numbers[:2], str(len(claimed)), *numbers[2:]]
 
 
 def main(argv=None):
