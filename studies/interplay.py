@@ -2,9 +2,9 @@
 (arXiv 2512.07783): C1 to C28 are its claims. τ is how much seeds differ, N6 whether RL forgets.
 
 Each contrast, its margin and half the paper's number stood here before anything was run, but for N1a, whose
-first form compared other things (bench/RESULTS.md, "τ at mini"). What is paid for in τ, S3 and N6 the scale
+first form compared other things (docs/findings.md). What is paid for in τ, S3 and N6 the scale
 says: the answer, as in the paper, or at the smallest scales a right graph (`strict`), since of 16,000 answers
-alone little can be learned (bench/RESULTS.md, "What RL can learn from so few samples").
+alone little can be learned (docs/findings.md, "What RL can learn from so few samples").
 """
 
 from itertools import product

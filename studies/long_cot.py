@@ -8,7 +8,7 @@ right tries by control sentences, which resolve to a plain chain before the judg
 on as many tokens, with a fifth of what came before.
 
 Each contrast and its margin stood here before anything was run. How chains are made was mended after one base
-of a first recipe, which is not counted: bench/RESULTS.md, "A recipe that taught when, not what".
+of a first recipe, which is not counted: docs/findings.md, "A recipe that taught when, not what".
 """
 
 from functools import cache
