@@ -177,6 +177,19 @@ def test_files_that_are_named_exist(path):
     assert [name for name in names if not (ROOT / name).exists()] == []
 
 
+@pytest.mark.parametrize("path", [*FILES, CHANGES, ROOT / "bench" / "RESULTS.md"], ids=lambda p: p.name)
+def test_links_lead_somewhere(path):
+    """To a file, and to a heading of it: its words in small letters, joined by hyphens."""
+    for place, _, heading in re.findall(
+        r"\]\((?!https?:)([^)#]*)(#([^)]+))?\)", path.read_text(encoding="utf-8")
+    ):
+        target = (path.parent / place).resolve() if place else path
+        assert target.exists(), place
+        if heading:
+            titles = re.findall(r"^#+ (.*)", target.read_text(encoding="utf-8"), re.MULTILINE)
+            assert heading in [re.sub(r"[^\w -]", "", it.lower()).replace(" ", "-") for it in titles]
+
+
 def test_the_file_table_names_every_file():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     table = "".join(re.findall(r"^\| `.*? \|", text, flags=re.MULTILINE))
