@@ -36,7 +36,8 @@ def commands(path):
     """
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".sh":
-        return [(line, None) for line in text.replace("\\\n", " ").splitlines() if line.startswith("python ")]
+        lines = text.replace("\\\n", " ").splitlines()
+        return [(line, None) for line in lines if re.match(r"(part \w+ \d+ )?python [^-]", line)]
     return commands_of(text)
 
 
@@ -134,7 +135,9 @@ def test_short_commands(path, workshop):
 
 
 @pytest.mark.parametrize(
-    "path", [*FILES, *(ROOT / "runs" / f"{name}.sh" for name in ("demo", "gpu"))], ids=lambda p: p.name
+    "path",
+    [*FILES, *(ROOT / "runs" / f"{name}.sh" for name in ("demo", "gpu", "gpu_check"))],
+    ids=lambda p: p.name,
 )
 def test_flags_of_long_commands_exist(path):
     """Without running them: every script and flag that a long command names is there."""
@@ -226,6 +229,19 @@ def test_the_demo_ends_at_a_stage_that_was_stopped(workshop, stand_in, name):
     assert run(f"bash runs/{name}.sh", workshop).returncode == 0
     stages = ["train_pretrain.py", "train_pretrain.py", "train_grpo.py", "evaluate.py"]
     assert [call.split()[0] for call in calls()] == stages
+
+
+def test_a_part_of_the_gpus_check_that_fails_does_not_stop_the_next(workshop, stand_in):
+    """With a stand-in for Python: whose torch finds no GPU; one of whose parts fails."""
+    check = "PATH=$PWD/.venv/bin:$PATH bash runs/gpu_check.sh"
+    stand_in("exit 1")
+    out = run(check, workshop)
+    assert (out.returncode, out.stderr) == (2, "error: this python's torch finds no CUDA GPU\n")
+    calls = stand_in('case "$*" in *test_flash*) exit 1;; esac')
+    out = run(check, workshop)
+    assert out.returncode == 1 and "failed: flash (exit 1)\n" in out.stderr
+    assert len(calls()) == 1 + out.stdout.count("== ") == 10
+    assert "== grpo_speed: exit 0, 0 s\n" in (workshop / "out/gpu_check/summary.txt").read_text()
 
 
 @pytest.mark.parametrize("code, requeued", [(75, True), (0, False), (2, False), (137, False), (143, None)])
