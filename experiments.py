@@ -180,6 +180,13 @@ def plan(it, words):
     print(f"all             {len(counted):4} to run {it.hours(counted.values()):8.2f} h   with one job")
 
 
+def run(it, words):
+    code = it.work_on(*it.studies)
+    if code == FINISHED and not it.o.quiet:
+        print(f"all {len(it.uses(*it.studies))} stages have results; `report` for `run` says what they show")
+    return code
+
+
 def status(it, words):
     uses = it.uses(*it.studies)
     for stage in it.family(*it.studies):
@@ -239,7 +246,7 @@ def find_base(it, c, seed):
 COMMANDS = {
     "list": list_studies,
     "plan": plan,
-    "run": lambda it, words: it.work_on(*it.studies),
+    "run": run,
     "status": status,
     "report": report,
     "pack": pack,
