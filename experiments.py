@@ -75,7 +75,9 @@ def unpack(shop, stage, folder):
 
 @dataclass(frozen=True)
 class Options(CheckedOptions):
-    command: str = opt("list", "list, plan, run, status, report, pack, or ablate OPTION=VALUE,VALUE")
+    command: str = opt(
+        "list", "list, plan, run, status, report, ablate OPTION=VALUE,VALUE; pack: fill --bases"
+    )
     studies: str = opt("all", "which, separated by commas", group="what")
     scale: str = opt("mini", "bands and budgets: studies/scales.py")
     seeds: int = opt(0, "bases (0: as many as the study has)")
@@ -86,8 +88,8 @@ class Options(CheckedOptions):
     base: str | None = opt(None, "of ablate: a folder of --bases (default: the base of seed 0)")
     jobs: int = opt(1, "stages at once; each has a GPU, if there are any", within="[1, 256]", group="how")
     quiet: bool = opt(False, "of run and ablate: print nothing but errors and tables", free=True)
-    retry: bool = opt(False, "also what has failed")
-    strict: bool = opt(False, "also what other code has done")
+    retry: bool = opt(False, "run again what has failed")
+    strict: bool = opt(False, "redo what other versions of the code did; take no committed weights")
     out: str = opt("out/experiments", "folder for all that is written", group="where")
     results: str = opt("studies/results", "folder of the results")
     bases: str = opt("studies/bases", "folder of committed weights")
@@ -183,7 +185,8 @@ def plan(it, words):
 def run(it, words):
     code = it.work_on(*it.studies)
     if code == FINISHED and not it.o.quiet:
-        print(f"all {len(it.uses(*it.studies))} stages have results; `report` for `run` says what they show")
+        n = len(it.uses(*it.studies))
+        print(f"all {n} stages have results; the same line with `report` for `run` shows them")
     return code
 
 

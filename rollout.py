@@ -39,7 +39,7 @@ class Problems:
         return self.mixture.problem(stream_key(self.o.seed, purpose), number, "rl")
 
     def refresh(self, pass_rates):
-        """Find `select_pool` problems with 0 < pass rate <= bound: failed at one try, solved at some. Returns
+        """Find `select_pool` problems that some tries solve, and not more than the bound. Returns
         the yield.
 
         pass_rates: problems → list of rates. Raises UserError if 40 pools of candidates do not yield one edge

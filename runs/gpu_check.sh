@@ -8,6 +8,7 @@ cd "$(dirname "$0")/.."
 out=${1:-out/gpu_check}
 python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { echo "error: this python's torch finds no CUDA GPU" >&2; exit 2; }
 mkdir -p "$out"
+rm -rf "$out/base" "$out/rl" "$out/eval"
 failed=()
 part() { # NAME LIMIT COMMAND…
   local name=$1 limit=$2 began=$SECONDS

@@ -147,7 +147,9 @@ def test_each_stage_runs_once_and_the_report_needs_results_alone(toy, tmp_path):
         and out.stderr == ""
     )
     assert len(begun(tmp_path)) == len(set(begun(tmp_path))) == 18
-    assert out.stdout.endswith("\nall 18 stages have results; `report` for `run` says what they show\n")
+    assert out.stdout.endswith(
+        "\nall 18 stages have results; the same line with `report` for `run` shows them\n"
+    )
     call("experiments", "run", *toy, check=True)
     assert len(begun(tmp_path)) == 18
     call("experiments", "report", *toy, check=True)

@@ -124,7 +124,9 @@ def test_rows_that_leave_a_batch_as_on_a_gpu(way, chunk, monkeypatch):
     decoder, sizes = sampler.Decoder(model, settings, 5, 30), set()
     with torch.inference_mode():
         decoder.prefill([[7] * 30] * 5, np.full((15, columns), 0.5))
-        for column in range(1, 3 if way == "triton" else columns):  # few in Triton's interpreter, which is slow
+        for column in range(
+            1, 3 if way == "triton" else columns
+        ):  # few in Triton's interpreter, which is slow
             decoder.step(column)
         for cache in decoder.own:
             cache.normal_(std=2.0)
