@@ -187,10 +187,11 @@ def chunk_torch(columns, device):
 
 
 def attend_triton(q, k, v, layout):
+    """All in the type of v: rotary positions leave q and k in float32, and kernels know no autocast."""
     from flash import flash_attention
 
     layout = layout or Layout.of(q.new_zeros(q.shape[:2], dtype=torch.int32))
-    return flash_attention(q, k, v, layout.bounds)
+    return flash_attention(q.to(v.dtype), k.to(v.dtype), v, layout.bounds)
 
 
 def decode_triton(q, own, prompt, lengths, rows, group, filled):

@@ -71,7 +71,7 @@ def _key_block(keys, at, D: constexpr, N: constexpr, MASKED: constexpr):
     With prompts, `at` does not count the blocks that are left out.
     """
     k, v, T, stride, _, left_out = keys
-    if left_out is not None:
+    if len(left_out) > 0:
         at += tl.where(at >= left_out[0], left_out[1], 0)
     columns = at + tl.arange(0, N)
     return columns, _load(k, columns, T, stride, D, MASKED), _load(v, columns, T, stride, D, MASKED)
@@ -104,7 +104,7 @@ def _query_block(k, v, bounds, prompts, T, H, K, D: constexpr, M: constexpr, N: 
     low = tl.load(bounds + row + first) // N * N
     diagonal = tl.maximum(first // N * N, low)
     whole = tl.minimum((tl.load(bounds + row + high - 1) + N - 1) // N * N, diagonal)
-    ranges, left_out = (low, whole, diagonal, high), None
+    ranges, left_out = (low, whole, diagonal, high), ()  # Triton 3.6 cannot return a None
     if prompts is not None:
         begin, end = tl.load(prompts + row + first), tl.load(prompts + size + row + first)
         stop = tl.minimum((end + N - 1) // N * N, low)  # a block of both is visited as the document's
@@ -259,7 +259,7 @@ def _see_all(state, q, keys, D: constexpr, M: constexpr, N: constexpr):
 def _decode_prompt(q, k, v, lengths, bounds, state, stride, H, K, D: constexpr, M: constexpr, N: constexpr):
     p, kv, heads = tl.program_id(0), tl.program_id(1), H // K
     base, j = (p.to(tl.int64) * K + kv) * stride, tl.arange(0, M)
-    end, keys = tl.load(bounds + p + 1), (k + base, v + base, tl.load(lengths + p), D, None, None)
+    end, keys = tl.load(bounds + p + 1), (k + base, v + base, tl.load(lengths + p), D, None, ())
     for row in range(tl.load(bounds + p), end, M // heads):
         inside = (j // heads < M // heads) & (row + j // heads < end)
         index = (row + j // heads) * H + kv * heads + j % heads  # of a row and head
@@ -279,7 +279,7 @@ def _decode_own(q, k, v, filled, state, out, stride, H, K, D: constexpr, M: cons
     acc = tl.load(_rows(state, index, 2 * D, D), mask=inside[:, None], other=0.0)
     m = tl.load(state + index * 2 * D + D, mask=inside, other=float("-inf"))
     total = tl.load(state + index * 2 * D + D + 1, mask=inside, other=0.0)
-    keys = k + base, v + base, tl.load(filled).to(tl.int32), D, None, None
+    keys = k + base, v + base, tl.load(filled).to(tl.int32), D, None, ()
     acc, m, total = _see_all((acc, m, total), queries, keys, D, M, N)
     tl.store(_rows(out, index, D, D), (acc / total[:, None]).to(out.dtype.element_ty), mask=inside[:, None])
 

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Is a GPU's result what the CPU's tests say, and how fast is it? The tests of the kernels and of sampling, the preset small for 200
-# steps of pre-training and 3 of GRPO, a look at it, and four benches: each part with a limit in seconds, ten minutes in all. A part
-# that fails does not stop the next. Needs a python with torch for CUDA, triton, pytest and what requirements.txt names; installs
-# nothing.
+# Is a GPU's result what the CPU's tests say, and how fast is it? Two steps of the preset small, which compile what all others use; tests
+# of the kernels and of sampling; 200 steps of pre-training and 3 of GRPO, and a look at both; four benches. Each part has a limit in
+# seconds, ten minutes in all; one that fails does not stop the next. Needs a Python with torch for CUDA, triton, pytest and what
+# requirements.txt names, and installs nothing: PYTHON=… bash runs/gpu_check.sh [OUT]
 set -uo pipefail
 cd "$(dirname "$0")/.."
+PYTHON=${PYTHON:-python3}
 out=${1:-out/gpu_check}
-python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { echo "error: this python's torch finds no CUDA GPU" >&2; exit 2; }
+"$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { echo "error: the torch of $PYTHON finds no CUDA GPU" >&2; exit 2; }
 mkdir -p "$out"
 rm -rf "$out/base" "$out/rl" "$out/eval"
 failed=()
@@ -19,14 +20,16 @@ part() { # NAME LIMIT COMMAND…
   echo "== $name: exit $code, $((SECONDS - began)) s" | tee -a "$out/summary.txt"
 }
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader | tee "$out/summary.txt"
-part flash 120 python -m pytest -q -p no:cacheprovider tests/test_flash.py -x -k "not compile"
-part sampler 45 python -m pytest -q -p no:cacheprovider tests/test_sampler.py
-part pretrain 90 python train_pretrain.py --preset small --out "$out/base" --steps 200 --eval-every 200
-part grpo 75 python train_grpo.py --preset small --init-from "$out/base" --out "$out/rl" --steps 3 --eval-every 3
-part evaluate 40 python evaluate.py --preset small --problems 16 --out "$out/eval" base="$out/base" rl="$out/rl"
-part train_speed 60 python bench/train_speed.py --rounds 3 --json "$out/train_speed.json"
-part attention_speed 45 python bench/attention_speed.py --rounds 7 --json "$out/attention_speed.json"
-part sampling_speed 45 python bench/sampling_speed.py --rounds 1 --batches 256 --json "$out/sampling_speed.json"
-part grpo_speed 60 python bench/grpo_speed.py --ckpt "$out/base/latest" --preset small --rounds 2 --json "$out/grpo_speed.json"
+part warm 120 "$PYTHON" train_pretrain.py --preset small --out "$out/base" --steps 2 --eval-every 2
+rm -rf "$out/base"
+part tests 100 "$PYTHON" -m pytest -q -p no:cacheprovider tests/test_flash.py tests/test_sampler.py \
+  -k "two_runs or heads_and_widths or formula or error_of_any_kernel or decode or graphs_on_a_gpu"
+part pretrain 75 "$PYTHON" train_pretrain.py --preset small --out "$out/base" --steps 200 --eval-every 200
+part grpo 75 "$PYTHON" train_grpo.py --preset small --init-from "$out/base" --out "$out/rl" --steps 3 --eval-every 3
+part evaluate 40 "$PYTHON" evaluate.py --preset small --problems 16 --out "$out/eval" base="$out/base" rl="$out/rl"
+part train_speed 60 "$PYTHON" bench/train_speed.py --rounds 1 --steps 4 --json "$out/train_speed.json"
+part attention_speed 40 "$PYTHON" bench/attention_speed.py --rounds 7 --json "$out/attention_speed.json"
+part sampling_speed 45 "$PYTHON" bench/sampling_speed.py --rounds 1 --rows 1024 --batches 1024 --new 100 --json "$out/sampling_speed.json"
+part grpo_speed 45 "$PYTHON" bench/grpo_speed.py --ckpt "$out/base/latest" --preset small --rounds 2 --json "$out/grpo_speed.json"
 rm -rf "$out/base" "$out/rl"
 [ ${#failed[@]} = 0 ] || { echo "failed: ${failed[*]}" >&2; exit 1; }

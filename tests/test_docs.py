@@ -36,7 +36,7 @@ def commands(path):
     """
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".sh":
-        lines = text.replace("\\\n", " ").splitlines()
+        lines = text.replace("\\\n", " ").replace('"$PYTHON"', "python").splitlines()
         return [(line, None) for line in lines if re.match(r"(part \w+ \d+ )?python [^-]", line)]
     return commands_of(text)
 
@@ -233,13 +233,13 @@ def test_the_demo_ends_at_a_stage_that_was_stopped(workshop, stand_in, name):
 
 def test_a_part_of_the_gpus_check_that_fails_does_not_stop_the_next(workshop, stand_in):
     """With a stand-in for Python: whose torch finds no GPU; one of whose parts fails."""
-    check = "PATH=$PWD/.venv/bin:$PATH bash runs/gpu_check.sh"
+    check = "PYTHON=.venv/bin/python bash runs/gpu_check.sh"
     stand_in("exit 1")
     out = run(check, workshop)
-    assert (out.returncode, out.stderr) == (2, "error: this python's torch finds no CUDA GPU\n")
+    assert (out.returncode, out.stderr) == (2, "error: the torch of .venv/bin/python finds no CUDA GPU\n")
     calls = stand_in('case "$*" in *test_flash*) exit 1;; esac')
     out = run(check, workshop)
-    assert out.returncode == 1 and "failed: flash (exit 1)\n" in out.stderr
+    assert out.returncode == 1 and "failed: tests (exit 1)\n" in out.stderr
     assert len(calls()) == 1 + out.stdout.count("== ") == 10
     assert "== grpo_speed: exit 0, 0 s\n" in (workshop / "out/gpu_check/summary.txt").read_text()
 

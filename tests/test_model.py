@@ -348,6 +348,24 @@ def test_matrix_products_in_bfloat16_are_close_and_gradients_are_not_rounded():
     assert all(p.dtype == p.grad.dtype == torch.float32 for p in model.parameters())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_kernels_get_queries_keys_and_values_of_one_type(dtype, monkeypatch):
+    """Rotary positions are applied in float32, whatever products are taken in."""
+    flash = pytest.importorskip("flash")
+    seen = []
+
+    def kernels(q, k, v, bounds):
+        seen.extend((q.dtype, k.dtype, v.dtype))
+        return attention(q, k, v, Layout.of(bounds[0]))
+
+    monkeypatch.setattr(flash, "flash_attention", kernels)
+    model, tokens = randomise(Qwen2(ModelConfig(97, 64, 112, 2, 4, 2, 256))), torch.randint(0, 97, (2, 40))
+    model.backend, model.compute_dtype = BACKENDS["triton"], dtype
+    model(tokens, torch.cat((starts([7, 20, 13]), starts([40]))), tokens)[1].backward()
+    assert len(seen) == 6 and {*seen} == {dtype}
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
 class Counting:
     """A backend of torch.compile that only counts: the forward graphs, and those with a size that stands for
     any number."""
