@@ -707,7 +707,9 @@ def test_a_small_study_end_to_end(tmp_path, monkeypatch):
     grpo = next((tmp_path / "results/micro").glob("train_grpo-*.json"))
     kept = json.loads(grpo.read_text())
     grpo.unlink()
-    call("experiments", "run", *where, f"--out={tmp_path / 'again'}", check=True)
+    elsewhere = f"--out={tmp_path / 'again'}"
+    # with a thread a stage: two would crawl beside other tests
+    call("experiments", "run", *where, elsewhere, "--jobs", 2, check=True)
     stages = {path.parent.name for path in (tmp_path / "again/micro/stages").glob("*/log.txt")}
     assert stages == {grpo.stem}  # the base was not trained again
     again = json.loads(grpo.read_text())
