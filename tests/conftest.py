@@ -26,6 +26,14 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.name not in LONG)
 
 
+def skip_without_interpreter(way):
+    """Skip a test that has this backend compute on a CPU, if Triton's kernels cannot: Triton is missing, or
+    compiles them for the GPU that is there.
+    """
+    if way == "triton" and (torch.cuda.is_available() or pytest.importorskip("triton") is None):
+        pytest.skip("on a GPU the kernels do not run on a CPU's tensors")
+
+
 def call(name, *arguments, stdin="", check=False):
     """Run a script as its command line does, but here → SimpleNamespace(returncode, stdout, stderr).
 

@@ -12,6 +12,7 @@ from lab.options import UserError
 
 import pytest
 import torch
+from conftest import skip_without_interpreter
 
 from attention import BACKENDS, Layout, attention, reference
 from model import ModelConfig, Qwen2, rotary, rotate
@@ -313,8 +314,7 @@ def decoded(model, tokens, lengths):
 def test_every_backend_gives_the_same_logits(way):
     """Of the whole model, packed, dense and decoded with a cache: against the reference; the kernels where
     Triton's interpreter can run them."""
-    if way == "triton" and (torch.cuda.is_available() or pytest.importorskip("triton") is None):
-        pytest.skip("on a GPU the kernels do not run on a CPU's tensors")
+    skip_without_interpreter(way)
     torch.manual_seed(0)
     config = ModelConfig(97, 64, 112, 2, 4, 2, 256)
     model = randomise(Qwen2(config)).eval()
@@ -408,8 +408,7 @@ def test_evaluation_with_other_row_counts_leaves_the_training_graph_as_it_is():
 def test_compiled_layers_are_the_same_layers(way):
     """Once for all layers and document layouts: logits, gradients, keys; and a copy of a compiled model
     works."""
-    if way == "triton" and (torch.cuda.is_available() or pytest.importorskip("triton") is None):
-        pytest.skip("on a GPU the kernels do not run on a CPU's tensors")
+    skip_without_interpreter(way)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     torch.manual_seed(0)

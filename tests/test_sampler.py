@@ -5,6 +5,7 @@ from lab.options import UserError, stream_key
 import numpy as np
 import pytest
 import torch
+from conftest import skip_without_interpreter
 from test_model import hugging_face, randomise
 
 import sampler
@@ -92,18 +93,10 @@ def as_on_a_gpu(monkeypatch, model, way, chunk):
     return captured
 
 
-def interpreter():
-    """Skip a test that has Triton's kernels run on a CPU where Triton is missing, or has a GPU to compile for."""
-    pytest.importorskip("triton")
-    if torch.cuda.is_available():
-        pytest.skip("needs Triton's interpreter, which tests leave out where there is a GPU")
-
-
 @pytest.mark.parametrize("way, chunk", [("sdpa", 60), ("sdpa", 7), ("triton", 60)])
 def test_generation_as_on_a_gpu(way, chunk, monkeypatch):
     """The whole way a GPU takes, on a CPU, for batches of several sizes and lengths."""
-    if way == "triton":
-        interpreter()
+    skip_without_interpreter(way)
     model, prompts = make(width=64), PROMPTS if way == "sdpa" else PROMPTS[:3]
     settings = dict(
         group_size=4, max_new_tokens=60 if way == "sdpa" else 10, stop_id=STOP, seed=4, batch_size=8
@@ -121,8 +114,7 @@ def test_generation_as_on_a_gpu(way, chunk, monkeypatch):
 @pytest.mark.parametrize("way, chunk", [("sdpa", 12), ("sdpa", 5), ("triton", 12)])
 def test_rows_that_leave_a_batch_as_on_a_gpu(way, chunk, monkeypatch):
     """A step at a time: an earlier and larger batch has left its keys in the caches, and rows leave late."""
-    if way == "triton":
-        interpreter()
+    skip_without_interpreter(way)
     model, prompts, columns = make(width=64), sorted(PROMPTS, key=len)[1:4], 12
     settings = Sampling(group_size=3, max_new_tokens=columns, stop_id=STOP, seed=4)
     want = generate(model, prompts, **vars(settings))
