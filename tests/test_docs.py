@@ -37,7 +37,7 @@ def commands(path):
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".sh":
         lines = text.replace("\\\n", " ").replace('"$PYTHON"', "python").splitlines()
-        return [(line, None) for line in lines if re.match(r"(part \w+ \d+ )?python [^-]", line)]
+        return [(line, None) for line in lines if re.match(r"(part \w+ \d+ )?python ", line)]
     return commands_of(text)
 
 
