@@ -14,7 +14,7 @@ import sys
 import textwrap
 import typing
 from contextlib import contextmanager, redirect_stdout, suppress
-from functools import partial
+from functools import lru_cache, partial
 from hashlib import blake2b
 from pathlib import Path
 
@@ -124,8 +124,8 @@ def inside(value, interval):
 
 
 class _Parser(argparse.ArgumentParser):
-    def __init__(self, **how):
-        super().__init__(prog=Path(sys.argv[0]).name, allow_abbrev=False, formatter_class=_formatter, **how)
+    def __init__(self, program=None, **how):
+        super().__init__(program, allow_abbrev=False, formatter_class=_formatter, **how)
 
     def error(self, message):
         raise UserError(f"{message} (see python {self.prog} --help)")
@@ -143,13 +143,8 @@ def parse_options(cls, argv=None, *, description="", presets=None, positional=No
     value} of a run that is resumed; they stand in for the preset's. Raises UserError on an unknown flag, a
     bad value or an unknown preset.
     """
-    told = [p if p.startswith(" ") else textwrap.fill(p, COLUMNS) for p in description.split("\n\n")]
-    parser = _Parser(description="\n\n".join(told), usage=f"%(prog)s [options] {positional or ''}")
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    defaults = {name: field.default for name, field in fields.items()}
+    defaults = {field.name: field.default for field in dataclasses.fields(cls)}
     if presets is not None:
-        parser.add_argument("--config", metavar="FILE", help="JSON of options, as --print-config prints it")
-        parser.add_argument("--print-config", action="store_true", help="print the options as JSON and stop")
         early = _Parser(add_help=False)
         early.add_argument("--preset")
         early.add_argument("--config")
@@ -157,19 +152,32 @@ def parse_options(cls, argv=None, *, description="", presets=None, positional=No
         said = {**(saved or {}), **(read_config(first.config, cls) if first.config else {})}
         name = first.preset or said.get("preset") or defaults["preset"]
         defaults.update({**look_up("preset", presets, name), **said, "preset": name})
-    group = parser
-    for name, field in fields.items():
-        if field.metadata["group"]:
-            group = parser.add_argument_group(field.metadata["group"])
-        _add_flag(parser if name == positional else group, field, defaults[name], name == positional)
+    parser = _parser_of(cls, Path(sys.argv[0]).name, description, positional, presets is not None, **defaults)
     given = vars(parser.parse_args(argv))
     if positional:
         given[positional] = ",".join(given[positional]) or defaults[positional]
-    options = cls(**{name: given[name] for name in fields})
+    options = cls(**{field.name: given[field.name] for field in dataclasses.fields(cls)})
     if given.get("print_config"):
         print(json.dumps(dataclasses.asdict(options), indent=2))
         sys.exit(FINISHED)
     return options
+
+
+# The runner reads the options of hundreds of stages. typed: 1 is not 1.0.
+@lru_cache(maxsize=None, typed=True)
+def _parser_of(cls, program, description, positional, configured, /, **defaults):
+    told = [p if p.startswith(" ") else textwrap.fill(p, COLUMNS) for p in description.split("\n\n")]
+    how = dict(description="\n\n".join(told), usage=f"%(prog)s [options] {positional or ''}")
+    parser = group = _Parser(program, **how)
+    if configured:
+        parser.add_argument("--config", metavar="FILE", help="JSON of options, as --print-config prints it")
+        parser.add_argument("--print-config", action="store_true", help="print the options as JSON and stop")
+    for field in dataclasses.fields(cls):
+        if field.metadata["group"]:
+            group = parser.add_argument_group(field.metadata["group"])
+        own = field.name == positional
+        _add_flag(parser if own else group, field, defaults[field.name], own)
+    return parser
 
 
 def _add_flag(parser, field, default, positional):
