@@ -312,6 +312,15 @@ COLUMNS = {  # of claims.md: what a row needs, and how it is said
     "code": ("code", lambda hashes: hashes[0] if len(hashes) == 1 else "differs: run --strict"),
 }
 
+LEGEND = (
+    "Effect: the difference that the claim is about, a mean over bases. Its interval is by blocks of "
+    "bases and arms (lab/statistics.py) where it compares arms in one place, else by paired t over bases. "
+    "Hours and tokens are of all stages that a row rests on, shared ones too. Verdict: by the rule and "
+    "the margin written into studies/ before the run; underpowered: undecided, and the interval is wider "
+    "than ±0.05. Code: the hash of the code that made the results compared; “differs”: they were made by "
+    "several versions, and `experiments.py run --strict` makes them again by the present one."
+)
+
 
 def table_of(rows):
     """Rows of claims → rows of strings, the header first."""

@@ -32,7 +32,7 @@ from lab.runs import as_json, content_hash
 from lab.workshop import Runner, Workshop
 
 from checkpoint import save_checkpoint
-from claims import Values, markdown, summary, table_of
+from claims import LEGEND, Values, markdown, summary, table_of
 from export_hf import import_
 from export_hf import main as export
 from report import print_table, write_studies
@@ -213,8 +213,8 @@ def report(it, words):
     told = f"Scale {it.o.scale}. {summary(rows)}"
     tables = [f"\n## {title}\n\n{note}\n\n{markdown(table)}" for title, note, table, _ in sections]
     write_atomic(out / "results.jsonl", "".join(lines))
-    write_atomic(out / "claims.md", "".join([f"# Claims\n\n{told}\n", *tables]))
-    write_studies(out / "report.html", told, sections)
+    write_atomic(out / "claims.md", "".join([f"# Claims\n\n{told}\n\n{LEGEND}\n", *tables]))
+    write_studies(out / "report.html", f"{told} {LEGEND}", sections)
     print(f"{told}\nclaims: {out / 'claims.md'}")
 
 
