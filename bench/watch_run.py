@@ -10,6 +10,7 @@ RL, the tries of the last steps (rollouts.jsonl).
 """
 
 import re
+import secrets
 import sys
 import time
 from dataclasses import dataclass
@@ -90,7 +91,7 @@ def to_wandb(path):
     """
     wandb = package("wandb", "wandb")
     if not (path / RUN_ID).exists():
-        write_atomic(path / RUN_ID, wandb.util.generate_id() + "\n")
+        write_atomic(path / RUN_ID, secrets.token_hex(4) + "\n")
     who = dict(project="reasoning-lab", name=path.name, id=(path / RUN_ID).read_text().strip())
     config = read_json(path / "config.json")["options"]
     wandb.init(**who, resume="allow", dir=str(path), config=config)

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import re
 import sys
 from dataclasses import replace
 from itertools import combinations, count, islice, permutations
@@ -87,7 +88,7 @@ def test_plot_runs_refuses_other_folders_in_one_line(tmp_path, name, content):
 
 def stand_ins(monkeypatch):
     """TensorBoard's SummaryWriter and wandb, which need not be installed."""
-    boards, wandb = MagicMock(), MagicMock()
+    boards, wandb = MagicMock(), MagicMock(spec_set=["init", "log", "Table"])  # what they offer to everyone
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=boards))
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     return boards, wandb
@@ -96,7 +97,6 @@ def stand_ins(monkeypatch):
 def test_a_runs_metrics_are_sent_elsewhere(tmp_path, monkeypatch):
     """TensorBoard's and wandb's calls, on stand-ins; and one line where they are not installed."""
     boards, wandb = stand_ins(monkeypatch)
-    wandb.util.generate_id.return_value = "abc"
     run = tmp_path / "run"
     write_run(run, {"step": 7, "train/loss": 0.5}, {"step": 8, "train/loss": 0.25, "time/seconds": 3})
     (run / "config.json").write_text('{"options": {"lr": 0.1}}')
@@ -112,8 +112,7 @@ def test_a_runs_metrics_are_sent_elsewhere(tmp_path, monkeypatch):
     assert wandb.log.call_args_list == logged
     told = wandb.init.call_args.kwargs
     assert told["name"] == "run" and told["config"] == {"lr": 0.1} and told["resume"] == "allow"
-    assert told["id"] == "abc" == (run / "wandb.id").read_text().strip()
-    wandb.util.generate_id.return_value = "another"
+    assert told["id"] == (run / "wandb.id").read_text().strip() and re.fullmatch("[0-9a-f]{8}", told["id"])
     run = run.rename(tmp_path / "moved")
     watch_run.main([str(run), "--to", "wandb", "--once"])
     assert wandb.init.call_args.kwargs["id"] == told["id"]  # the same run there, wherever its folder is
@@ -124,9 +123,24 @@ def test_a_runs_metrics_are_sent_elsewhere(tmp_path, monkeypatch):
             watch_run.main([str(run), "--to", name, "--once"])
 
 
+def test_wandb_itself_takes_what_is_sent(tmp_path, monkeypatch):
+    """Without its server; twice, which is one run there."""
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    run = tmp_path / "run"
+    write_run(run, {"step": 1, "train/loss": 0.5}, {"step": 2, "eval/pass@1": 0.25})
+    (run / "config.json").write_text('{"options": {"lr": 0.1}}')
+    (run / "samples.txt").write_text("=== step 2\n--- op 2\nA\nB\n")
+    for _ in range(2):
+        watch_run.main([str(run), "--to", "wandb", "--once"])
+    written = [path.name for path in (run / "wandb").glob("offline-run-*")]
+    assert {name.rpartition("-")[2] for name in written} == {(run / "wandb.id").read_text().strip()}
+    assert list((run / "wandb").glob("**/samples_*.table.json"))
+
+
 def test_solutions_are_sent_to_wandb_as_tables(tmp_path, monkeypatch):
     _, wandb = stand_ins(monkeypatch)
-    wandb.util.generate_id.return_value = "abc"
     wandb.Table.side_effect = lambda columns, data: (columns, data)
     run = tmp_path / "run"
     write_run(
