@@ -1,7 +1,9 @@
 """A process that works out the items of an iterable ahead of whoever takes them."""
 
+import os
 import signal
-from multiprocessing import resource_tracker
+import threading
+from multiprocessing import parent_process, resource_tracker
 
 from lab.options import UserError
 
@@ -28,7 +30,9 @@ def worked_out(items, workers):
     """
     stream = Guarded(items)
     if workers:  # spawned: a forked child of a process with torch's threads may hang
-        how = dict(multiprocessing_context="spawn", worker_init_fn=_ignore_signals, prefetch_factor=4)
+        how = dict(
+            multiprocessing_context="spawn", worker_init_fn=_live_as_long_as_the_trainer, prefetch_factor=4
+        )
         stream = begin(DataLoader(stream, batch_size=None, num_workers=1, **how))
     try:
         for item in stream:
@@ -55,7 +59,10 @@ def begin(loader):
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _ignore_signals(worker):
-    """The trainer gets them too, finishes its step, and ends this process."""
+def _live_as_long_as_the_trainer(worker):
+    """It gets our signals too, finishes its step, and ends this process. If it is killed it cannot: this
+    process might wait for ever to hand over what nobody takes.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()

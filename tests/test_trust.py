@@ -758,6 +758,23 @@ def test_worker_processes_end_with_their_trainer(tmp_path):
     while not (tmp_path / "run" / "metrics.jsonl").exists() or len(metrics(tmp_path / "run")) < 2:
         assert process.poll() is None
         time.sleep(0.02)  # until it has trained on what the worker made
+    kill_with_children(process)
+
+
+def test_a_worker_whose_batches_nobody_takes_ends_too():
+    """Its trainer dies while it evaluates: the pipe between them is full, and the worker waits to write."""
+    code = (
+        "import itertools, time; from lab.worker import worked_out; "
+        "stream = worked_out(itertools.repeat(bytes(1 << 20)), 1); next(stream); print('begun', flush=True); "
+        "time.sleep(600)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "begun\n"
+    kill_with_children(process)
+
+
+def kill_with_children(process):
+    """kill -9 a process; its children are gone some seconds later."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     assert children
     process.kill()
