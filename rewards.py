@@ -19,6 +19,7 @@ import re
 import runpy
 import traceback
 from bisect import bisect_left
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
@@ -143,16 +144,16 @@ def call(function, file, rollout):
     problem = rollout.problem
     record = dict(problem) if isinstance(problem, dict) else to_record(problem)  # which it may change
     at = f"at problem {record.get('where') or record.get('id')}"
+    name, paid = getattr(function, "__name__", function), float("nan")
     try:
         value = function(rollout.text, record, rollout.verdict, rollout.finished, len(rollout.completion_ids))
-        paid = float(value)
     except (Exception, SystemExit) as error:
         raise UserError(f"{blame(error, file)}, {at}") from None
+    with suppress(Exception):  # of None, of a text
+        paid = float(value)
     if not abs(paid) <= MOST:  # nor is nan
-        name = getattr(function, "__name__", function)
-        raise UserError(
-            f"{file}: {name} returned {paid}, {at}: a reward must be finite, and within ±{MOST:g}"
-        )
+        told = f"{file}: {name} returned {' '.join(repr(value).split()):.60}, {at}"
+        raise UserError(f"{told}: a reward must be a number, and within ±{MOST:g}")
     return paid
 
 

@@ -140,7 +140,7 @@ def test_a_reward_that_is_none_is_one_line(own, spec, words):
 
 def test_errors_in_a_file_of_ones_own_name_file_line_and_problem(own, tmp_path):
     for name, words in (("breaks", f"{own}, line 10: ZeroDivisionError: division by zero, at problem train/0/0"),
-                        ("nothing", f"{own}: TypeError: float"), ("leaves", f"{own}, line 19: SystemExit:"),
+                        ("nothing", f"{own}: nothing returned None, at problem train/0/0: a reward must be a number"), ("leaves", f"{own}, line 19: SystemExit:"),
                         ("vast", f"{own}: vast returned 1e+300, at problem train/0/0"), ("endless", f"{own}: endless returned inf, at problem train/0/0")):  # fmt: skip
         with pytest.raises(UserError) as error:
             Reward(f"{own}:{name}")(tried())
