@@ -194,7 +194,7 @@ def html_problem(problem, band, texts):
         verdict, lines = verify(plain, problem), explain(plain, problem).split("\n")
         judged = "".join(f'<div class="{CLASSES.get(line[0], "dim")}">{escape(line)}</div>' for line in lines)
         data = f'data-checkpoint="{escape(name)}" data-level="{LEVELS.index(verdict.kind)}"'
-        mark = "good" if verdict.correct else "bad"
+        mark = "good" if verdict.solved else "bad"
         title = f'<h4>{escape(name)} · <span class="{mark}">{verdict.kind}</span></h4>'
         told = f'<pre>{escape(printable(text.strip()))}</pre><div class="judged">{judged}</div>'
         cards.append(f"<section {data}>{title}{told}</section>")

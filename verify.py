@@ -102,7 +102,7 @@ class Verdict:
     @property
     def kind(self):
         """The best that can be said of it: "faithful", "correct", "answer only" or "wrong"."""
-        grades = {"faithful": self.faithful, "correct": self.correct, "answer only": self.answer_correct}
+        grades = {"faithful": self.faithful, "correct": self.solved, "answer only": self.answer_correct}
         return next((grade for grade, holds in grades.items() if holds), "wrong")
 
 
@@ -522,7 +522,8 @@ def explain(text, record=None, colour=False):
         say(None, f"{name}   not needed")
     found = f"   found {verdict.parsed.answer}" * (not verdict.answer_correct)
     say(verdict.answer_correct, f"answer {answer}{found}")
-    lines.append(f"process {verdict.process:.2f}, correct {verdict.correct}, faithful {verdict.faithful}")
+    graded = f"process {verdict.process:.2f}, correct {verdict.correct}, faithful {verdict.faithful}"
+    lines.append(graded if gold else "no steps to compare with: the answer alone is judged")
     return "\n".join(lines) + f", errors: {', '.join(dict.fromkeys(verdict.errors)) or 'none'}"
 
 

@@ -343,7 +343,13 @@ def test_evaluation_of_own_problems_and_rescoring(start, mine, tmp_path, monkeyp
     monkeypatch.setattr(evaluate, "load_checkpoint", lambda *arguments: pytest.fail("a model"))
     lines[0]["texts"][0] = "<answer> 2 </answer>"  # as if a try at the first problem were right
     (run / "samples.jsonl").write_text(json.dumps(lines[0]))  # whole, but for its end
-    call("evaluate", "--rescore", "--out", run, check=True)
+    call("evaluate", "--rescore", "--out", run, "--report", tmp_path / "page.html", check=True)
+    page = (tmp_path / "page.html").read_text()  # which shows what the table counts
+    assert re.findall(r'data-level="(\d)"><h4>a · <span class="(\w+)"', page)[:2] == [
+        ("2", "good"),
+        ("0", "bad"),
+    ]
+    assert "no steps to compare with: the answer alone is judged" in page and "process" not in page
     judged = json.loads((run / "judged.jsonl").read_text())
     assert judged["answer"] == judged["correct"] == [1, 0, 0, 0, 0] and judged["faithful"] == [0] * 5
     results = json.loads((run / "results.json").read_text())["results"]["a"]
