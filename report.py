@@ -326,6 +326,7 @@ def draw_lines(panels, path, across, up, **axes):
     for place, (title, arms) in zip(grid[0], panels.items()):
         for i, (arm, (x, y)) in enumerate(arms.items()):
             place.plot(x, y, ".-", color=f"C{i}", label=arm)
+        place.xaxis.get_major_locator().set_params(integer=True)
         place.set(title=title, xlabel=across, **axes)
         if place.get_xscale() == "log":  # 100, 200, 500: matplotlib's own labels of minor ticks overlap
             place.xaxis.set_major_locator(plt.LogLocator(subs=(1, 2, 5)))
