@@ -7,6 +7,7 @@ inside the others is their own business. The step is that of a small untrained m
 folder.
 """
 
+import inspect
 import json
 import sys
 import tempfile
@@ -54,9 +55,10 @@ def own_file(code):
 def trace(work, reader="train_grpo.py"):
     """Call work() → Entries, in order of first entry: the reader's own functions, and those that it calls.
 
-    Who calls is the nearest frame of this repository: a decorator of torch in between does not hide it.
+    Who calls is the nearest frame of this repository: a decorator of torch in between does not hide it. A
+    generator's frame begins where it is first asked for an item: it is the reader's who names it.
     """
-    entries = {}
+    entries, named = {}, set()
 
     def caller(frame):
         """The file of the nearest function of this repository that called."""
@@ -68,7 +70,9 @@ def trace(work, reader="train_grpo.py"):
     def entered(frame, event, argument):
         if event == "call" and frame.f_code not in entries:
             file = own_file(frame.f_code)
-            if file is not None and reader in (file, caller(frame)):
+            lazy = frame.f_code.co_flags & inspect.CO_GENERATOR and frame.f_code.co_name in named
+            if file is not None and (reader in (file, caller(frame)) or lazy):
+                named.update(frame.f_code.co_names if file == reader else ())
                 name = getattr(frame.f_code, "co_qualname", frame.f_code.co_name)  # from Python 3.11 on
                 entries[frame.f_code] = Entry(file, frame.f_code.co_firstlineno, name)
 

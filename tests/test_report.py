@@ -182,7 +182,12 @@ def test_operations_are_whole_numbers_on_the_axis():
 
 def test_so_they_are_in_several_panels(monkeypatch):
     drawn, line = [], {"a": ([2, 3, 4, 5, 6], [0.5] * 5)}
-    monkeypatch.setattr(report, "save_figure", lambda figure, path: drawn.extend(figure.axes))
+
+    def save(figure, path):
+        figure.draw_without_rendering()
+        drawn.extend(figure.axes)
+
+    monkeypatch.setattr(report, "save_figure", save)
     report.draw_lines(dict.fromkeys(("zoo", "school", "festival"), line), None, "operations", "pass@1")
     assert len(drawn) == 3 and all(tick == int(tick) for axes in drawn for tick in axes.get_xticks())
     report.draw_lines({"edge": {"a": ([100, 500], [0.1, 0.2])}}, None, "tokens", "right", xscale="log")
