@@ -118,9 +118,9 @@ def check_room(model, tokenizer, problems, max_new_tokens, begun=None):
         raise UserError(f"--max-new-tokens {max_new_tokens} {exceed}")
 
 
-def pack_rollouts(rollouts, row_tokens, pad_id):
-    """Rollouts → Batch whose targets are the completions, with `old_logp`, `advantage` and `weight` beside
-    them.
+def pack_rollouts(rollouts, row_tokens, pad_id, rows, device):
+    """Rollouts → micro-batches of so many rows, Batches whose targets are the completions, with `old_logp`,
+    `advantage` and `weight` beside them.
 
     Each row holds a prompt once for all samples of it there. Its last token stands before each of them
     again: it is what predicts their first.
@@ -136,7 +136,7 @@ def pack_rollouts(rollouts, row_tokens, pad_id):
             documents.append(Document(ids, trained, values, goes_on=True))
             longest = max(longest, len(prompt_ids) + n)
         groups.append((prompt_ids[:-1], documents))
-    return pack_groups(groups, longest, pad_id)
+    return pack_groups(groups, longest, pad_id).micro_batches(rows, device)
 
 
 def token_logps(model, micro, temperature):
@@ -167,15 +167,16 @@ def held_out_nll(model, tokenizer, problems, row_tokens=2048, rows=4):
     return nll
 
 
-def evaluate_held_out(model, tokenizer, problems, max_new_tokens, tries=0, **how):
+def evaluate_held_out(model, tokenizer, problems, max_new_tokens, tries=0, stream=(), **how):
     """NLL and solutions of held-out problems, a greedy one each or so many tries at temperature 1 → ({name:
-    value} for the log, text for samples.txt). how: as of sampler.generate.
+    value} for the log, text for samples.txt). stream: seed and step, of the noise; how: as of
+    sampler.generate.
 
     pass@1 is the share of all tries that solve their problem, by the answer where that is all there is.
     """
     how |= dict(max_new_tokens=min(max_new_tokens, room(model, tokenizer, problems)[0]))
     how["temperature"], by_op = float(tries > 0), defaultdict(list)
-    for rollout in roll_out(model, tokenizer, problems, tries or 1, ("held out",), **how):
+    for rollout in roll_out(model, tokenizer, problems, tries or 1, ("held out", *stream), **how):
         by_op[rollout.problem.op].append(rollout)
     correct = {op: sum(r.verdict.solved for r in some) / len(some) for op, some in by_op.items()}
     nll = held_out_nll(model, tokenizer, with_solutions(problems))
@@ -184,8 +185,7 @@ def evaluate_held_out(model, tokenizer, problems, max_new_tokens, tries=0, **how
     tried = [rollout.verdict.solved for rollout in chain(*by_op.values())]
     values["eval/pass@1"] = sum(tried) / len(tried)
     if tries > 1:  # at least one right
-        solved = [*map(any, zip(*[iter(tried)] * tries))]
-        values[f"eval/pass@{tries}"] = sum(solved) / len(solved)
+        values[f"eval/pass@{tries}"] = sum(map(any, zip(*[iter(tried)] * tries))) / len(problems)
     return values, "".join(f"--- op {op}\n{described(some[0])}\n\n" for op, some in by_op.items())
 
 

@@ -241,7 +241,7 @@ class GRPO(Training):
             rollout.weight = 1 / length if o.normalisation == "sequence-mean" else 1.0
         used = [r for r in rollouts if r.advantage or self.reference is not None]
         count, computed = self.processes.sum([count, sum(len(r.completion_ids) for r in used)])
-        batch = pack_rollouts(used, o.row_tokens, self.tokenizer.pad_id)
+        shape = o.row_tokens, self.tokenizer.pad_id, o.micro_batch_size, self.device
 
         def score(model, micro):
             logp, entropy = token_logps(model, micro, o.temperature)
@@ -253,7 +253,7 @@ class GRPO(Training):
             loss.backward()
             return {**stats, "entropy": entropy, "loss": loss.detach()}
 
-        parts = self.replicas.map(score, batch.micro_batches(o.micro_batch_size, self.device))
+        parts = self.replicas.map(score, pack_rollouts(used, *shape))
         names = ("loss", "entropy", "clip_fraction", "approx_kl", "ratio", "kl")
         totals = {name: sum(part.get(name, 0.0) for part in parts) for name in names}
         self.updates += 1

@@ -128,7 +128,7 @@ class Training:
         o, tries = self.o, self.o.eval_tries
         problems, n = (self.held_out, o.max_new_tokens, tries), len(self.held_out) * (tries or 1)
         with Progress("held out", 0, n, not o.quiet, "sample", part=True) as progress:
-            how = dict(workers=o.replicas, progress=progress)
+            how = dict(stream=(o.seed, self.step), workers=o.replicas, progress=progress)
             values, text = evaluate_held_out(self.model, self.tokenizer, *problems, **how)
         run.log(self.step, values)
         run.append("samples.txt", f"=== step {self.step}\n{text}")

@@ -87,8 +87,8 @@ def log_probability_gaps(run, p):
     """|log p of the sampler − of the trainer| of each token, before any update; and how many samples."""
     problems = run.problems.of_step(0, run.mine)
     rollouts = roll_out(run.model, run.tokenizer, problems, p.group, ("gaps",), run.mine, **run.sampling)
-    batch, gaps = rollout.pack_rollouts(rollouts, p.row_tokens, run.tokenizer.pad_id), []
-    for micro in batch.micro_batches(p.micro_batch_size, run.device):
+    shape, gaps = (p.row_tokens, run.tokenizer.pad_id, p.micro_batch_size, run.device), []
+    for micro in rollout.pack_rollouts(rollouts, *shape):
         logp, _ = token_logps(run.model, micro, p.temperature)
         gaps.append((logp - micro.values["old_logp"])[micro.targets != IGNORE].abs())
     return torch.cat(gaps), len(rollouts)

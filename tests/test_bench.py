@@ -204,16 +204,21 @@ def test_plot_runs_without_a_folder_is_an_error():
 
 
 def test_the_tracer_counts_what_a_reader_meets(monkeypatch, tmp_path):
-    """Functions of the file itself and those it calls in others; not what those call, nor comprehensions."""
+    """Functions of the file itself and those it calls in others, generators too; not what those call, nor
+    comprehensions.
+    """
     (tmp_path / "reader.py").write_text(
-        "import outside, other\n"
-        "def step():\n    return [own(x) for x in (1, 2)] + outside.through(other.called, 3)\n"
+        "import outside, other, third\n"
+        "def step():\n    third.take(other.lazily())\n"
+        "    return [own(x) for x in (1, 2)] + outside.through(other.called, 3)\n"
         "def own(x):\n    return max([x], key=lambda x: x)\n"
         "def idle():\n    pass\n"
     )
     (tmp_path / "other.py").write_text(
         "def called(x):\n    return [deeper(x)]\ndef deeper(x):\n    return x\n"
+        "def lazily():\n    yield from unnamed()\ndef unnamed():\n    yield 1\n"
     )
+    (tmp_path / "third.py").write_text("def take(items):\n    return list(items)\n")
     elsewhere = tmp_path / "library"
     elsewhere.mkdir()
     (elsewhere / "outside.py").write_text("def through(function, x):\n    return function(x)\n")
@@ -223,11 +228,13 @@ def test_the_tracer_counts_what_a_reader_meets(monkeypatch, tmp_path):
     import reader
 
     entries = step_trace.trace(reader.step, "reader.py")
-    for name in ("reader", "other", "outside"):
+    for name in ("reader", "other", "third", "outside"):
         sys.modules.pop(name)
     found = [(entry.file, entry.name.rpartition(".")[2]) for entry in entries]
     assert found == [
         ("reader.py", "step"),
+        ("third.py", "take"),
+        ("other.py", "lazily"),  # though its frame begins within third.py
         ("reader.py", "own"),
         ("reader.py", "<lambda>"),
         ("other.py", "called"),

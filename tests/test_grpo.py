@@ -352,7 +352,7 @@ def test_samples_without_advantage_are_not_computed_where_they_change_nothing(mo
 
 def test_packed_logps_are_those_of_each_sample_alone():
     model, some = make(), samples()
-    (micro,) = pack_rollouts(some, 64, 0).micro_batches(99, torch.device("cpu"))
+    (micro,) = pack_rollouts(some, 64, 0, 99, torch.device("cpu"))
     logp, _ = token_logps(model, micro, 0.7)
     mask = micro.targets != IGNORE
     assert int(mask.sum()) == micro.trained == sum(len(s.completion_ids) for s in some)
@@ -407,10 +407,10 @@ def test_a_shared_prompt_changes_neither_loss_nor_gradient(way, row_tokens, kl):
             total += loss.detach()
         return total, [p.grad for p in model.parameters()]
 
-    batch = pack_rollouts(some, row_tokens, 0)
-    tokens = sum(len(s.completion_ids) for s in some)
-    assert batch.trained == tokens and len(batch.tokens) == {20: 8, 43: 3, 400: 1}[row_tokens]
-    shared = loss_and_gradients(batch.micro_batches(2, torch.device("cpu")))
+    batches = [*pack_rollouts(some, row_tokens, 0, 2, torch.device("cpu"))]
+    assert sum(batch.trained for batch in batches) == sum(len(s.completion_ids) for s in some)
+    assert sum(len(batch.tokens) for batch in batches) == {20: 8, 43: 3, 400: 1}[row_tokens]
+    shared = loss_and_gradients(batches)
     torch.testing.assert_close(shared, loss_and_gradients(alone()), atol=2e-6, rtol=1e-4)
 
 
@@ -420,7 +420,7 @@ def test_the_sampling_temperature_is_the_one_that_is_scored():
         model, prompts, group_size=3, max_new_tokens=12, temperature=0.6, stop_id=3, seed=1
     )
     rollouts = [rollout(prompts[i // 3], ids, out.logprobs[i], 1.0) for i, ids in enumerate(out.ids)]
-    (micro,) = pack_rollouts(rollouts, 64, 0).micro_batches(99, torch.device("cpu"))
+    (micro,) = pack_rollouts(rollouts, 64, 0, 99, torch.device("cpu"))
     logp, _ = token_logps(model, micro, 0.6)
     torch.testing.assert_close(logp.detach(), micro.values["old_logp"], atol=1e-5, rtol=0)
 

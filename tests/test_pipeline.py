@@ -192,8 +192,9 @@ def test_best_is_what_split_dev_says(runs, tmp_path, script):
     values = [{"eval/nll_op2": n, "eval/correct_op2": p, "eval/pass@1": p} for n, p in zip(nll, rising)]
     judged = []
 
-    def evaluated(model, tokenizer, problems, max_new_tokens, tries, **how):
+    def evaluated(model, tokenizer, problems, max_new_tokens, tries, stream, **how):
         judged.append({datagen.split_of(problem) for problem in problems})
+        assert stream == (0, len(judged) - 1)  # seed and step: each evaluation has its own noise
         return values[len(judged) - 1], ""
 
     own = [

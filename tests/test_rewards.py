@@ -289,10 +289,14 @@ def test_own_held_out_problems_count_one_by_one(held, monkeypatch):
     problems = read_problems(held)
     texts = ["<answer> 5 </answer>", "<answer> 6 </answer>", "no answer", problems[3].solution]
     rollouts = [tried(text, problem=problem) for text, problem in zip(texts, problems)]
-    monkeypatch.setattr(rollout, "roll_out", lambda *_, **__: rollouts)
+    streams = []
+    monkeypatch.setattr(
+        rollout, "roll_out", lambda m, t, p, n, stream, **how: streams.append(stream) or rollouts
+    )
     monkeypatch.setattr(rollout, "room", lambda *_: (100, None))
     monkeypatch.setattr(rollout, "held_out_nll", lambda m, t, problems: {p.op: 0.5 for p in problems})
-    values, _ = rollout.evaluate_held_out(None, None, problems, 8)
+    values, _ = rollout.evaluate_held_out(None, None, problems, 8, stream=(7, 30))
+    assert streams == [("held out", 7, 30)]
     assert values == {
         "eval/nll_op3": 0.5,
         "eval/correct_op0": 2 / 3,
