@@ -45,7 +45,9 @@ STOP = re.compile(r"\.(?!\S)")  # the point of 3.5 ends no sentence
 PIECE = re.compile(r"[0-9][0-9A-Za-z]*(?:[.,][0-9A-Za-z]+)*|[A-Za-z']+|[^ ]")
 # The same, but words that follow each other are one piece, with the mark before them.
 PHRASE = re.compile(rf"(?:[.,:;] )?[A-Za-z][A-Za-z']+(?:[.,:;]? [A-Za-z][A-Za-z']+)*|{PIECE.pattern}")
-RELATION = re.compile("[=≠≈≡≤≥＝]")
+RELATION = re.compile("[=≠≈≡≤≥＝⩵≔﹦]")
+# An answer, an equation or a definition in other words.
+STATED = re.compile(r"\b(?:answer|boxed|equals?|define)\b|####|>")
 LONE = re.compile("(?<![A-Za-z'])[A-Za-z](?![A-Za-z'])")  # a letter that is no part of a word
 # The whole claim: nothing else may stand beside the integer, and a tag must be closed.
 ANSWER = re.compile(r"Answer: ?(-?[0-9]{1,15})(?:\.(?!\S)| ?(?=<|\Z))|<answer> ?(-?[0-9]{1,15}) ?</answer>")
@@ -235,7 +237,8 @@ class _Reader:
         self.parsed.refuse(self.parsed.answer is None, kind)
         *outside, last = self._definitions(text[:end])
         self.parsed.closing = self._recall(read_closing, last)
-        self.parsed.refuse(RELATION.search("".join((*outside, text[end:]))), "stray_equation")
+        stated = STATED.search(" ".join((*outside, last)).lower())
+        self.parsed.refuse(RELATION.search("".join((*outside, text[end:]))) or stated, "stray_equation")
         sentences = [s for piece in (*outside, last) if "To find " in piece for s in STOP.split(piece)]
         plans = [sentence.partition("To find ")[2].partition(" we need ") for sentence in sentences]
         self.parsed.plans = [(name, re.split(" ?, ?", names.strip())) for name, need, names in plans if need]

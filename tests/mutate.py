@@ -10,7 +10,7 @@ SNIPPETS = (
     "Define", " as ", "so ", ";", ".", "=", " = ", "+", "-", "*", "/", "(", ")", "x", "a", "Z", "0", "7", "12", "999999999999999", "1000000000000000",
     "Answer:", "Answer: 7.", "<answer>", "</answer>", "<answer> 7 </answer>", "<solution>", "</solution>", "<question>", "</question>", "[EOS]", "[PAD]",
     "we don't know its value yet but will find it out later", "We know", "Solution: x = 3.", "Define a as b;", "so a = 3.", "- -", "--", "3.5", "'", "\n", "\t",
-    "\u00a0", "é", "٣", "\0", " ", "  ", "3*x + 2", "x = x", "= = ", "[B[BOS]OS]", "as a as b; so b = 4", "DefineX", "_", "2 x", "a b",
+    "\u00a0", "é", "٣", "\0", " ", "  ", "3*x + 2", "x = x", "= = ", "[B[BOS]OS]", "as a as b; so b = 4", "DefineX", "_", "2 x", "a b", "The answer is 7.", "3 > 4", "####", "equals",
 )  # fmt: skip
 
 

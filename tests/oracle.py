@@ -13,7 +13,8 @@ the answer: correct. Correct, and all of this: faithful. Every equality is true.
 name something say the same, and in a definition what the gold node says; each stands there with the values
 put in too; what else stands there is the value in its normal form, and so is the last part. Sentences are
 well-formed. "To find X we need A, B." names X's gold parents. In a reverse problem equations after the last
-definition solve for x; elsewhere outside the definitions there are none, and nothing follows the answer.
+definition solve for x; elsewhere outside the definitions there are none, nor are an answer or a definition said in other words, and
+nothing follows the answer.
 """
 
 from fractions import Fraction
@@ -21,7 +22,8 @@ from fractions import Fraction
 LARGEST = 10**15
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 DIGITS = "0123456789"
-EQUALS = "=≠≈≡≤≥＝"
+EQUALS = "=≠≈≡≤≥＝⩵≔﹦"
+SAYING = {"answer", "boxed", "equal", "equals", "define"}
 NOT_KNOWN = "we don't know its value yet but will find it out later"
 
 
@@ -301,6 +303,10 @@ class Oracle:
             self.plan(piece)
         if any(c in EQUALS for piece in (*outside[:-1], text[end:]) for c in piece):
             self.sound = False
+        for piece in outside:
+            words = "".join(c if c.isalnum() or c == "_" else " " for c in piece.lower()).split()
+            if ">" in piece or "####" in piece or SAYING & {*words}:
+                self.sound = False
         self.definitions(solution[end:])
         inside = len(self.steps)
         self.definitions(after)

@@ -370,6 +370,7 @@ KIND = [
     ("two_answers", f"{A} {B} {T} Answer: 9. Answer: 10."),
     ("bad_answer", f"{A} {B} {T} Answer: nine."),
     ("stray_equation", f"{A} {B} {T} Answer: 9. So 9 = 8."),
+    ("stray_equation", f"The answer is 9. {A} {B} {T} Answer: 9."),
     ("bad_closing", f"{A} {B} {T} We know t = 9. Answer: 9."),
     ("nested_tags", f"{A} {B} {T} </solution> <answer> 9 </answer> </solution>"),
     ("too_long", "Define " * 150_000),
@@ -717,6 +718,17 @@ UNREAD = [
     (f"Define c = 7 in Q as z; so z = 1. {A} {B} {T} Answer: 9.", CORRECT),
     (f"It holds that 3 ＝ 4. {A} {B} {T} Answer: 9.", CORRECT),
     (f"<solution> {A} {B} {T} Answer: 9. </solution> <answer> 9 </answer> [EOS]", FAITHFUL),
+]
+CLAIMS = [
+    "answer: 8.", "The answer is 8.", "#### 8.", "\\boxed{8}.", "define a in P as q; so q is 4.", "3 > 4.", "3 equals 4.", "3 ⩵ 4.",
+    "3 ≔ 4.", "3 ﹦ 4.", "ANSWER 8.",
+]  # fmt: skip
+UNREAD += [(f"{claim} {A} {B} {T} Answer: 9.", CORRECT) for claim in CLAIMS]
+UNREAD += [(f"{A} {claim} {B} {T} Answer: 9.", CORRECT) for claim in CLAIMS]
+UNREAD += [(f"{A} {B} {T} {claim} Answer: 9.", CORRECT) for claim in CLAIMS]
+UNREAD += [
+    (f"Let us see. {A} {B} {T} Answer: 9.", FAITHFUL),
+    (f"Unanswered yet. {A} {B} {T} Answer: 9.", FAITHFUL),
 ]
 
 
