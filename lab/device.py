@@ -94,8 +94,10 @@ def run_torch_script(main):
         try:
             return main()
         except (MemoryError, RuntimeError) as error:  # on a CPU torch's has no type of its own
-            if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error):
-                raise UserError("out of memory: lower --micro-batch-size or --sample-rows") from None
+            said = any(words in str(error) for words in ("allocate memory", "Storage size calculation"))
+            if said or isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+                how = "lower --micro-batch-size or --sample-rows, or make the model smaller"
+                raise UserError(f"out of memory: {how}") from None
             raise
         finally:
             # after an error: left to the interpreter's end, gloo's threads may abort the process

@@ -20,6 +20,7 @@ from pathlib import Path
 
 FINISHED, USER_ERROR, STOPPED = 0, 2, 75  # exit codes; 75: stopped before the end, and can be resumed
 COLUMNS = 100  # of --help
+LARGEST = 2**63 - 1  # of an option that is a whole number: what an int64 holds
 
 
 class UserError(Exception):
@@ -112,8 +113,11 @@ def check(field, value):
     choices = field.metadata.get("choices")
     if choices and value not in choices:
         raise UserError(f"{flag(field.name)} cannot be {value!r}: choose from {', '.join(map(str, choices))}")
-    if type(value) in (int, float) and not inside(value, field.metadata.get("within", "[0, inf)")):
-        raise UserError(f"{flag(field.name)} must be within {field.metadata['within']}, not {value}")
+    within = field.metadata.get("within", "[0, inf)")
+    if type(value) is int and value > LARGEST and within.endswith("inf)"):
+        raise UserError(f"{flag(field.name)} is a number beyond {LARGEST:,}")
+    if type(value) in (int, float) and not inside(value, within):
+        raise UserError(f"{flag(field.name)} must be within {within}, not {value}")
 
 
 def inside(value, interval):

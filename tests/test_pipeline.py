@@ -248,7 +248,7 @@ BAD = {
         "--min-lr|nan", "--min-lr|0.5", "--muon-lr|0", "--beta1|1", "--beta2|1", "--beta1|-0.1", "--beta2|nan", "--weight-decay|nan",
         "--weight-decay|-1", "--warmup|1", "--warmup|nan", "--max-grad-norm|0", "--max-grad-norm|nan", "--max-grad-norm|inf", "--clip|0",
         "--seed|-1", "--seed|4294967296", "--seed|1.5", "--context|16", "--context|0", "--row-tokens|0", "--row-tokens|16", "--rows|0",
-        "--micro-batch-size|-1", "--hidden-size|0", f"--hidden-size|33|{ONE}", f"--hidden-size|32|--heads|3|{ONE}",
+        "--micro-batch-size|-1", "--hidden-size|0", "--hidden-size|4000000000000000000", "--row-tokens|1" + 400 * "0", f"--hidden-size|33|{ONE}", f"--hidden-size|32|--heads|3|{ONE}",
         f"--hidden-size|4|--heads|4|{ONE}", f"--heads|4|--kv-heads|3|{ONE}", "--heads|0", "--kv-heads|-1", "--layers|0",
         "--layers|100000", "--intermediate-size|0", "--vocab-size|5", "--vocab-size|1000001", "--threads|100000", "--threads|-1",
         "--workers|2", "--workers|-1", "--keep|0", "--eval-every|0", "--eval-problems|0", "--log-every|0", "--max-new-tokens|0",
