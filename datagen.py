@@ -1,10 +1,12 @@
 """The world: word problems whose whole reasoning graph is known, and mixtures of them.
 
-    graph (graph.py) → words → problem → mixture, split
+    python datagen.py --op 4 --n 3
+    python datagen.py --preset mini --op 2-8 --n 100 --jsonl > problems.jsonl
 
-The graph is drawn apart from its words, so that one graph can be told in any context. A split is a bucket of
-a hash of the text, so that no problem is in two of them. Everything is a pure function of its arguments.
-Standard library only.
+A graph (graph.py) gets words and is a problem; a mixture draws problems, each of one split. The graph is
+drawn apart from its words, so that one graph can be told in any context. A split is a bucket of a hash of the
+text, so that no problem is in two of them. Everything is a pure function of its arguments. Standard library
+only.
 """
 
 import json
@@ -525,7 +527,7 @@ class Options(WorldConfig):
 
 def main(argv=None):
     worlds = {name: {**Mixture.parse(f"op 2; world {name}").choices[0], "op": "2-10"} for name in WORLDS}
-    o = parse_options(Options, argv, presets=worlds, description="Print problems, or JSONL records of them.")
+    o = parse_options(Options, argv, presets=worlds, description=__doc__.partition("\n\nA graph")[0])
     for p in o.problems():
         head = f"--- op {p.op}, {p.mode}, {p.template}, {p.layers} layers, {p.id}"
         readable = f"{head}\n{p.problem}\n{p.question}\n\n{p.solution}\n"

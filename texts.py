@@ -698,7 +698,7 @@ def named(what, known, text):
 
 
 def main(argv=None):
-    o = parse_options(Options, argv, description="Print texts, readable or as JSONL records; or write them.")
+    o = parse_options(Options, argv, description=__doc__.partition("\n\nAn expert text")[0])
     source, drawn, written, tokens, lines = o.source(), Counter(), Counter(), 0, []
     ids = o.like and {record.get("id") for _, record in read_jsonl(o.like)}
     for index in range(o.n) if o.n else count():

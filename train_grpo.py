@@ -66,7 +66,9 @@ class Options(TrainingOptions):
     credit: str | None = opt(None, "without what follows a first error (if not given: all)", ("first-error",))
     advantage: str = opt("std", "mean: less the group's mean; std: also divided by its", ("std", "mean"))
     minibatch: int = opt(256, "prompts of a minibatch; one optimizer step each", within="[1, inf)")
-    clip_ratio: float | str = opt(0.2, "PPO clip; 0.2,0.28: below and above 1", within="(0, inf)")
+    clip_ratio: float | str = opt(
+        0.2, "PPO clip; or two (0.2,0.28), of ratios below 1 and over it", within="(0, inf)"
+    )
     dual_clip: float | None = opt(None, "bound of a bad sample's loss at high ratio", within="(1, inf)")
     normalisation: str | None = opt(None, "of the loss (if not given: token-mean)", NORMALISATIONS)
     kl: float = opt(1e-3, "weight of the KL to the reference", within="[0, inf)")

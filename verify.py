@@ -1,11 +1,12 @@
 """The judge: reads a solution, compares its reasoning graph with the gold graph, step by step.
 
-    python verify.py records.jsonl --solution-key solution
+    python verify.py problems.jsonl
+    python verify.py tries.jsonl --solution-key text --explain
 
 A solution is a row of sentences `Define NAME as v; s = a + b = 3 + 4 = 7; so v = 2 * s = 2 * 7 = 14.` Only
 what stands between `Define` and the full stop is read as mathematics; of the English around it three things
 count: a plan ("To find X we need A, B."), in reverse problems the closing (the equations that find x), and
-that there is no other equation.
+that there is no other equation, nor an answer or a definition in other words.
 
 Every expression is computed twice at once. At the problem's numbers it is a linear form a*x + b (x: the
 unknown of a reverse problem; elsewhere a = 0). And at one fixed pseudo-random point, where each quantity
@@ -542,7 +543,7 @@ class Options(CheckedOptions):
 
 
 def main(argv=None):
-    o = parse_options(Options, argv, description="Judge the solutions of a JSONL file.", positional="records")
+    o = parse_options(Options, argv, description=__doc__.partition("\n\nA solution")[0], positional="records")
     if o.records is None:
         raise UserError("no records to judge: python verify.py records.jsonl")
     judged = read_each(o.records, lambda record, text: (record, verify(text(o.solution_key), record)))
