@@ -181,8 +181,9 @@ def train(training, o):
     if processes.first:
         size, backend = it.model.num_parameters(), it.model.backend.name
         say(f"{size:,} parameters, {it.tokenizer.vocab_size} tokens, {it.steps} steps, attention {backend}")
-        if it.model.backend_note:
-            say(it.model.backend_note)
+        other = o.data and not o.eval_data and f"held out: problems of --mixture, not of {o.data}"
+        for note in filter(None, (it.model.backend_note, other)):
+            say(note)
     with run, Progress(run.path.name, it.step, it.steps, processes.first and not o.quiet) as progress:
         finished = it.train(run, progress)
     processes.wait()

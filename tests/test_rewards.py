@@ -223,7 +223,8 @@ def test_rl_on_own_problems_with_an_own_reward(start, own, mine, tmp_path):
     assert f"{mine}, line 1: an answer but no steps, which the reward strict judges" in refused
     assert not (tmp_path / "x").exists()
     run = tmp_path / "run"
-    call(*command, "--reward", f"outcome:1, {own}:brevity:0.1", "--out", run, check=True)
+    out = call(*command, "--reward", f"outcome:1, {own}:brevity:0.1", "--out", run, check=True)
+    assert f"\nheld out: problems of --mixture, not of {mine}\n" in out.stdout
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "rollout/reward" in line]
     assert len(steps) == 2
@@ -259,6 +260,7 @@ def test_rl_is_evaluated_on_own_problems(start, mine, held, tmp_path):
     with_data = ["--data", mine, "--reward", "outcome", "--eval-tries", 2]
     for name, more in (("mixture", []), ("data", with_data)):
         out = call(*command, *more, "--out", tmp_path / name, check=True)
+        assert "held out: problems" not in out.stdout
         assert re.search(
             r"step 0: held-out NLL \([a-z@1 ]+\) op 0 \(0.00\), op 3 \d.\d{3} \(0.00\)", out.stdout
         )
