@@ -15,16 +15,7 @@ import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from lab.options import (
-    CheckedOptions,
-    UserError,
-    blaming,
-    opt,
-    parse_options,
-    read_json,
-    run_script,
-    write_atomic,
-)
+from lab.options import CheckedOptions, UserError, opt, parse_options, read_json, run_script, write_atomic
 from lab.runs import follow
 
 import torch
@@ -32,9 +23,8 @@ import torch
 from checkpoint import load_checkpoint, new_model, save_checkpoint
 from data import prompt_text
 from model import ModelConfig
-from tasks import read_records
+from tasks import read_tasks
 from tokenizer import PATTERN, SPECIALS, Tokenizer
-from verify import gold_graph
 
 KEY = "reasoning_lab"  # of config.json: what only we know, so that import and export are each other's inverse
 # GPT-2's byte-level BPE, which the tokenizers library uses, writes bytes as characters: printable Latin-1
@@ -81,7 +71,7 @@ from verify import verify
 
 def judge(doc, results):
     verdict = verify(resolved(results[0]), json.loads(doc["record"]))
-    judged = {"correct": verdict.correct, "answer": verdict.answer_correct, "faithful": verdict.faithful}
+    judged = {"correct": verdict.solved, "answer": verdict.answer_correct, "faithful": verdict.faithful}
     return {name: float(value) for name, value in judged.items()} | {"process": verdict.process}
 """
 METRICS = ("correct", "answer", "faithful", "process")
@@ -95,7 +85,7 @@ class Options(CheckedOptions):
     results: str | None = opt(None, "results.json of evaluate.py for the model card")
     import_: bool = opt(False, "read a Hugging Face folder and write a checkpoint")
     tokenizer: str | None = opt(None, "with --import: tokenizer.json of ours for a checkpoint without one")
-    lm_eval: str | None = opt(None, "JSONL of records to write as a task of lm-evaluation-harness")
+    lm_eval: str | None = opt(None, "JSONL of problems to write as a task of lm-evaluation-harness")
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -240,16 +230,9 @@ def read_tokenizer(folder):
 
 
 def write_task(records, out):
-    """Records → a folder for `lm_eval --include_path`: the task, its problems, and the judge that it calls.
-    Raises UserError if a record cannot be judged.
-    """
-    lines = []
-    for record in records:
-        if "solution" not in record:
-            raise UserError(f"{record['where']}: it has no `solution` to compare with")
-        with blaming(record["where"]):
-            gold_graph(record)
-        lines.append(json.dumps({"prompt": prompt_text(record), "record": json.dumps(record)}) + "\n")
+    """Records → a folder for `lm_eval --include_path`: the task, its problems, and the judge it calls."""
+    asked = ({"prompt": prompt_text(record), "record": json.dumps(record)} for record in records)
+    lines = [json.dumps(line) + "\n" for line in asked]
     metrics = [{"metric": name, "aggregation": "mean", "higher_is_better": True} for name in METRICS]
     task = TASK % tuple(map(json.dumps, (str((out / "problems.jsonl").resolve()), metrics)))
     files = {"problems.jsonl": "".join(lines), "judge.py": JUDGE % str(Path(__file__).parent.resolve())}
@@ -275,7 +258,7 @@ def main(argv=None):
     if out.exists() and (not out.is_dir() or any(out.iterdir())):  # and what is there would be lost
         raise UserError(f"--out {out} is not empty: choose a new folder")
     if o.lm_eval:
-        write_task(read_records(o.lm_eval), out)
+        write_task(read_tasks(o.lm_eval), out)
     elif o.import_:
         save_checkpoint(out, *import_(source, o.tokenizer))
     else:

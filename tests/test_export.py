@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -240,7 +241,7 @@ for line in open("problems.jsonl"):
     right, wrong = (str(dict.fromkeys(export_hf.METRICS, value)) for value in (1.0, 0.0))
     assert out.stdout.splitlines() == [f"{right} {right} {wrong}"] * 5, out.stderr
     (tmp_path / "texts.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
-    assert "texts.jsonl, line 1: it has no `solution`" in refused(
+    assert "texts.jsonl, line 1: key 'question' is missing" in refused(
         "--lm-eval", tmp_path / "texts.jsonl", "--out", tmp_path / "x"
     )
     assert "give one of them" in refused("--lm-eval", "a", "--ckpt", "b", "--out", tmp_path / "x")
@@ -249,6 +250,17 @@ for line in open("problems.jsonl"):
     told = refused("--lm-eval", tmp_path / "odd.jsonl", "--out", tmp_path / "x")
     assert "odd.jsonl, line 1: item 1 of its `nodes`" in told and not (tmp_path / "x").exists()
     assert not (tmp_path / "x").exists()
+
+
+def test_a_task_of_problems_with_an_answer_alone(tmp_path):
+    (tmp_path / "own.jsonl").write_text('{"question": "What is 3 + 4?", "answer": "3 + 4 = 7\\n#### 7"}\n')
+    ok("--lm-eval", tmp_path / "own.jsonl", "--out", tmp_path / "task")
+    line = json.loads((tmp_path / "task" / "problems.jsonl").read_text())
+    judge = runpy.run_path(str(tmp_path / "task" / "judge.py"))["judge"]
+    for answer, right in ((7, 1.0), (8, 0.0)):
+        judged = judge(line, [f"</solution> <answer> {answer} </answer>"])
+        assert judged == {"correct": right, "answer": right, "faithful": 0.0, "process": 0.0}
+    assert line["prompt"] == "[BOS]<question> What is 3 + 4? </question> <solution>"
 
 
 @pytest.mark.slow
