@@ -317,8 +317,8 @@ LEGEND = (
     "bases and arms (lab/statistics.py) where it compares arms in one place, else by paired t over bases. "
     "Hours and tokens are of all stages that a row rests on, shared ones too. Verdict: by the rule and "
     "the margin written into studies/ before the run; underpowered: undecided, and the interval is wider "
-    f"than ±{WIDEST}. Code: the hash of the code that made the results compared; “differs”: they were made by "
-    "several versions, and `experiments.py run --strict` makes them again by the present one."
+    f"than ±{WIDEST}. Code: the hash of the code that made the results compared; “differs”: they were made "
+    "by several versions, and `experiments.py run --strict` makes them again by the present one."
 )
 
 
